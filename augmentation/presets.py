@@ -1,0 +1,109 @@
+"""Named data sets: the test plan's training data and its complexity levels."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from augmentation.click_aug import generate_augmented_dataset
+from augmentation.folder import GeneratedDataset
+
+COMPLEXITY_LEVELS: tuple[Mapping[str, Any], ...] = (
+    {"name": "simple", "min_delta_t": 5, "max_delta_t": 15},
+    {"name": "medium", "min_delta_t": 10, "max_delta_t": 40},
+    {"name": "complex", "min_delta_t": 20, "max_delta_t": 80},
+)
+
+# The plan leaves the durations of these three open; they are those of its own training folders
+# with the same gestures (prepare_diffusion_data).
+DATASETS: tuple[Mapping[str, Any], ...] = (
+    {
+        "name": "clicks_only",
+        "action_type": "click",
+        "num_sequences": 5000,
+        "min_delta_t": 5,
+        "max_delta_t": 30,
+    },
+    {
+        "name": "swipes_only",
+        "action_type": "swipe",
+        "num_sequences": 5000,
+        "min_delta_t": 10,
+        "max_delta_t": 50,
+    },
+    {
+        "name": "mixed_actions",
+        "action_type": "mixed",
+        "num_sequences": 10000,
+        "min_delta_t": 5,
+        "max_delta_t": 40,
+    },
+)
+
+# Folder of prepare_diffusion_data -> the data set that it holds.
+_PREPARED: Mapping[str, Mapping[str, Any]] = {
+    "train_clicks": DATASETS[0],
+    "train_swipes": DATASETS[1],
+    "train_mixed": DATASETS[2],
+    "val_mixed": {**DATASETS[2], "num_sequences": 1000},
+}
+
+
+def generate_preset(
+    name: str,
+    root: str | os.PathLike[str] = "diffusion_data",
+    *,
+    num_sequences: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> GeneratedDataset:
+    """Write the data set or complexity level of this name to root/name.
+
+    Args:
+        name: of an entry of DATASETS or COMPLEXITY_LEVELS; a level holds mixed gestures.
+        root: parent folder, made if missing.
+        num_sequences: None takes the entry's number, 5000 for a level.
+        seed: a non-negative integer.
+        overwrite: replace the data set that is there.
+
+    Returns:
+        The folder, its manifest, and whether anything was written.
+
+    Raises:
+        ValueError: the name is unknown, or as generate_augmented_dataset.
+        OSError: the disk failed or is full.
+    """
+    presets = {preset["name"]: dict(preset) for preset in (*DATASETS, *COMPLEXITY_LEVELS)}
+    if name not in presets:
+        raise ValueError(f"name must be one of {', '.join(presets)}, got {name!r}")
+    arguments = {"num_sequences": 5000, "action_type": "mixed", **presets[name]}
+    del arguments["name"]
+    if num_sequences is not None:
+        arguments["num_sequences"] = num_sequences
+    return generate_augmented_dataset(
+        Path(root) / name, **arguments, seed=seed, overwrite=overwrite
+    )
+
+
+def prepare_diffusion_data(
+    root: str | os.PathLike[str] = "diffusion_data", *, seed: int = 0, overwrite: bool = False
+) -> None:
+    """Write the plan's three training sets and its validation set; finished ones are kept.
+
+    Args:
+        root: parent folder of train_clicks, train_swipes, train_mixed and val_mixed.
+        seed: a non-negative integer.
+        overwrite: replace the data sets that are there.
+
+    Raises:
+        ValueError: as generate_augmented_dataset.
+        OSError: the disk failed or is full.
+    """
+    for folder, preset in _PREPARED.items():
+        arguments = {key: value for key, value in preset.items() if key != "name"}
+        print(f"Generating {folder}...")
+        made = generate_augmented_dataset(
+            Path(root) / folder, **arguments, seed=seed, overwrite=overwrite
+        )
+        if not made.written:
+            print("  already complete, nothing to do")
