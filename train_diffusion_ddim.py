@@ -1,0 +1,2196 @@
+"""Train a small transformer DDIM that recreates touch gestures, and sample from it.
+
+    # half a minute on a laptop
+    python train_diffusion_ddim.py --data_dir test_data_mini/train \
+        --val_data_dir test_data_mini/val --batch_size 2 --num_epochs 3 --d_model 32 --device cpu
+    # the main job: 5,000 gestures, CUDA if there is one, else under five minutes on two cores
+    python train_diffusion_ddim.py
+
+Data: a gesture is float32 [L, 3] = [x, y, press] in [0, 1], L = 250 frames at 500 Hz, all zero
+while idle; a file `*_actions.npy` holds N of them as [N*L, 3] or [N, L, 3] (see augmentation/).
+Everything public is in these data units; the model alone sees [-1, 1] (`to_model_units`).
+
+Symbols, one meaning each:
+    x_0, x_t, x_0_pred   clean gesture, noisy at t, the model's estimate of x_0      (B, L, C)
+    eps, t, t_prev       Gaussian noise; diffusion index in [0, T); next one, -1 is x_0
+    alphas_cumprod       ᾱ_t: x_t = sqrt(ᾱ_t)·x_0 + sqrt(1 - ᾱ_t)·eps;  ᾱ_{-1} = 1
+    sigma                noise std in data units: 0.5·sqrt((1 - ᾱ_t)/ᾱ_t)
+    known, known_mask    frames that are given, the rest is recreated                (B, L) bool
+
+Sections: CONFIG, DATASET, SCHEDULER, MODEL, KNOWN FRAMES, METRICS, VALIDATION, RUN RECORD,
+TRAINING, CLI.
+Papers: DDPM 2006.11239, DDIM 2010.02502, cosine schedule 2102.09672, v-prediction 2202.00512,
+Min-SNR 2303.09556, DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, CSDI 2107.03502.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import sys
+import time
+import zipfile
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SEQ_LEN = 250  # frames: 0.5 s at 500 Hz
+CHANNELS = ("x", "y", "press")
+ACTION_DIM = len(CHANNELS)
+PRESSED = 0.5  # a frame is pressed above this, in data units
+FLOOR = 1e-8  # keeps ratios and logarithms finite
+
+BETA_SCHEDULES = ("linear", "cosine")
+PREDICTION_TYPES = ("epsilon", "v", "x0")
+SPACINGS = ("trailing", "leading", "linspace", "log_sigma")
+SAMPLERS = ("ddim", "dpmpp")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line `error: what, where, how to fix`, exit code 2."""
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError if `value` is none of `choices`."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
+    """Raise UserError if `value` does not divide `whole`."""
+    if value < 1 or whole % value:
+        raise UserError(f"{name} must divide {whole_name} = {whole}, got {value}")
+
+
+# ----------------------------------------------------------------------------------------
+# CONFIG
+# ----------------------------------------------------------------------------------------
+# Each knob is declared once, with type, default, help and range; the CLI is derived from it.
+
+
+def flag(default: Any, help: str, **limits: Any) -> Any:
+    """Declare a knob: default, `--help` line, and its `choices` or its range `low`, `high`."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every knob of a training run; an impossible value raises UserError.
+
+    `TrainConfig()` is the project's best small recipe, what the script runs without arguments.
+    """
+
+    # data
+    data_dir: str = flag("diffusion_test_data/train", "folder of *_actions.npy to train on")
+    val_data_dir: str = flag("diffusion_test_data/val", "folder of *_actions.npy to validate on")
+    seq_len: int = flag(SEQ_LEN, "frames per gesture in the files", low=2)
+    # denoiser
+    d_model: int = flag(64, "width", low=1)
+    num_layers: int = flag(4, "transformer blocks", low=1)
+    nhead: int = flag(4, "attention heads; must divide d_model", low=1)
+    dim_feedforward: int = flag(0, "hidden width of the MLPs; 0 = 4 * d_model", low=0)
+    dropout: float = flag(0.0, "dropout; synthetic gestures do not need it", low=0, high=0.99)
+    patch_size: int = flag(10, "frames per token; must divide seq_len; 1 = the plan's", low=1)
+    adaln: bool = flag(True, "condition on t by adaLN-zero; off = the plan's added embedding")
+    learned_positions: bool = flag(True, "learned positions; off = the plan's sinusoids")
+    # diffusion
+    num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
+    beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
+    prediction_type: str = flag("v", "what the net predicts", choices=PREDICTION_TYPES)
+    snr_gamma: float = flag(0.0, "Min-SNR weighting of the loss, 5 is usual; 0 = off", low=0)
+    known_share: float = flag(0.5, "share of a batch that sees known frames", low=0, high=1)
+    # sampling
+    num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
+    spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
+    sampler: str = flag("ddim", "DDIM or DPM-Solver++(2M)", choices=SAMPLERS)
+    eta: float = flag(0.0, "0 = deterministic DDIM, 1 = DDPM variance", low=0, high=1)
+    # optimisation
+    batch_size: int = flag(32, "gestures per step, over all processes", low=1)
+    num_epochs: int = flag(50, "passes over the training set", low=1)
+    lr: float = flag(2e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
+    warmup_steps: int = flag(200, "steps of warm-up, at most a tenth of the run", low=0)
+    weight_decay: float = flag(1e-4, "AdamW weight decay", low=0)
+    grad_clip: float = flag(1.0, "largest gradient norm", low=1e-12)
+    ema_decay: float = flag(0.999, "EMA of the weights, shorter on short runs", low=0, high=1)
+    amp: bool = flag(False, "bf16 autocast in training; worth it on a GPU")
+    compile: bool = flag(False, "torch.compile the denoiser in training; needs a C++ compiler")
+    # run
+    seed: int = flag(0, "seeds weights, order, noise; with --sample, the samples", low=0)
+    device: str = flag("auto", "auto = CUDA if there is one", choices=("auto", "cpu", "cuda"))
+    save_dir: str = flag("", "run folder; empty = a new one under runs/")
+    save_every: int = flag(10, "epochs between checkpoints; the last is always saved", low=1)
+    log_interval: int = flag(20, "steps between lines of metrics.jsonl", low=1)
+    val_sequences: int = flag(64, "gestures validated each epoch; all at the end", low=1)
+    figure_every: int = flag(10, "epochs between figures", low=1)
+    wandb_project: str = flag("action-diffusion-test", "W&B project")
+    wandb_mode: str = flag("auto", "auto = online with a login, else offline", choices=WANDB_MODES)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any data is read."""
+        for f in fields(self):
+            value, limits = getattr(self, f.name), f.metadata
+            if "choices" in limits:
+                check_choice(f"--{f.name}", value, limits["choices"])
+            elif isinstance(value, int | float):
+                low, high = limits.get("low", -math.inf), limits.get("high", math.inf)
+                if not (math.isfinite(value) and low <= value <= high):
+                    raise UserError(f"--{f.name} must be in [{low:g}, {high:g}], got {value}")
+        check_divides("--nhead", self.nhead, "--d_model", self.d_model)
+        check_divides("--patch_size", self.patch_size, "--seq_len", self.seq_len)
+        if self.num_inference_steps > self.num_timesteps:
+            raise UserError(
+                f"--num_inference_steps must be at most --num_timesteps = {self.num_timesteps}, "
+                f"got {self.num_inference_steps}"
+            )
+        if self.eta > 0 and self.sampler == "dpmpp":
+            raise UserError(f"--eta must be 0 with --sampler dpmpp, got {self.eta}")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of `DDIMScheduler.sample` that a run fixes."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "eta": self.eta,
+            "sampler": self.sampler,
+        }
+
+
+# ----------------------------------------------------------------------------------------
+# DATASET — files → x_0
+# ----------------------------------------------------------------------------------------
+# The set is small (3 kB a gesture), so it lives in memory as one tensor and a batch is an index.
+
+
+def to_model_units(x: Tensor) -> Tensor:
+    """Map data units [0, 1] to the [-1, 1] that the model sees."""
+    return 2 * x - 1
+
+
+def to_data_units(x: Tensor) -> Tensor:
+    """Map model units [-1, 1] back to data units [0, 1]."""
+    return (x + 1) / 2
+
+
+def to_gesture(x: Tensor) -> Tensor:
+    """Round a sample (..., L, 3) to the data format: in [0, 1], press 0 or 1, zero while idle."""
+    pressed = (x[..., 2:] > PRESSED).to(x.dtype)
+    return torch.cat([x[..., :2].clamp(0, 1), torch.ones_like(pressed)], dim=-1) * pressed
+
+
+def read_actions(path: Path, seq_len: int) -> np.ndarray:
+    """Read and check one `*_actions.npy`; no pickle is ever opened.
+
+    Returns:
+        float32 (N, seq_len, 3), values in [0, 1].
+
+    Raises:
+        UserError: not a float array of [N*seq_len, 3] or [N, seq_len, 3], empty, non-finite, or
+            outside [0, 1]; the message names the file.
+    """
+    try:
+        data = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise UserError(f"cannot read {path} as an .npy array ({reason}); regenerate it") from None
+    if not isinstance(data, np.ndarray) or data.dtype.kind != "f":
+        kind = getattr(data, "dtype", type(data).__name__)
+        raise UserError(f"{path} must hold floats in [0, 1], got {kind}; convert it to float32")
+    if data.shape[1:] not in ((ACTION_DIM,), (seq_len, ACTION_DIM)):
+        raise UserError(
+            f"{path} must be [N*{seq_len}, {ACTION_DIM}] or [N, {seq_len}, {ACTION_DIM}], "
+            f"got {list(data.shape)}; set --seq_len or regenerate it"
+        )
+    rows = data.reshape(-1, ACTION_DIM)
+    if len(rows) == 0 or len(rows) % seq_len:
+        raise UserError(
+            f"{path} must hold whole gestures of {seq_len} frames, got {len(rows)} rows, "
+            f"{len(rows) % seq_len} left over; set --seq_len or regenerate it"
+        )
+    bad = np.argwhere(~np.isfinite(rows))
+    if len(bad):
+        raise UserError(
+            f"{path} holds {len(bad)} NaN or infinite values, the first in row {bad[0][0]}, "
+            f"column {CHANNELS[bad[0][1]]}; regenerate it"
+        )
+    low, high = float(rows.min()), float(rows.max())
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise UserError(
+            f"{path} must lie in [0, 1], got [{low:g}, {high:g}]; if these are pixels, divide by "
+            "the screen's width and height"
+        )
+    return rows.astype(np.float32).clip(0, 1).reshape(-1, seq_len, ACTION_DIM)
+
+
+class DiffusionActionDataset(Dataset):
+    """All gestures of a folder of `*_actions.npy`, in file-name order.
+
+    Attributes:
+        sequences: float32 numpy (N, seq_len, 3), data units.
+
+    Raises:
+        UserError: no such folder, no such file in it, or a bad file (see `read_actions`).
+    """
+
+    def __init__(self, data_dir: str | Path, seq_len: int = SEQ_LEN) -> None:
+        self.data_dir, self.seq_len = Path(data_dir), seq_len
+        if not self.data_dir.is_dir():
+            raise UserError(f"no such folder: {self.data_dir}; check --data_dir and --val_data_dir")
+        self.action_files = sorted(self.data_dir.glob("*_actions.npy"))
+        if not self.action_files:
+            raise UserError(
+                f"no *_actions.npy in {self.data_dir}; make some with "
+                "python -m augmentation.generate_click_dataset"
+            )
+        self.sequences = np.concatenate([read_actions(p, seq_len) for p in self.action_files])
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, idx: int) -> Tensor:
+        return torch.from_numpy(self.sequences[idx])
+
+
+def all_sequences(loader: DataLoader) -> Tensor:
+    """Return a loader's whole data set as one float32 tensor (N, L, 3), in order."""
+    dataset: Any = loader.dataset
+    if isinstance(dataset, DiffusionActionDataset):
+        return torch.from_numpy(dataset.sequences)
+    return torch.stack([dataset[i] for i in range(len(dataset))])
+
+
+# ----------------------------------------------------------------------------------------
+# SCHEDULER — x_0 → x_t → x_0
+# ----------------------------------------------------------------------------------------
+# All of diffusion that is not the network. Samplers walk explicit (t, t_prev) pairs, never
+# arithmetic on t; t is an int (one index for the batch) or an int64 tensor (B,).
+
+
+@contextmanager
+def eval_mode(model: Any) -> Iterator[None]:
+    """Hold a module in eval mode without gradients, then restore its mode."""
+    was_training = isinstance(model, nn.Module) and model.training
+    if was_training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if was_training:
+            model.train()
+
+
+class DDIMScheduler(nn.Module):
+    """Noise schedule, forward process and samplers.
+
+    Args:
+        num_timesteps: T, the number of noise levels, at least 2.
+        beta_start: first beta of the linear schedule, as for T = 1000; scaled by 1000/T so that
+            every T ends in noise.
+        beta_end: last beta of the linear schedule, likewise.
+        beta_schedule: "linear" (DDPM, sec. 4) or "cosine" (arXiv:2102.09672, eq. 17).
+        prediction_type: what the model predicts: "epsilon", "v" (arXiv:2202.00512) or "x0".
+        spacing: where N of the T indices lie: "trailing", "leading", "linspace" (as in
+            diffusers), or "log_sigma": uniform in log sigma over SIGMA_RANGE.
+        clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
+
+    Raises:
+        UserError: an unknown choice, or betas whose last ᾱ is above 0.001: not noise.
+    """
+
+    # Of the spacings tried on the exact score, this one biases durations and types the least at
+    # 10 steps: above 20 nothing is decided, below 0.1 nothing is left to decide (docs/LOG.md).
+    SIGMA_RANGE = (20.0, 0.1)
+
+    betas: Tensor
+    alphas: Tensor
+    alphas_cumprod: Tensor
+    _alpha_bar_table: Tensor
+
+    def __init__(
+        self,
+        num_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 2e-2,
+        *,
+        beta_schedule: str = "linear",
+        prediction_type: str = "epsilon",
+        spacing: str = "trailing",
+        clip_sample: bool = True,
+    ) -> None:
+        super().__init__()
+        check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        check_choice("spacing", spacing, SPACINGS)
+        if num_timesteps < 2:
+            raise UserError(f"num_timesteps must be at least 2, got {num_timesteps}")
+        self.num_timesteps, self.prediction_type = num_timesteps, prediction_type
+        self.spacing, self.clip_sample = spacing, clip_sample
+
+        grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        if beta_schedule == "linear":
+            ramp = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
+            betas = 1000 / num_timesteps * ramp
+        else:
+            f = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
+            betas = 1 - f[1:] / f[:-1]
+        betas = betas.clamp(max=0.999)
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        if not 0 < alphas_cumprod[-1] < 1e-3:
+            raise UserError(
+                f"the schedule must end in noise, alphas_cumprod[-1] in (0, 0.001), "
+                f"got {alphas_cumprod[-1]:.3g}; raise beta_end"
+            )
+        # Float64 lists serve int indices. The last entry of ᾱ makes index -1 mean x_0: ᾱ = 1.
+        self._alpha_bar = [*alphas_cumprod.tolist(), 1.0]
+        self._sigma = (0.5 * torch.sqrt(1 / alphas_cumprod - 1)).tolist()
+        table = torch.tensor(self._alpha_bar, dtype=torch.float64)
+        self.register_buffer("betas", betas.float(), persistent=False)
+        self.register_buffer("alphas", (1 - betas).float(), persistent=False)
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+        self.register_buffer("_alpha_bar_table", table.float(), persistent=False)
+
+    def alpha_bar(self, t: int | Tensor) -> Any:
+        """Return ᾱ_t, with ᾱ_{-1} = 1: a float for an int, (B, 1, 1) for a tensor (B,)."""
+        if isinstance(t, Tensor):
+            return self._alpha_bar_table.to(t.device)[t][:, None, None]
+        return self._alpha_bar[t]
+
+    def sigma(self, t: int) -> float:
+        """Return the noise std of x_t / sqrt(ᾱ_t) in data units: 0.5·sqrt((1 - ᾱ_t)/ᾱ_t)."""
+        return self._sigma[t]
+
+    def timestep_at(self, sigma: float) -> int:
+        """Return the t whose `sigma(t)` is nearest to `sigma` by ratio."""
+        above = min(bisect_left(self._sigma, sigma), self.num_timesteps - 1)
+        below = max(above - 1, 0)
+        return above if sigma**2 > self._sigma[above] * self._sigma[below] else below
+
+    def timestep_pairs(
+        self, num_inference_steps: int, start_t: int | None = None
+    ) -> list[tuple[int, int]]:
+        """Return the N steps as (t, t_prev), strictly decreasing, the last t_prev = -1.
+
+        Args:
+            num_inference_steps: N, in [1, start_t + 1].
+            start_t: the first t; None = the noisiest of the spacing, by default T - 1.
+
+        Raises:
+            UserError: more steps than noise levels, or none.
+        """
+        T, N = self.num_timesteps if start_t is None else start_t + 1, num_inference_steps
+        if not 1 <= T <= self.num_timesteps:
+            raise UserError(f"start_t must be in [0, {self.num_timesteps}), got {start_t}")
+        if not 1 <= N <= T:
+            raise UserError(f"num_inference_steps must be in [1, {T}], got {N}")
+        if self.spacing == "trailing":
+            ts = [T * (N - i) // N - 1 for i in range(N)]
+        elif self.spacing == "leading":
+            ts = [(N - 1 - i) * (T // N) for i in range(N)]
+        elif self.spacing == "linspace":
+            ts = [round((T - 1) * (1 - i / max(N - 1, 1))) for i in range(N)]
+        else:
+            high = min(self.SIGMA_RANGE[0], self._sigma[T - 1])
+            low = min(self.SIGMA_RANGE[1], 0.1 * high)
+            sigmas = [high * (low / high) ** (i / max(N - 1, 1)) for i in range(N)]
+            ts = [self.timestep_at(sigma) for sigma in sigmas]
+        if start_t is not None:
+            ts[0] = start_t
+        # Rounding may collide at many steps: make it strictly decreasing within [0, T).
+        ts[0] = max(ts[0], N - 1)
+        for i in range(1, N):
+            ts[i] = max(min(ts[i], ts[i - 1] - 1), N - 1 - i)
+        return list(zip(ts, [*ts[1:], -1], strict=True))
+
+    def add_noise(
+        self, x_0: Tensor, t: int | Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw x_t = sqrt(ᾱ_t)·x_0 + sqrt(1 - ᾱ_t)·eps (DDPM eq. 4).
+
+        Args:
+            x_0: clean actions, (B, L, C), model units.
+            t: index in [-1, T), an int or (B,) int64.
+            noise: eps, like x_0; drawn if None.
+
+        Returns:
+            x_t and eps, both (B, L, C).
+        """
+        eps = torch.randn_like(x_0) if noise is None else noise
+        alpha_bar_t = self.alpha_bar(t)
+        return alpha_bar_t**0.5 * x_0 + (1 - alpha_bar_t) ** 0.5 * eps, eps
+
+    def target(self, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        """Return what the model should output at t, (B, L, C), by `prediction_type`."""
+        if self.prediction_type == "epsilon":
+            return eps
+        if self.prediction_type == "x0":
+            return x_0
+        alpha_bar_t = self.alpha_bar(t)
+        return alpha_bar_t**0.5 * eps - (1 - alpha_bar_t) ** 0.5 * x_0
+
+    def predict_x_0(self, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """Turn the model's output at (x_t, t) into x_0_pred, clipped if `clip_sample`."""
+        alpha_bar_t = self.alpha_bar(t)
+        if self.prediction_type == "epsilon":
+            x_0_pred = (x_t - (1 - alpha_bar_t) ** 0.5 * output) / alpha_bar_t**0.5
+        elif self.prediction_type == "v":
+            x_0_pred = alpha_bar_t**0.5 * x_t - (1 - alpha_bar_t) ** 0.5 * output
+        else:
+            x_0_pred = output
+        return x_0_pred.clamp(-1, 1) if self.clip_sample else x_0_pred
+
+    def eps_from_x_0(self, x_0_pred: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """Return the noise that leads from x_0_pred to x_t; so the two always agree."""
+        alpha_bar_t = self.alpha_bar(t)
+        return (x_t - alpha_bar_t**0.5 * x_0_pred) / (1 - alpha_bar_t) ** 0.5
+
+    def step(
+        self,
+        x_0_pred: Tensor,
+        x_t: Tensor,
+        t: int | Tensor,
+        t_prev: int | Tensor,
+        *,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """One reverse step x_t → x_prev (DDIM eq. 12 and 16).
+
+            x_prev = sqrt(ᾱ_prev)·x_0_pred + sqrt(1 - ᾱ_prev - σ²)·eps_pred + σ·z
+            σ = eta·sqrt((1 - ᾱ_prev)/(1 - ᾱ_t))·sqrt(1 - ᾱ_t/ᾱ_prev)
+
+        Args:
+            x_0_pred: estimate of x_0, (B, L, C), model units.
+            x_t: noisy actions, (B, L, C), model units.
+            t: current index in [0, T), an int or (B,) int64.
+            t_prev: target index in [-1, t), likewise; -1 lands on x_0.
+            eta: 0 = deterministic, 1 = the variance of the DDPM posterior.
+            generator: CPU source of z.
+
+        Returns:
+            x_prev, (B, L, C).
+        """
+        alpha_bar_t, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
+        eps_pred = self.eps_from_x_0(x_0_pred, x_t, t)
+        variance = (1 - alpha_bar_prev) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_prev)
+        variance = eta**2 * variance
+        # abs: 1 - ᾱ_prev >= σ², but rounding may put their difference just below 0
+        x_prev = alpha_bar_prev**0.5 * x_0_pred
+        x_prev = x_prev + abs(1 - alpha_bar_prev - variance) ** 0.5 * eps_pred
+        if eta > 0:
+            z = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype)
+            x_prev = x_prev + variance**0.5 * z.to(x_t.device)
+        return x_prev
+
+    def ddim_step(
+        self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, t_prev: Tensor, eta: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Run `model(x_t, t)` and take one `step` to t_prev, both (B,) int64, t_prev = -1 for x_0.
+
+        Returns:
+            x_prev and x_0_pred, both (B, L, C), model units.
+        """
+        with eval_mode(model):
+            x_0_pred = self.predict_x_0(model(x_t, t), x_t, t)
+            return self.step(x_0_pred, x_t, t, t_prev, eta=eta), x_0_pred
+
+    def sample(
+        self,
+        model: Callable[..., Tensor],
+        shape: tuple[int, ...],
+        device: str | torch.device,
+        num_inference_steps: int = 50,
+        eta: float = 0.0,
+        *,
+        sampler: str = "ddim",
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        x_T: Tensor | None = None,
+        start_t: int | None = None,
+        generator: torch.Generator | None = None,
+        cost_fn: Callable[[Tensor], Tensor] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        """Walk from noise to actions in N steps.
+
+        Args:
+            model: `model(x_t, t)`, or `model(x_t, t, known, known_mask)` if frames are known.
+            shape: (B, L, C).
+            device: where the model lives.
+            num_inference_steps: N, in [1, T].
+            eta: 0 = deterministic DDIM, 1 = DDPM variance; 0 with dpmpp.
+            sampler: "ddim", or "dpmpp": DPM-Solver++(2M), arXiv:2211.01095, alg. 2.
+            known: (B, L, C), data units; frames outside the mask are not read.
+            known_mask: (B, L) bool; these frames of x_0 are given and come back unchanged.
+            x_T: where to start, (B, L, C), model units: noise, or x_t at t = start_t.
+            start_t: the index to start from; None = the noisiest of the spacing.
+            generator: CPU source of x_T and of z, so that the device does not change the draw.
+            cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); each step moves x_0_pred
+                down its gradient, without differentiating the model.
+            guidance_scale: length of that move, in data units per unit of gradient.
+
+        Returns:
+            x_0, (B, L, C), data units.
+
+        Raises:
+            UserError: an unknown sampler, bad step counts or eta, known without known_mask.
+        """
+        check_choice("sampler", sampler, SAMPLERS)
+        if not 0 <= eta <= 1 or (eta > 0 and sampler == "dpmpp"):
+            raise UserError(f"eta must be in [0, 1], and 0 with dpmpp, got {eta}")
+        if (known is None) != (known_mask is None):
+            raise UserError("known and known_mask must be given together")
+        pairs = self.timestep_pairs(num_inference_steps, start_t)
+        x_t = torch.randn(shape, generator=generator) if x_T is None else x_T
+        x_t = x_t.to(device)
+        condition: tuple[Tensor, ...] = ()
+        if known is not None and known_mask is not None:
+            condition = (to_model_units(known.to(x_t)), known_mask.to(device))
+        ts = torch.tensor([t for t, _ in pairs], device=device)
+        last: tuple[Tensor, int] | None = None  # x_0_pred of the step before, and its t
+        with eval_mode(model):
+            for i, (t, t_prev) in enumerate(pairs):
+                output = model(x_t, ts[i].expand(shape[0]), *condition)
+                x_0_pred = self.predict_x_0(output, x_t, t)
+                if cost_fn is not None:
+                    x_0_pred = self._descend(x_0_pred, cost_fn, guidance_scale)
+                if condition:
+                    x_0_pred = torch.where(condition[1][..., None], condition[0], x_0_pred)
+                aim = x_0_pred
+                if sampler == "dpmpp" and last is not None and t_prev >= 0:
+                    # D = x_0_pred + (x_0_pred - x_0_last)/2r, r = h_last/h; log sigma = -lambda
+                    h = math.log(self._sigma[t] / self._sigma[t_prev])
+                    h_last = math.log(self._sigma[last[1]] / self._sigma[t])
+                    aim = x_0_pred + (x_0_pred - last[0]) * (h / (2 * h_last))
+                last = (x_0_pred, t)
+                x_t = self.step(aim, x_t, t, t_prev, eta=eta, generator=generator)
+        return to_data_units(x_t)
+
+    def _descend(
+        self, x_0_pred: Tensor, cost_fn: Callable[[Tensor], Tensor], scale: float
+    ) -> Tensor:
+        """Move x_0_pred down the gradient of the cost, within [-1, 1] if `clip_sample`."""
+        with torch.enable_grad():
+            actions = to_data_units(x_0_pred).detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(cost_fn(actions).sum(), actions)
+        moved = to_model_units(actions.detach() - scale * gradient)
+        return moved.clamp(-1, 1) if self.clip_sample else moved
+
+    def invert(
+        self,
+        model: Callable[..., Tensor],
+        x_0: Tensor,
+        num_inference_steps: int = 50,
+        *,
+        start_t: int = -1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Encode x_0 as the noise from which `sample` leads back to it (DDIM sec. 4.3, eta 0).
+
+        The pairs of `sample` in reverse; eps is evaluated at the index walked to, unclipped.
+
+        Args:
+            model: `model(x_t, t)`.
+            x_0: actions, (B, L, C), data units.
+            num_inference_steps: N, in [1, T].
+            start_t: -1 starts at x_0 itself; else x_0 is first noised to start_t (dequantised)
+                and only the indices above it are walked.
+            generator: CPU source of that noise.
+
+        Returns:
+            x_T, (B, L, C), model units.
+        """
+        clip, self.clip_sample = self.clip_sample, False
+        eps = torch.randn(x_0.shape, generator=generator).to(x_0)
+        x_t, now = self.add_noise(to_model_units(x_0), start_t, eps)[0], start_t
+        try:
+            with eval_mode(model):
+                for t, _ in reversed(self.timestep_pairs(num_inference_steps)):
+                    if t <= now:
+                        continue
+                    output = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
+                    eps_pred = output
+                    if self.prediction_type != "epsilon":
+                        eps_pred = self.eps_from_x_0(self.predict_x_0(output, x_t, t), x_t, t)
+                    alpha_bar_now = self.alpha_bar(now)
+                    x_0_pred = (x_t - (1 - alpha_bar_now) ** 0.5 * eps_pred) / alpha_bar_now**0.5
+                    x_t, now = self.add_noise(x_0_pred, t, eps_pred)[0], t
+        finally:
+            self.clip_sample = clip
+        return x_t
+
+    def get_variance(self, x: Tensor) -> Tensor:
+        """Return the variance over frames of each channel, averaged over the batch; (C,)."""
+        return torch.var(x, dim=1).mean(dim=0)
+
+
+# ----------------------------------------------------------------------------------------
+# MODEL — output(x_t, t | known frames)
+# ----------------------------------------------------------------------------------------
+# The plan's constructor builds the plan's transformer; each improvement is a named option.
+
+
+class PositionalEncoding(nn.Module):
+    """Add the sinusoidal encoding of each position (arXiv:1706.03762, sec. 3.5).
+
+    Args:
+        d_model: width, any positive integer.
+        max_len: longest sequence.
+        learned: start there, but train it.
+    """
+
+    pe: Tensor
+
+    def __init__(self, d_model: int, max_len: int = 300, *, learned: bool = False) -> None:
+        super().__init__()
+        angle = torch.arange(max_len)[:, None] * _frequencies(d_model, (d_model + 1) // 2)
+        pe = torch.zeros(1, max_len, d_model)
+        pe[0, :, 0::2] = torch.sin(angle)
+        pe[0, :, 1::2] = torch.cos(angle)[:, : d_model // 2]
+        if learned:
+            self.pe = nn.Parameter(pe)
+        else:
+            self.register_buffer("pe", pe, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to the same, L at most max_len."""
+        return x + self.pe[:, : x.shape[1]]
+
+
+def _frequencies(dim: int, num: int) -> Tensor:
+    """Return the `num` frequencies 10000^(-2i/dim)."""
+    return torch.exp(-math.log(10000.0) * 2 * torch.arange(num) / dim)
+
+
+class TimestepEmbedding(nn.Module):
+    """Embed t as sines and cosines of geometric frequencies: (B,) → (B, dim), any dim."""
+
+    frequency: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        half = dim // 2
+        frequency = torch.exp(-math.log(10000.0) * torch.arange(half) / max(half - 1, 1))
+        self.register_buffer("frequency", frequency, persistent=False)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Map (B,) int64 or float to (B, dim) float32; an odd dim ends in a zero."""
+        angle = timesteps[:, None].float() * self.frequency
+        return F.pad(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1), (0, self.dim % 2))
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional multi-head attention, without dropout on its weights (4x slower on a CPU)."""
+
+    def __init__(self, d_model: int, nhead: int) -> None:
+        super().__init__()
+        self.nhead = nhead
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D)."""
+        B, L, D = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.nhead, D // self.nhead).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, nhead, L, D/nhead)
+        return self.out(h.transpose(1, 2).reshape(B, L, D))
+
+
+class PlanBlock(nn.Module):
+    """The plan's encoder layer: post-norm, GELU. It does not use t_emb: t is already in x."""
+
+    def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = SelfAttention(d_model, nhead)
+        self.norm_1, self.norm_2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.up = nn.Linear(d_model, dim_feedforward)
+        self.down = nn.Linear(dim_feedforward, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D)."""
+        x = self.norm_1(x + self.dropout(self.attention(x)))
+        h = self.down(self.dropout(F.gelu(self.up(x))))
+        return self.norm_2(x + self.dropout(h))
+
+
+class AdaLNBlock(nn.Module):
+    """DiT block: pre-norm, shifted, scaled and gated by t_emb (arXiv:2212.09748, fig. 3)."""
+
+    def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = SelfAttention(d_model, nhead)
+        self.norm_1 = nn.LayerNorm(d_model, elementwise_affine=False)
+        self.norm_2 = nn.LayerNorm(d_model, elementwise_affine=False)
+        self.up = nn.Linear(d_model, dim_feedforward)
+        self.down = nn.Linear(dim_feedforward, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.modulation = zero_init(nn.Linear(d_model, 6 * d_model))  # starts as the identity
+
+    def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
+        """Map (B, L, D), t_emb (B, D), to (B, L, D)."""
+        m = self.modulation(F.silu(t_emb))[:, None].chunk(6, dim=-1)  # 6 x (B, 1, D)
+        h = self.attention(modulate(self.norm_1(x), m[0], m[1]))
+        x = x + m[2] * self.dropout(h)
+        h = F.gelu(self.up(modulate(self.norm_2(x), m[3], m[4])), approximate="tanh")
+        return x + m[5] * self.dropout(self.down(self.dropout(h)))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale normalised features."""
+    return x * (1 + scale) + shift
+
+
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    """Set a layer's weights and bias to zero; return it."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
+    """Tell every frame of its nearest known frames, before (or at) and after (or at) it.
+
+    The model then reads a given value where it is needed, instead of first learning to fetch it
+    across tokens; this made the keyframes protocol learnable in minutes (docs/LOG.md).
+
+    Args:
+        known: (B, L, C), model units.
+        known_mask: (B, L) bool.
+
+    Returns:
+        (B, L, 2C + 3): both values (0 where there is none), how far along from the one to the
+        other the frame lies in [0, 1], and whether each exists.
+    """
+    B, L, C = known.shape
+    frame = torch.arange(L, device=known.device).expand(B, L)
+    before = torch.where(known_mask, frame, -1).cummax(dim=1).values
+    after = torch.where(known_mask, frame, L).flip(1).cummin(dim=1).values.flip(1)
+    has_before, has_after = before >= 0, after < L
+    along = (frame - before) / (after - before).clamp(min=1) * (has_before & has_after)
+    given = []
+    for index, exists in ((before, has_before), (after, has_after)):
+        index = index.clamp(0, L - 1)[..., None].expand(B, L, C)
+        given.append(torch.where(exists[..., None], known.gather(1, index), 0.0))
+    flags = torch.stack([along, has_before, has_after], dim=-1).to(known.dtype)
+    return torch.cat([*given, flags], dim=-1)
+
+
+class MinimalDiffusionTransformer(nn.Module):
+    """The denoiser: a small bidirectional transformer over the frames of a gesture.
+
+    Args:
+        action_dim: channels per frame, C.
+        seq_len: frames per gesture, L.
+        d_model: width.
+        nhead: attention heads; must divide d_model.
+        num_layers: transformer blocks.
+        dim_feedforward: hidden width of the MLPs.
+        dropout: rate on residual branches and MLPs; the attention weights have none.
+        max_timesteps: T, for the record.
+        patch_size: frames per token; must divide seq_len.
+        adaln: adaLN-zero blocks and a zero-initialised output, instead of adding the embedding
+            of t to every token.
+        learned_positions: learned instead of sinusoidal.
+        known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
+
+    Raises:
+        UserError: nhead does not divide d_model, or patch_size seq_len.
+    """
+
+    def __init__(
+        self,
+        action_dim: int = ACTION_DIM,
+        seq_len: int = SEQ_LEN,
+        d_model: int = 128,
+        nhead: int = 4,
+        num_layers: int = 4,
+        dim_feedforward: int = 256,
+        dropout: float = 0.1,
+        max_timesteps: int = 1000,
+        *,
+        patch_size: int = 1,
+        adaln: bool = False,
+        learned_positions: bool = False,
+        known_frames: bool = False,
+    ) -> None:
+        super().__init__()
+        check_divides("nhead", nhead, "d_model", d_model)
+        check_divides("patch_size", patch_size, "seq_len", seq_len)
+        self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
+        self.max_timesteps, self.patch_size = max_timesteps, patch_size
+        self.adaln, self.known_frames = adaln, known_frames
+
+        in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
+        self.action_embedding = nn.Linear(in_channels * patch_size, d_model)
+        self.pos_encoder = PositionalEncoding(
+            d_model, seq_len // patch_size, learned=learned_positions
+        )
+        self.timestep_embedding = TimestepEmbedding(d_model)
+        self.layer_norm = nn.LayerNorm(d_model, elementwise_affine=not adaln)
+        block = AdaLNBlock if adaln else PlanBlock
+        self.blocks = nn.ModuleList(
+            block(d_model, nhead, dim_feedforward, dropout) for _ in range(num_layers)
+        )
+        self.output_projection = nn.Linear(d_model, action_dim * patch_size)
+        if adaln:
+            zero_init(self.output_projection)
+            self.output_modulation = zero_init(nn.Linear(d_model, 2 * d_model))
+            self.timestep_mlp = nn.Sequential(
+                nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model)
+            )
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, known: Tensor | None = None, known_mask: Tensor | None = None
+    ) -> Tensor:
+        """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t).
+
+        Args:
+            x_t: noisy actions, (B, L, C), model units.
+            t: diffusion index, (B,) int64 in [0, T).
+            known: (B, L, C), model units; read only where the mask is set.
+            known_mask: (B, L) bool; None = nothing is known.
+
+        Returns:
+            (B, L, C).
+
+        Raises:
+            UserError: known frames for a model built without them.
+        """
+        B, L, C = x_t.shape
+        x = x_t
+        if self.known_frames:
+            if known is None or known_mask is None:
+                known, known_mask = x_t, torch.zeros(B, L, dtype=torch.bool, device=x_t.device)
+            x = torch.cat([x_t, nearest_known(known, known_mask)], dim=-1)  # (B, L, 3C + 3)
+        elif known_mask is not None:
+            raise UserError("this model takes no known frames; build it with known_frames=True")
+
+        x = self.action_embedding(x.reshape(B, L // self.patch_size, -1))  # (B, tokens, D)
+        x = self.pos_encoder(x)
+        t_emb = self.timestep_embedding(t)  # (B, D)
+        if self.adaln:
+            t_emb = self.timestep_mlp(t_emb)
+        else:
+            x = self.layer_norm(x + t_emb[:, None])
+        for block in self.blocks:
+            x = block(x, t_emb)  # (B, tokens, D)
+        if self.adaln:
+            shift, scale = self.output_modulation(F.silu(t_emb))[:, None].chunk(2, dim=-1)
+            x = modulate(self.layer_norm(x), shift, scale)
+        return self.output_projection(x).reshape(B, L, C)
+
+
+# ----------------------------------------------------------------------------------------
+# KNOWN FRAMES — what is given of x_0
+# ----------------------------------------------------------------------------------------
+# Each strategy maps gestures (B, L, C), data units, to a mask (B, L) bool of the given frames.
+
+
+def _press_changes(x_0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return touch-downs and lift-offs before frame i = 0..L, (B, L+1) bool; idle outside."""
+    pressed = F.pad(x_0[..., 2] > PRESSED, (1, 1))  # (B, L+2)
+    before, after = pressed[:, :-1], pressed[:, 1:]
+    return after & ~before, before & ~after
+
+
+def _both_sides(change: Tensor) -> Tensor:
+    """Return the frames on both sides of each change, (B, L+1) → (B, L) bool."""
+    return change[:, :-1] | change[:, 1:]
+
+
+def has_press_edge(x_0: Tensor) -> Tensor:
+    """Tell which gestures press or lift inside the window; (B, L, C) → (B,) bool."""
+    pressed = x_0[..., 2] > PRESSED
+    return (pressed[:, 1:] != pressed[:, :-1]).any(dim=1)
+
+
+def press_edges(x_0: Tensor) -> Tensor:
+    """Know the frames on both sides of every touch-down and lift-off: about 4 of 250.
+
+    A gesture that is idle or pressed throughout has no edge and an empty mask.
+    """
+    touch_down, lift_off = _press_changes(x_0)
+    return _both_sides(touch_down | lift_off) & has_press_edge(x_0)[:, None]
+
+
+def touch_down(x_0: Tensor) -> Tensor:
+    """Know only the frames on both sides of every touch-down; the rest is ambiguous."""
+    return _both_sides(_press_changes(x_0)[0]) & has_press_edge(x_0)[:, None]
+
+
+def prefix(x_0: Tensor) -> Tensor:
+    """Know the first n frames, n uniform in [1, L): continuation."""
+    B, L, _ = x_0.shape
+    n = torch.randint(1, L, (B, 1), device=x_0.device)
+    return torch.arange(L, device=x_0.device) < n
+
+
+def random_frames(x_0: Tensor) -> Tensor:
+    """Know each frame with a probability uniform in [0, 0.2): infilling."""
+    B, L, _ = x_0.shape
+    probability = 0.2 * torch.rand(B, 1, device=x_0.device)
+    return torch.rand(B, L, device=x_0.device) < probability
+
+
+KNOWN_STRATEGIES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    # name: (strategy, its share of the gestures that train with known frames)
+    "press_edges": (press_edges, 0.6),
+    "touch_down": (touch_down, 0.2),
+    "prefix": (prefix, 0.1),
+    "random_frames": (random_frames, 0.1),
+}
+
+
+def draw_known_mask(x_0: Tensor, known_share: float) -> Tensor:
+    """Draw a training mask per gesture: empty, or one of KNOWN_STRATEGIES by its share."""
+    masks = [torch.zeros_like(x_0[..., 2], dtype=torch.bool)]
+    masks += [strategy(x_0) for strategy, _ in KNOWN_STRATEGIES.values()]
+    shares = [known_share * share for _, share in KNOWN_STRATEGIES.values()]
+    weights = torch.tensor([1 - known_share, *shares], device=x_0.device)
+    choice = torch.multinomial(weights, len(x_0), replacement=True)
+    return torch.stack(masks)[choice, torch.arange(len(x_0), device=x_0.device)]
+
+
+# ----------------------------------------------------------------------------------------
+# METRICS — x_0 against its own recreation
+# ----------------------------------------------------------------------------------------
+# Every metric is paired: `reconstructed` must be a recreation of `original`, never an unrelated
+# sample. All take data units, (B, L, C), and weigh gestures (or frames) exactly.
+
+GESTURE_TYPES = ("none", "click", "horizontal", "vertical", "diagonal")
+
+
+def classify_gestures(x: Tensor) -> Tensor:
+    """Classify by the plan's rule: the move from the first to the last pressed frame.
+
+    Below 0.05 a click; then horizontal if |dx| > 2|dy|, vertical if |dy| > 2|dx|, else diagonal.
+
+    Returns:
+        (B,) int64, indices into GESTURE_TYPES.
+    """
+    pressed = x[..., 2] > PRESSED  # (B, L)
+    L = x.shape[1]
+    first = pressed.int().argmax(dim=1)
+    last = L - 1 - pressed.flip(1).int().argmax(dim=1)
+    rows = torch.arange(len(x), device=x.device)
+    dx, dy = (x[rows, last, :2] - x[rows, first, :2]).unbind(dim=-1)
+    diagonal = torch.full_like(first, 4)
+    kind = torch.where(dy.abs() > 2 * dx.abs(), 3, diagonal)
+    kind = torch.where(dx.abs() > 2 * dy.abs(), 2, kind)
+    kind = torch.where(torch.hypot(dx, dy) < 0.05, 1, kind)
+    return torch.where(pressed.any(dim=1), kind, 0)
+
+
+def compute_temporal_iou(orig_active: Tensor, recon_active: Tensor) -> float:
+    """Return the mean intersection over union of the pressed frames.
+
+    Args:
+        orig_active: (B, L), pressed where above 0.5.
+        recon_active: likewise.
+
+    Returns:
+        In [0, 1]; two gestures without any press agree: 1.
+    """
+    a, b = orig_active > PRESSED, recon_active > PRESSED
+    intersection, union = (a & b).sum(dim=1), (a | b).sum(dim=1)
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean().item()
+
+
+def compute_spatial_accuracy(
+    original: Tensor, reconstructed: Tensor, threshold: float = 0.1
+) -> float:
+    """Return the share of active frames whose (x, y) lies within `threshold` of the original.
+
+    Active: pressed in either of the two. 1 if there is none.
+    """
+    active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
+    if not active.any():
+        return 1.0
+    distance = torch.linalg.vector_norm((original - reconstructed)[..., :2], dim=-1)
+    return (distance < threshold)[active].float().mean().item()
+
+
+def compute_gesture_type_accuracy(original: Tensor, reconstructed: Tensor) -> float:
+    """Return the share of gestures whose type survives, one rule on both sides."""
+    same = classify_gestures(original) == classify_gestures(reconstructed)
+    return same.float().mean().item()
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """Return a / b, 1 where both vanish."""
+    return (a + FLOOR) / (b + FLOOR)
+
+
+def compute_reconstruction_metrics(
+    original: Tensor, reconstructed: Tensor, scheduler: DDIMScheduler | None = None
+) -> dict[str, float]:
+    """Score recreations against their originals; docs/METRICS.md has each formula.
+
+    Args:
+        original: (B, L, C), data units.
+        reconstructed: likewise, row by row the recreation of `original`.
+        scheduler: its `get_variance` is used if given, as in the plan; the result is the same.
+
+    Returns:
+        One finite float per metric.
+    """
+    error = original - reconstructed
+    active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
+    agree = (original[..., 2] > PRESSED) == (reconstructed[..., 2] > PRESSED)
+    variance = scheduler.get_variance if scheduler else lambda x: torch.var(x, dim=1).mean(dim=0)
+    orig_variance, recon_variance = variance(original), variance(reconstructed)
+    snr_db = 10 * torch.log10(_ratio((original**2).mean(dim=(1, 2)), (error**2).mean(dim=(1, 2))))
+    smoothness_ratio = _ratio(
+        torch.var(reconstructed.diff(dim=1), dim=1).mean(dim=0),
+        torch.var(original.diff(dim=1), dim=1).mean(dim=0),
+    )
+    any_active = bool(active.any())
+    scores = {
+        "mse": (error**2).mean(),
+        "mae": error.abs().mean(),
+        "coord_mse": (error[..., :2] ** 2).mean(),
+        "press_mse": (error[..., 2] ** 2).mean(),
+        "active_coord_mse": (error[..., :2] ** 2)[active].mean() if any_active else 0.0,
+        "press_accuracy": agree[active].float().mean() if any_active else 1.0,
+        "mean_snr_db": snr_db.mean(),
+        "median_snr_db": snr_db.median(),
+    }
+    for c, name in enumerate("xyp"):
+        scores[f"orig_variance_{name}"] = orig_variance[c]
+        scores[f"recon_variance_{name}"] = recon_variance[c]
+        scores[f"variance_ratio_{name}"] = _ratio(recon_variance[c], orig_variance[c])
+        scores[f"smoothness_ratio_{name}"] = smoothness_ratio[c]
+    return {name: float(value) for name, value in scores.items()}
+
+
+def gesture_metrics(original: Tensor, reconstructed: Tensor) -> dict[str, float]:
+    """Return the plan's three gesture scores: timing, place, type; each in [0, 1]."""
+    return {
+        "temporal_iou": compute_temporal_iou(original[..., 2], reconstructed[..., 2]),
+        "spatial_accuracy": compute_spatial_accuracy(original, reconstructed),
+        "gesture_type_accuracy": compute_gesture_type_accuracy(original, reconstructed),
+    }
+
+
+def has_one_press(x: Tensor) -> Tensor:
+    """Tell which samples press exactly once; (B, L, C) → (B,) bool."""
+    return _press_changes(x)[0].sum(dim=1) == 1
+
+
+# ----------------------------------------------------------------------------------------
+# VALIDATION — the protocols that the loop runs
+# ----------------------------------------------------------------------------------------
+# keyframes: from pure noise, given only the press edges of x_0. denoise: from x_0 noised to
+# sigma, in one step. generate: from pure noise, given nothing. The noise is always the same.
+
+DENOISE_SIGMAS = (0.2, 0.4, 0.7)  # noise std in data units
+NOISE_BANK_SEED = 20210503
+
+
+def noise_bank(shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """Return the same standard normal numbers for every run, model and device; on the CPU."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(NOISE_BANK_SEED))
+
+
+def in_batches(
+    function: Callable[..., Tensor], *arguments: Tensor, batch_size: int = 256
+) -> Tensor:
+    """Apply `function` to `batch_size` rows of the arguments at a time, to bound the memory."""
+    batches = zip(*(a.split(batch_size) for a in arguments), strict=True)
+    return torch.cat([function(*batch) for batch in batches])
+
+
+def recreate(
+    model: nn.Module,
+    scheduler: DDIMScheduler,
+    x_0: Tensor,
+    num_inference_steps: int = 10,
+    **options: Any,
+) -> Tensor:
+    """Recreate gestures by the keyframes protocol.
+
+    A model without known frames starts instead from x_0 noised to sigma = 0.4, so that its
+    recreations, too, are paired with their originals.
+
+    Args:
+        model: the denoiser.
+        scheduler: its scheduler.
+        x_0: (B, L, C), data units, on the model's device.
+        num_inference_steps: N.
+        options: further arguments of `DDIMScheduler.sample`.
+
+    Returns:
+        (B, L, C), data units.
+    """
+    takes_known = getattr(model, "known_frames", False)
+    start_t = None if takes_known else scheduler.timestep_at(0.4)
+
+    def sample(x: Tensor, x_T: Tensor) -> Tensor:
+        given: dict[str, Any] = {"start_t": start_t}
+        if start_t is not None:
+            x_T, _ = scheduler.add_noise(to_model_units(x), start_t, x_T)
+        else:
+            given |= {"known": x, "known_mask": press_edges(x)}
+        shape = tuple(x.shape)
+        return scheduler.sample(
+            model, shape, x.device, num_inference_steps, x_T=x_T, **given, **options
+        )
+
+    return in_batches(sample, x_0, noise_bank(x_0.shape).to(x_0))
+
+
+def generate(
+    model: nn.Module,
+    scheduler: DDIMScheduler,
+    shape: tuple[int, int, int],
+    num_inference_steps: int = 10,
+    *,
+    seed: int = 0,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Draw gestures from pure noise, perhaps with known frames.
+
+    Args:
+        model: the denoiser.
+        scheduler: its scheduler.
+        shape: (B, L, C).
+        num_inference_steps: N.
+        seed: of x_T; the same seed gives the same gestures on every device.
+        known: as in `DDIMScheduler.sample`; likewise the next two.
+        known_mask: (B, L) bool.
+        options: further arguments of `DDIMScheduler.sample`.
+
+    Returns:
+        (B, L, C), data units, not rounded (see `to_gesture`).
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    given = () if known is None or known_mask is None else (known, known_mask)
+
+    def sample(x_T: Tensor, *given: Tensor) -> Tensor:
+        names: dict[str, Any] = dict(zip(("known", "known_mask"), given, strict=False))
+        return scheduler.sample(
+            model,
+            tuple(x_T.shape),
+            device,
+            num_inference_steps,
+            x_T=x_T,
+            generator=generator,
+            **names,
+            **options,
+        )
+
+    return in_batches(sample, torch.randn(shape, generator=generator), *given)
+
+
+def denoise_one_shot(
+    model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, sigma: float
+) -> Tensor:
+    """Noise x_0 to `sigma` (data units), predict it in one step; (B, L, C), data units."""
+    t = scheduler.timestep_at(sigma)
+
+    def predict(x: Tensor, eps: Tensor) -> Tensor:
+        x_t, _ = scheduler.add_noise(to_model_units(x), t, eps)
+        output = model(x_t, torch.full((len(x),), t, device=x.device))
+        return to_data_units(scheduler.predict_x_0(output, x_t, t))
+
+    with eval_mode(model):
+        return in_batches(predict, x_0, noise_bank(x_0.shape).to(x_0))
+
+
+def validation_loss(model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor) -> float:
+    """Return the unweighted, unconditional training loss at fixed noise and evenly spread t."""
+    B, T = len(x_0), scheduler.num_timesteps
+    t = (torch.arange(B, device=x_0.device) * T + T // 2) // B
+    x, eps = to_model_units(x_0), noise_bank(x_0.shape).to(x_0)
+    x_t, _ = scheduler.add_noise(x, t, eps)
+    with eval_mode(model):
+        return F.mse_loss(in_batches(model, x_t, t), scheduler.target(x, eps, t)).item()
+
+
+def validate(
+    model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, sampling: dict[str, Any]
+) -> tuple[dict[str, float], Tensor]:
+    """Score the keyframes and denoise protocols on x_0, (B, L, C), data units.
+
+    Returns:
+        Scores without prefix, and the recreations (B, L, C) in data units.
+    """
+    start = time.perf_counter()
+    recreated = recreate(model, scheduler, x_0, **sampling)
+    scores = {"time_per_sample": (time.perf_counter() - start) / len(x_0)}
+    scored = has_press_edge(x_0)  # the others give the model nothing to go by
+    scores["sequences_without_edge"] = float((~scored).sum())
+    if scored.any():
+        scores |= compute_reconstruction_metrics(x_0[scored], recreated[scored], scheduler)
+        scores |= gesture_metrics(x_0[scored], recreated[scored])
+    scores["loss"] = validation_loss(model, scheduler, x_0)
+    for sigma in DENOISE_SIGMAS:
+        mse = F.mse_loss(denoise_one_shot(model, scheduler, x_0, sigma), x_0).item()
+        scores[f"denoise_mse_sigma_{sigma}"] = mse
+    middle = DENOISE_SIGMAS[1]
+    remaining = max(scores[f"denoise_mse_sigma_{middle}"], FLOOR)
+    scores["noise_reduction"] = 10 * math.log10(middle**2 / remaining)
+    return scores, recreated
+
+
+def generation_metrics(samples: Tensor) -> dict[str, float]:
+    """Return the share of samples with exactly one press, and of each gesture type."""
+    one_press = _press_changes(samples)[0].sum(dim=1) == 1
+    types = classify_gestures(samples)
+    shares = {f"share_{n}": (types == i).float().mean() for i, n in enumerate(GESTURE_TYPES)}
+    return {k: float(v) for k, v in {"one_press": one_press.float().mean(), **shares}.items()}
+
+
+def comprehensive_evaluation(
+    model: nn.Module,
+    scheduler: DDIMScheduler,
+    test_loader: DataLoader,
+    device: str | torch.device,
+    num_inference_steps: int = 10,
+) -> dict[str, float]:
+    """Score recreations (see `recreate`) gesture by gesture: the plan's four results.
+
+    Args:
+        model: the denoiser.
+        scheduler: its scheduler.
+        test_loader: any loader of gestures (L, C) in data units.
+        device: where the model lives.
+        num_inference_steps: N.
+
+    Returns:
+        `{name}_mean` and `{name}_std` over gestures for reconstruction_quality (MSE),
+        action_timing_accuracy (IoU), spatial_accuracy and gesture_type_preservation.
+    """
+    x_0 = all_sequences(test_loader).to(device)
+    recreated = recreate(model, scheduler, x_0, num_inference_steps)
+    gestures = [gesture_metrics(*p) for p in zip(x_0.split(1), recreated.split(1), strict=True)]
+    results = {
+        "reconstruction_quality": ((x_0 - recreated) ** 2).mean(dim=(1, 2)).tolist(),
+        "action_timing_accuracy": [g["temporal_iou"] for g in gestures],
+        "spatial_accuracy": [g["spatial_accuracy"] for g in gestures],
+        "gesture_type_preservation": [g["gesture_type_accuracy"] for g in gestures],
+    }
+    means = {f"{name}_mean": float(np.mean(v)) for name, v in results.items()}
+    return means | {f"{name}_std": float(np.std(v)) for name, v in results.items()}
+
+
+# ----------------------------------------------------------------------------------------
+# RUN RECORD — metrics, figures, checkpoints
+# ----------------------------------------------------------------------------------------
+# Everything is written into the run folder first; W&B mirrors it and can never stop a run.
+
+
+def visualize_action_sequences(
+    original: Any,
+    reconstructed: Any,
+    noisy: Any,
+    title_prefix: str = "",
+    max_samples: int = 4,
+    *,
+    known_mask: Any = None,
+) -> "Figure":
+    """Draw original, noisy and recreated gestures side by side, one row each.
+
+    Args:
+        original: (B, L, C), data units, array or CPU tensor; likewise the next two.
+        reconstructed: the recreation of `original`.
+        noisy: `original` with noise.
+        title_prefix: the first words of every title.
+        max_samples: most rows.
+        known_mask: (B, L) bool; the frames that were given, marked with dots.
+
+    Returns:
+        A Figure that belongs to no window and needs no closing.
+    """
+    from matplotlib.figure import Figure
+
+    rows = min(max_samples, len(original))
+    figure = Figure(figsize=(15, 1 + 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False, sharex=True)
+    columns = {"original": original, "noisy": noisy, "recreated": reconstructed}
+    for i, row in enumerate(axes):
+        pressed = np.asarray(original[i])[:, 2] > PRESSED
+        frames = np.arange(len(pressed))
+        for ax, (label, data) in zip(row, columns.items(), strict=True):
+            actions = np.asarray(data[i])
+            ax.fill_between(frames, 0, 1, where=pressed, color="0.9", label="pressed in original")
+            for c, color in enumerate(("tab:blue", "tab:green", "tab:red")):
+                ax.plot(frames, actions[:, c], color=color, lw=1.2, label=CHANNELS[c])
+            if known_mask is not None and label != "noisy":
+                known = np.flatnonzero(np.asarray(known_mask[i]))
+                ax.plot(known, actions[known], "k.", ms=6, label="known frames")
+            if label != "noisy":
+                ax.set_ylim(-0.1, 1.1)
+            ax.set_title(f"{title_prefix} {label} {i + 1}".strip(), fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("frame (2 ms)")
+    handles = dict(zip(*reversed(axes[0, 2].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def visualize_noise_comparison(
+    original: Any, reconstructed: Any, noisy: Any, title_prefix: str = "", max_samples: int = 4
+) -> "Figure":
+    """Draw |error| frame by frame, of the noisy and of the recreated gestures, on one log scale.
+
+    Args:
+        original: (B, L, C), data units, array or CPU tensor; likewise the next two.
+        reconstructed: the recreation of `original`.
+        noisy: `original` with noise.
+        title_prefix: the first words of every title.
+        max_samples: most rows.
+
+    Returns:
+        A Figure that belongs to no window and needs no closing.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    rows = min(max_samples, len(original))
+    figure = Figure(figsize=(13, 1 + 1.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False, sharex=True)
+    columns = {"noisy": noisy, "recreated": reconstructed}
+    for i, row in enumerate(axes):
+        for ax, (label, data) in zip(row, columns.items(), strict=True):
+            error = np.abs(np.asarray(data[i]) - np.asarray(original[i])).T  # (C, L)
+            image = ax.imshow(error.clip(1e-3), norm=LogNorm(1e-3, 1), cmap="magma", aspect="auto")
+            rmse = np.sqrt(np.mean(error**2))
+            ax.set_title(f"{title_prefix} {label} {i + 1}, RMSE {rmse:.3f}".strip(), fontsize=10)
+            ax.set_yticks(range(ACTION_DIM), CHANNELS)
+    for ax in axes[-1]:
+        ax.set_xlabel("frame (2 ms)")
+    figure.colorbar(image, ax=axes, label="|error|, share of the screen")
+    return figure
+
+
+class RunLogger:
+    """The record of a run: `metrics.jsonl`, figures, the reconstruction table, a W&B mirror.
+
+    Args:
+        folder: the run folder, made if missing; config.json is written into it.
+        config: of the run.
+        step: where the run stands; what an interrupted run had logged beyond it is cut off.
+        wandb_id: the W&B run to continue, or None.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrainConfig, step: int = 0, wandb_id: str | None = None
+    ) -> None:
+        self.folder = folder
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        for path in folder.glob("*.jsonl"):
+            lines = [x for x in path.read_text("utf-8").splitlines() if x.endswith("}")]
+            kept = [x for x in lines if json.loads(x)["step"] <= step]
+            path.write_text("".join(f"{x}\n" for x in kept), "utf-8")
+        self.wandb: Any = None
+        mode = resolve_wandb_mode(config.wandb_mode)
+        if mode != "disabled":
+            self._mirror(lambda wandb: self._start_wandb(wandb, config, mode, wandb_id))
+
+    def _start_wandb(self, wandb: Any, config: TrainConfig, mode: str, run_id: str | None) -> None:
+        self.wandb = wandb.init(
+            project=config.wandb_project,
+            name=f"diffusion_d{config.d_model}_l{config.num_layers}_h{config.nhead}",
+            config=asdict(config),
+            dir=str(self.folder),
+            mode=mode,
+            id=run_id,
+            resume="allow",
+            settings=wandb.Settings(init_timeout=20, silent=True),
+        )
+
+    def _mirror(self, call: Callable[[Any], object]) -> None:
+        """Make one call with the wandb module; its first fault switches W&B off, with a warning."""
+        try:
+            import wandb
+
+            call(wandb)
+        except Exception as e:  # of many kinds, and none may stop a run
+            print(f"warning: W&B is off from here on ({type(e).__name__}: {e})", file=sys.stderr)
+            self.wandb = None
+
+    @property
+    def wandb_id(self) -> str | None:
+        """The id of the W&B run, None without one."""
+        return self.wandb.id if self.wandb else None
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as f:
+            f.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Append one object to metrics.jsonl; a value that is not finite becomes null."""
+        row = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._append("metrics.jsonl", [{"step": step, **row}])
+        if self.wandb:
+            self._mirror(lambda wandb: self.wandb.log(row, step=step))
+
+    def figure(self, step: int, key: str, draw: Callable[[], "Figure"]) -> None:
+        """Draw a figure and save it as figures/{key}_{step}.png; without matplotlib, do not."""
+        try:
+            figure = draw()
+        except ImportError:
+            return
+        path = self.folder / "figures" / f"{key.replace('/', '_')}_{step:06d}.png"
+        figure.savefig(path, dpi=80)
+        if self.wandb:
+            self._mirror(lambda wandb: self.wandb.log({key: wandb.Image(str(path))}, step=step))
+
+    def table(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Append the plan's reconstruction table to reconstructions.jsonl."""
+        self._append("reconstructions.jsonl", [{"step": step, **row} for row in rows])
+        if self.wandb:
+            columns, data = list(rows[0]), [list(row.values()) for row in rows]
+            self._mirror(
+                lambda wandb: self.wandb.log(
+                    {"val/reconstruction_table": wandb.Table(columns, data)}, step=step
+                )
+            )
+
+    def close(self) -> None:
+        """Finish the W&B run; the files are whole already."""
+        if self.wandb:
+            self._mirror(lambda wandb: self.wandb.finish())
+
+
+def resolve_wandb_mode(mode: str) -> str:
+    """Turn "auto" into online, offline or disabled: WANDB_MODE, a login, an installed wandb."""
+    from importlib.util import find_spec
+
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or "auto"
+        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
+        check_choice("WANDB_MODE", mode, WANDB_MODES)
+    if mode != "disabled" and find_spec("wandb") is None:
+        print("note: wandb is not installed; the run folder holds all that it would show")
+        return "disabled"
+    if mode == "auto":
+        import wandb
+
+        has_login = bool(os.environ.get("WANDB_API_KEY")) or wandb.Settings().api_key
+        mode = "online" if has_login else "offline"
+    return mode
+
+
+def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreated: Tensor) -> None:
+    """Log the reconstruction table, and the two figures with one gesture of each type."""
+    types, recreated_types = classify_gestures(x_0), classify_gestures(recreated)
+    table = []
+    for i in range(len(x_0)):
+        scores = gesture_metrics(x_0[i : i + 1], recreated[i : i + 1])
+        table.append(
+            {
+                "epoch": epoch,
+                "sample_id": i,
+                "original_type": GESTURE_TYPES[types[i]],
+                "reconstructed_type": GESTURE_TYPES[recreated_types[i]],
+                "timing_accuracy": scores["temporal_iou"],
+                "spatial_accuracy": scores["spatial_accuracy"],
+                "overall_quality": sum(scores.values()) / len(scores),
+            }
+        )
+    log.table(step, table)
+
+    first_of_type = [int((types == kind).int().argmax()) for kind in types.unique()]
+    noisy = x_0 + DENOISE_SIGMAS[1] * noise_bank(x_0.shape).to(x_0)
+    x, y, z, known = (a[first_of_type].cpu() for a in (x_0, recreated, noisy, press_edges(x_0)))
+    title = f"epoch {epoch}:"
+    log.figure(
+        step,
+        "val/reconstructions",
+        lambda: visualize_action_sequences(x, y, z, title, known_mask=known),
+    )
+    log.figure(step, "val/noise_comparison", lambda: visualize_noise_comparison(x, y, z, title))
+
+
+CHECKPOINT_FORMAT = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that `path` is at every moment the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(content, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint; every byte's CRC is checked, and no code from it runs.
+
+    Args:
+        path: a checkpoint, or a run folder for its newest one.
+
+    Returns:
+        format, path, epoch, step, model, ema, optimizer, config, wandb_id.
+
+    Raises:
+        UserError: missing, damaged, foreign, or made by a newer version.
+    """
+    path = newest_checkpoint(path)
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself checks no CRC
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"bad CRC in {damaged}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # damage shows as many kinds of exception
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise UserError(f"{path} is no intact checkpoint ({reason}); use an older one") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} is no checkpoint of this trainer")
+    if content["format"] > CHECKPOINT_FORMAT:
+        raise UserError(f"{path} was made by a newer version (format {content['format']})")
+    return content | {"path": path}
+
+
+def newest_checkpoint(path: str | Path) -> Path:
+    """Return `path` if it is a file, else the run folder's checkpoint of the highest epoch.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    found = [path] if path.is_file() else [*path.glob("diffusion_checkpoint_epoch_*.pth")]
+    if not found:
+        raise UserError(f"no diffusion_checkpoint_epoch_*.pth at {path}; check the path")
+    return max(found, key=lambda p: (len(p.name), p.name))  # longer number, higher epoch
+
+
+def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
+    """Build the denoiser that `config` describes."""
+    return MinimalDiffusionTransformer(
+        ACTION_DIM,
+        config.seq_len,
+        config.d_model,
+        config.nhead,
+        config.num_layers,
+        config.dim_feedforward or 4 * config.d_model,
+        config.dropout,
+        config.num_timesteps,
+        patch_size=config.patch_size,
+        adaln=config.adaln,
+        learned_positions=config.learned_positions,
+        known_frames=True,
+    )
+
+
+def build_scheduler(config: TrainConfig) -> DDIMScheduler:
+    """Build the scheduler that `config` describes."""
+    return DDIMScheduler(
+        config.num_timesteps,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+        spacing=config.spacing,
+    )
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", *, ema: bool = True
+) -> tuple[MinimalDiffusionTransformer, DDIMScheduler, TrainConfig]:
+    """Load a trained denoiser in eval mode, with its scheduler and config.
+
+    Args:
+        path: a checkpoint, or a run folder for its newest one.
+        device: where to put them.
+        ema: the averaged weights, else the raw ones.
+    """
+    content = load_checkpoint(path)
+    config = TrainConfig(**content["config"])
+    model = build_model(config)
+    model.load_state_dict(content["ema" if ema else "model"])
+    model.eval().requires_grad_(False)
+    return model.to(device), build_scheduler(config).to(device), config
+
+
+# ----------------------------------------------------------------------------------------
+# TRAINING
+# ----------------------------------------------------------------------------------------
+# Learning rate, data order and every random draw are pure functions of (seed, epoch, step), so
+# a resumed run repeats the uninterrupted one without any saved random state.
+
+
+def lr_at(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then cosine to 0."""
+    warmup = min(config.warmup_steps, total_steps // 10)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(total_steps - warmup, 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def ema_decay_at(step: int, total_steps: int, ema_decay: float) -> float:
+    """Return the EMA decay of a step: it remembers at most a tenth of the steps so far.
+
+    Nor more than a twentieth of the run, so that a short run is not averaged with its start.
+    """
+    return min(ema_decay, 1 - 10 / (10 + step), max(0.0, 1 - 20 / total_steps))
+
+
+def epoch_order(num: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch's gestures, (num,) int64."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
+
+
+def min_snr_weight(scheduler: DDIMScheduler, t: Tensor, gamma: float) -> Tensor:
+    """Return the Min-SNR weight of each t, (B, 1, 1) (arXiv:2303.09556, sec. 3.4).
+
+    In x_0 space it is min(snr, gamma), whatever is predicted.
+    """
+    alpha_bar_t = scheduler.alpha_bar(t)
+    snr = alpha_bar_t / (1 - alpha_bar_t)
+    divisor = {"epsilon": snr, "v": snr + 1, "x0": torch.ones_like(snr)}
+    return snr.clamp(max=gamma) / divisor[scheduler.prediction_type]
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; with the config, all that a checkpoint holds."""
+
+    model: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def start(cls, model: nn.Module, config: TrainConfig, device: torch.device) -> "TrainState":
+        """Return the state of a new run: the EMA a copy of the model, AdamW."""
+        model.to(device)
+        ema = copy.deepcopy(model).eval().requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        return cls(model, ema, optimizer)
+
+    def to_checkpoint(self, epoch: int, config: TrainConfig, wandb_id: str | None) -> dict:
+        """Return what `save_checkpoint` writes: plain types and tensors only."""
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "epoch": epoch,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "config": asdict(config),
+            "wandb_id": wandb_id,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take up what `load_checkpoint` returned."""
+        self.model.load_state_dict(content["model"])
+        self.ema.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step = content["step"]
+
+
+def training_loss(
+    model: Callable[..., Tensor],
+    scheduler: DDIMScheduler,
+    x_0: Tensor,
+    config: TrainConfig,
+    rows: slice = slice(None),
+) -> Tensor:
+    """Return the loss of a batch: noise it, predict, compare.
+
+    Args:
+        model: the denoiser.
+        scheduler: its scheduler.
+        x_0: the whole batch, (B, L, C), data units.
+        config: of the run.
+        rows: the share of this process. t, eps and masks are drawn for the whole batch, so that
+            they do not depend on the number of processes; nor does the mean of their losses.
+    """
+    B, T = len(x_0), scheduler.num_timesteps
+    # one t per stratum of T/B: less variance than independent draws
+    u = (torch.randperm(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B
+    t = (u * T).long().clamp(max=T - 1)
+    eps = torch.randn_like(x_0)
+    known_mask = draw_known_mask(x_0, config.known_share)
+
+    x, t, eps, known_mask = to_model_units(x_0)[rows], t[rows], eps[rows], known_mask[rows]
+    x_t, _ = scheduler.add_noise(x, t, eps)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
+        output = model(x_t, t, x, known_mask)
+    error = (output.float() - scheduler.target(x, eps, t)) ** 2
+    if config.snr_gamma:
+        error = error * min_snr_weight(scheduler, t, config.snr_gamma)
+    return error.sum() / x_0.numel() * process_rank()[1]
+
+
+def train_step(
+    state: TrainState, loss: Tensor, total_steps: int, config: TrainConfig
+) -> dict[str, Any]:
+    """Update weights and EMA from a loss.
+
+    Returns:
+        The scalars of the step, by the keys under which they are logged.
+
+    Raises:
+        FloatingPointError: loss or gradient is not finite; the weights are untouched.
+    """
+    lr = lr_at(state.step, total_steps, config)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    if not torch.isfinite(loss.detach() + grad_norm):
+        raise FloatingPointError(
+            f"loss {loss.item():g}, gradient norm {grad_norm.item():g} at step {state.step}, "
+            f"lr {lr:g}; lower --lr"
+        )
+    state.optimizer.step()
+    decay = ema_decay_at(state.step, total_steps, config.ema_decay)
+    with torch.no_grad():
+        averages: list[Tensor] = list(state.ema.parameters())
+        torch._foreach_lerp_(averages, list[Tensor](state.model.parameters()), 1 - decay)
+    state.step += 1
+    return {"train/loss": loss.detach(), "train/grad_norm": grad_norm, "train/lr": lr}
+
+
+def process_rank() -> tuple[int, int]:
+    """Return this process's rank and the number of processes that train together."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def progress(items: Iterable, title: str) -> Iterable:
+    """Wrap an iterable in a progress bar, on a terminal and with tqdm only."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    return tqdm(items, title, disable=None, leave=False)
+
+
+def train_epoch(
+    state: TrainState,
+    forward: Callable[..., Tensor],
+    scheduler: DDIMScheduler,
+    x_train: Tensor,
+    config: TrainConfig,
+    log: RunLogger | None,
+) -> float:
+    """Train from `state.step` to the end of its epoch; return the mean loss of these steps.
+
+    Args:
+        state: model, EMA, optimizer, step; updated in place.
+        forward: the model as it is called: itself, compiled, or wrapped for several processes.
+        scheduler: the noise scheduler.
+        x_train: (N, L, C), data units.
+        config: of the run.
+        log: receives the scalars of every `log_interval`-th step; None on all ranks but 0.
+    """
+    rank, world = process_rank()
+    steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
+    total_steps = steps_per_epoch * config.num_epochs
+    epoch, done = divmod(state.step, steps_per_epoch)
+    order = epoch_order(len(x_train), config.seed, epoch).to(x_train.device)
+    losses = []
+    state.model.train()
+    title = f"epoch {epoch + 1}/{config.num_epochs}"
+    for batch in progress(order.split(config.batch_size)[done:], title):
+        torch.manual_seed(config.seed * 1_000_003 + state.step)  # of t, eps, masks, dropout
+        rows = slice(rank, None, world)
+        loss = training_loss(forward, scheduler, x_train[batch], config, rows)
+        scalars = train_step(state, loss, total_steps, config)
+        if world > 1:
+            torch.distributed.all_reduce(scalars["train/loss"])
+            scalars["train/loss"] /= world
+        losses.append(scalars["train/loss"])
+        if log and state.step % config.log_interval == 0:
+            scalars["train/epoch"] = state.step / steps_per_epoch
+            log.scalars(state.step, {k: float(v) for k, v in scalars.items()})
+    return torch.stack(losses).mean().item()
+
+
+def train_diffusion_model(
+    model: nn.Module,
+    scheduler: DDIMScheduler,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    num_epochs: int = 100,
+    lr: float = 1e-4,
+    device: str | torch.device = "cuda",
+    log_interval: int = 100,
+    save_dir: str | Path = "checkpoints",
+    *,
+    config: TrainConfig | None = None,
+    resume: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Train, validate every epoch, and leave a run folder; the plan's training loop.
+
+    Args:
+        model: the denoiser.
+        scheduler: its scheduler.
+        train_loader: its data set and batch size are used; the order is f(seed, epoch).
+        val_loader: its data set is used.
+        num_epochs: passes over the training set.
+        lr: peak learning rate.
+        device: where to train.
+        log_interval: steps between lines of metrics.jsonl.
+        save_dir: the run folder.
+        config: every other knob; the arguments above win over it.
+        resume: a loaded checkpoint to continue.
+
+    Returns:
+        The EMA model, in eval mode.
+
+    Raises:
+        FloatingPointError: the loss or a gradient is not finite.
+    """
+    config = replace(
+        config or TrainConfig(),
+        num_epochs=num_epochs,
+        lr=lr,
+        log_interval=log_interval,
+        save_dir=str(save_dir),
+        batch_size=train_loader.batch_size or 1,
+    )
+    rank, world = process_rank()
+    state = TrainState.start(model, config, torch.device(device))
+    scheduler.to(device)
+    if resume:
+        state.restore(resume)
+    x_train, x_val = all_sequences(train_loader).to(device), all_sequences(val_loader).to(device)
+    steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
+    forward: Any = torch.compile(model) if config.compile else model
+    if world > 1:
+        forward = nn.parallel.DistributedDataParallel(forward)
+    log = None
+    if rank == 0:
+        wandb_id = resume["wandb_id"] if resume else None
+        log = RunLogger(Path(save_dir), config, state.step, wandb_id)
+    for epoch in range(state.step // steps_per_epoch, num_epochs):
+        started = time.perf_counter()
+        loss = train_epoch(state, forward, scheduler, x_train, config, log)
+        if log:
+            train_s = time.perf_counter() - started
+            finish_epoch(state, scheduler, x_val, config, log, epoch, loss, train_s)
+    if log:
+        finish_run(state, scheduler, x_val, config, log)
+        log.close()
+    return state.ema
+
+
+def finish_epoch(
+    state: TrainState,
+    scheduler: DDIMScheduler,
+    x_val: Tensor,
+    config: TrainConfig,
+    log: RunLogger,
+    epoch: int,
+    loss: float,
+    train_s: float,
+) -> None:
+    """Validate the EMA weights on a subset; log, print one line, perhaps draw and save."""
+    started = time.perf_counter()
+    x_0 = x_val[:: max(1, len(x_val) // config.val_sequences)][: config.val_sequences]
+    scores, recreated = validate(state.ema, scheduler, x_0, config.sampling)
+    val_s = time.perf_counter() - started
+    seconds = {"train/epoch_s": train_s, "val/epoch_s": val_s}
+    diagnostics = model_diagnostics(state.ema, x_0)
+    epoch_scalars = {"train/epoch_loss": loss, "val/epoch": epoch, **seconds, **diagnostics}
+    log.scalars(state.step, epoch_scalars | log_keys("val", scores))
+    print(
+        f"epoch {epoch + 1:{len(str(config.num_epochs))}}/{config.num_epochs}  "
+        f"loss {loss:.4f}  val {scores['loss']:.4f}  {score_line(scores)}  "
+        f"{train_s:.1f}+{val_s:.1f} s",
+        flush=True,
+    )
+    last = epoch + 1 == config.num_epochs
+    if epoch % config.figure_every == 0 or last:
+        log_recreations(log, state.step, epoch, x_0, recreated)
+    if (epoch + 1) % config.save_every == 0 or last:
+        path = log.folder / f"diffusion_checkpoint_epoch_{epoch}.pth"
+        save_checkpoint(path, state.to_checkpoint(epoch, config, log.wandb_id))
+
+
+def finish_run(
+    state: TrainState, scheduler: DDIMScheduler, x_val: Tensor, config: TrainConfig, log: RunLogger
+) -> None:
+    """Score the whole validation set, print where everything is, and what to do with it."""
+    scores, _ = validate(state.ema, scheduler, x_val, config.sampling)
+    shape = (256, config.seq_len, ACTION_DIM)
+    generated = generation_metrics(generate(state.ema, scheduler, shape, **config.sampling))
+    generate_scores = {f"generate/{k}": v for k, v in generated.items()}
+    log.scalars(state.step, log_keys("final", scores) | generate_scores)
+    denoised = [f"{scores[f'denoise_mse_sigma_{s}']:.5f} at {s}" for s in DENOISE_SIGMAS]
+    checkpoint = newest_checkpoint(log.folder)
+    print(f"""
+All {len(x_val)} validation gestures, {config.num_inference_steps} steps, EMA weights:
+  keyframes  {score_line(scores)}
+  denoise    mse by sigma: {", ".join(denoised)}
+  generate   {generation_line(generated)}
+
+Run folder: {log.folder}
+  resume    python train_diffusion_ddim.py --resume {log.folder}
+  evaluate  python -m evaluation --checkpoint {checkpoint} --data_dir {config.val_data_dir} \\
+                --output_dir {log.folder}/report
+  sample    python train_diffusion_ddim.py --sample 32 --checkpoint {checkpoint} \\
+                --output_dir {log.folder}/samples""")
+
+
+def score_line(scores: dict[str, float]) -> str:
+    """Return the headline scores of the keyframes protocol as one line."""
+    if "mse" not in scores:
+        return "(no gesture has a press edge)"
+    return (
+        f"mse {scores['mse']:.5f}  snr {scores['mean_snr_db']:.1f} dB  "
+        f"iou {scores['temporal_iou']:.3f}  spatial {scores['spatial_accuracy']:.3f}  "
+        f"type {scores['gesture_type_accuracy']:.3f}"
+    )
+
+
+def generation_line(scores: dict[str, float]) -> str:
+    """Return the scores of generated gestures as one line."""
+    mix = ", ".join(f"{name} {scores[f'share_{name}']:.2f}" for name in GESTURE_TYPES)
+    return f"one press {scores['one_press']:.3f}; {mix}"
+
+
+def log_keys(split: str, scores: dict[str, float]) -> dict[str, float]:
+    """Name scores as they are logged: `{split}/...`, two of them `sampling/...` as in the plan."""
+    sampling = ("time_per_sample", "noise_reduction")
+    return {f"{'sampling' if k in sampling else split}/{k}": v for k, v in scores.items()}
+
+
+def model_diagnostics(model: nn.Module, x_0: Tensor) -> dict[str, float]:
+    """Return the norm of all weights, and the RMS of the features before the output layer."""
+    norm = torch.stack([p.norm() for p in model.parameters()]).norm()
+    rms: list[Tensor] = []
+    layer: Any = model.output_projection
+    hook = layer.register_forward_pre_hook(lambda _, x: rms.append(x[0].square().mean().sqrt()))
+    with eval_mode(model):
+        model(to_model_units(x_0), torch.zeros(len(x_0), dtype=torch.long, device=x_0.device))
+    hook.remove()
+    return {"model/weight_norm": norm.item(), "model/activation_stats": rms[0].item()}
+
+
+# ----------------------------------------------------------------------------------------
+# CLI
+# ----------------------------------------------------------------------------------------
+# Flags that are not given are absent, so that a resumed run defaults to its own config.
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Report a mistake as UserError, so that it ends in one line like all others."""
+
+    def error(self, message: str) -> Any:
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message}; see --help")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line; flags that were not given are absent from the result."""
+    parser = OneLineParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    training = parser.add_argument_group("training")
+    for f in fields(TrainConfig):
+        options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
+        if f.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": f.type, "choices": f.metadata.get("choices")}
+        training.add_argument(f"--{f.name}", **options)
+    training.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="continue a checkpoint or run folder, alone: --save_dir; other flags override its own",
+    )
+    sampling = parser.add_argument_group("sampling, instead of training")
+    sampling.add_argument("--sample", type=int, metavar="N", help="write N gestures")
+    sampling.add_argument("--checkpoint", metavar="PATH", help="checkpoint or run folder")
+    sampling.add_argument("--output_dir", metavar="DIR", help="where to write samples_actions.npy")
+    sampling.add_argument("--known_data_dir", metavar="DIR", help="gestures to recreate")
+    sampling.add_argument(
+        "--known_strategy",
+        choices=tuple(KNOWN_STRATEGIES),
+        help="which of their frames are given (default: press_edges)",
+    )
+    return parser.parse_args(argv)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that --device names; an explicit cuda never becomes cpu."""
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise UserError("--device cuda, but torch sees no CUDA device; use --device cpu or auto")
+    if name == "cpu" or not has_cuda:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any] | None]:
+    """Return the config of a resumed run, its own but for what is given, and its checkpoint.
+
+    Raises:
+        UserError: nothing to resume, or a flag that changes the model or its noise.
+    """
+    path = path or given.get("save_dir", "")
+    if not path:
+        raise UserError("--resume needs a PATH, or a --save_dir to look in")
+    if path == given.get("save_dir") and not [*Path(path).glob("diffusion_checkpoint_epoch_*.pth")]:
+        print(f"note: nothing to resume in {path}; starting afresh")
+        return TrainConfig(**given), None
+    content = load_checkpoint(path)
+    saved = content["config"] | {"save_dir": str(content["path"].parent)}
+    config = TrainConfig(**saved | given)
+    shape = "seq_len d_model num_layers nhead dim_feedforward patch_size adaln learned_positions"
+    for name in f"{shape} num_timesteps beta_schedule prediction_type".split():
+        if getattr(config, name) != saved[name]:
+            raise UserError(
+                f"--{name} differs from the checkpoint {content['path']}: {saved[name]} -> "
+                f"{getattr(config, name)}; drop the flag or start a new run"
+            )
+    for name in ("lr", "batch_size", "seed", "num_epochs"):
+        if getattr(config, name) != saved[name]:
+            change = f"--{name} {saved[name]} -> {getattr(config, name)}"
+            print(f"warning: {change}: not the run that was interrupted", file=sys.stderr)
+    return config, content
+
+
+def claim_run_folder(config: TrainConfig, *, resuming: bool) -> Path:
+    """Make the run folder; refuse one that holds another run."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}_d{config.d_model}_l{config.num_layers}_h{config.nhead}"
+    folder = Path(config.save_dir or Path("runs") / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as e:
+        raise UserError(f"cannot write into --save_dir {folder} ({e}); choose another") from None
+    if not resuming and (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} holds a run already; add --resume or choose another --save_dir")
+    return folder
+
+
+def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Module:
+    """Do a whole run as `config` says: what the command line does, for a notebook.
+
+    Returns:
+        The EMA model, in eval mode.
+
+    Raises:
+        UserError: bad data, device or folder.
+    """
+    device = pick_device(config.device)
+    resolve_wandb_mode(config.wandb_mode)
+    if "RANK" in os.environ and not torch.distributed.is_initialized():  # under torchrun
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.manual_seed(config.seed)
+    model, scheduler = build_model(config), build_scheduler(config)
+    train_set = DiffusionActionDataset(config.data_dir, config.seq_len)
+    val_set = DiffusionActionDataset(config.val_data_dir, config.seq_len)
+    if process_rank()[0] == 0:
+        folder = claim_run_folder(config, resuming=resume is not None)
+        config = replace(config, save_dir=str(folder))
+        print(
+            f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
+            f"{len(train_set)} + {len(val_set)} gestures, run folder {folder}"
+        )
+    return train_diffusion_model(
+        model,
+        scheduler,
+        DataLoader(train_set, config.batch_size, shuffle=True),
+        DataLoader(val_set, config.batch_size),
+        config.num_epochs,
+        config.lr,
+        device,
+        config.log_interval,
+        config.save_dir,
+        config=config,
+        resume=resume,
+    )
+
+
+def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
+    """Write `--sample N` gestures from a checkpoint as samples_actions.npy.
+
+    Raises:
+        UserError: a flag is missing, the file exists, or too few gestures are known.
+    """
+    if "checkpoint" not in args or "output_dir" not in args or args.sample < 1:
+        raise UserError("--sample N needs N >= 1, --checkpoint and --output_dir")
+    path = Path(args.output_dir) / "samples_actions.npy"
+    if path.exists():
+        raise UserError(f"{path} exists; choose another --output_dir")
+    device = pick_device(given.get("device", "auto"))
+    model, _, trained = load_model(args.checkpoint, device)
+    config = replace(trained, **given)
+    known: dict[str, Any] = {}
+    if "known_data_dir" in args:
+        x_0 = torch.from_numpy(
+            DiffusionActionDataset(args.known_data_dir, config.seq_len).sequences
+        )
+        if len(x_0) < args.sample:
+            raise UserError(f"{args.known_data_dir} holds {len(x_0)} gestures, not {args.sample}")
+        x_0 = x_0[: args.sample]
+        torch.manual_seed(config.seed)
+        strategy, _ = KNOWN_STRATEGIES[getattr(args, "known_strategy", "press_edges")]
+        known = {"known": x_0, "known_mask": strategy(x_0)}
+    scheduler = build_scheduler(config).to(device)
+    shape = (args.sample, config.seq_len, ACTION_DIM)
+    samples = generate(model, scheduler, shape, seed=config.seed, **config.sampling, **known)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, to_gesture(samples).cpu().numpy().reshape(-1, ACTION_DIM))
+    print(f"{args.sample} gestures in {path}\n{generation_line(generation_metrics(samples))}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
+    try:
+        args = parse_args(argv)
+        names = {f.name for f in fields(TrainConfig)}
+        given = {name: value for name, value in vars(args).items() if name in names}
+        if "sample" in args:
+            sample_to_file(args, given)
+        elif "resume" in args:
+            train(*resume_run(given, args.resume))
+        else:
+            train(TrainConfig(**given))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except (FloatingPointError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; --resume continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
