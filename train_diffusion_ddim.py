@@ -57,6 +57,7 @@ BETA_SCHEDULES = ("linear", "cosine")
 PREDICTION_TYPES = ("epsilon", "v", "x0")
 SPACINGS = ("trailing", "leading", "linspace", "log_sigma")
 SAMPLERS = ("ddim", "dpmpp")
+LOSS_WEIGHTINGS = ("balanced", "min_snr", "none")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -110,8 +111,9 @@ class TrainConfig:
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
     beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
-    prediction_type: str = flag("v", "what the net predicts", choices=PREDICTION_TYPES)
-    snr_gamma: float = flag(0.0, "Min-SNR weighting of the loss, 5 is usual; 0 = off", low=0)
+    prediction_type: str = flag("x0", "what the net predicts", choices=PREDICTION_TYPES)
+    loss_weighting: str = flag("balanced", "see training_loss", choices=LOSS_WEIGHTINGS)
+    snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
     known_share: float = flag(0.5, "share of a batch that sees known frames", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
@@ -956,14 +958,19 @@ KNOWN_STRATEGIES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 }
 
 
-def draw_known_mask(x_0: Tensor, known_share: float) -> Tensor:
-    """Draw a training mask per gesture: empty, or one of KNOWN_STRATEGIES by its share."""
+def draw_known_mask(x_0: Tensor, known_share: float) -> tuple[Tensor, Tensor]:
+    """Draw what each gesture of a batch is trained with: nothing, or a strategy by its share.
+
+    Returns:
+        The masks, (B, L) bool, and which was drawn, (B,) int64: 0 = nothing, else the i-th of
+        KNOWN_STRATEGIES, counted from 1.
+    """
     masks = [torch.zeros_like(x_0[..., 2], dtype=torch.bool)]
     masks += [strategy(x_0) for strategy, _ in KNOWN_STRATEGIES.values()]
     shares = [known_share * share for _, share in KNOWN_STRATEGIES.values()]
     weights = torch.tensor([1 - known_share, *shares], device=x_0.device)
-    choice = torch.multinomial(weights, len(x_0), replacement=True)
-    return torch.stack(masks)[choice, torch.arange(len(x_0), device=x_0.device)]
+    drawn = torch.multinomial(weights, len(x_0), replacement=True)
+    return torch.stack(masks)[drawn, torch.arange(len(x_0), device=x_0.device)], drawn
 
 
 # ----------------------------------------------------------------------------------------
@@ -1656,15 +1663,8 @@ def epoch_order(num: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
 
 
-def min_snr_weight(scheduler: DDIMScheduler, t: Tensor, gamma: float) -> Tensor:
-    """Return the Min-SNR weight of each t, (B, 1, 1) (arXiv:2303.09556, sec. 3.4).
-
-    In x_0 space it is min(snr, gamma), whatever is predicted.
-    """
-    alpha_bar_t = scheduler.alpha_bar(t)
-    snr = alpha_bar_t / (1 - alpha_bar_t)
-    divisor = {"epsilon": snr, "v": snr + 1, "x0": torch.ones_like(snr)}
-    return snr.clamp(max=gamma) / divisor[scheduler.prediction_type]
+NOISE_LEVELS = 20  # bins of t in which the loss is balanced
+NUM_TASKS = (1 + len(KNOWN_STRATEGIES)) * NOISE_LEVELS
 
 
 @dataclass
@@ -1674,6 +1674,7 @@ class TrainState:
     model: nn.Module
     ema: nn.Module
     optimizer: torch.optim.Optimizer
+    task_loss: Tensor  # running mean loss of each task, (NUM_TASKS,)
     step: int = 0
 
     @classmethod
@@ -1684,7 +1685,7 @@ class TrainState:
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        return cls(model, ema, optimizer)
+        return cls(model, ema, optimizer, torch.ones(NUM_TASKS, device=device))
 
     def to_checkpoint(self, epoch: int, config: TrainConfig, wandb_id: str | None) -> dict:
         """Return what `save_checkpoint` writes: plain types and tensors only."""
@@ -1695,6 +1696,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "task_loss": self.task_loss,
             "config": asdict(config),
             "wandb_id": wandb_id,
         }
@@ -1704,17 +1706,18 @@ class TrainState:
         self.model.load_state_dict(content["model"])
         self.ema.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
+        self.task_loss.copy_(content["task_loss"])
         self.step = content["step"]
 
 
-def training_loss(
+def gesture_losses(
     model: Callable[..., Tensor],
     scheduler: DDIMScheduler,
     x_0: Tensor,
     config: TrainConfig,
     rows: slice = slice(None),
-) -> Tensor:
-    """Return the loss of a batch: noise it, predict, compare.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise a batch, predict, compare.
 
     Args:
         model: the denoiser.
@@ -1722,29 +1725,70 @@ def training_loss(
         x_0: the whole batch, (B, L, C), data units.
         config: of the run.
         rows: the share of this process. t, eps and masks are drawn for the whole batch, so that
-            they do not depend on the number of processes; nor does the mean of their losses.
+            they do not depend on the number of processes.
+
+    Returns:
+        The mean squared error of each of this process's gestures, (b,); its task, the pair of
+        known-frame strategy and noise level, (b,) int64 in [0, NUM_TASKS); its t, (b,) int64.
     """
     B, T = len(x_0), scheduler.num_timesteps
     # one t per stratum of T/B: less variance than independent draws
     u = (torch.randperm(B, device=x_0.device) + torch.rand(B, device=x_0.device)) / B
     t = (u * T).long().clamp(max=T - 1)
     eps = torch.randn_like(x_0)
-    known_mask = draw_known_mask(x_0, config.known_share)
+    known_mask, drawn = draw_known_mask(x_0, config.known_share)
+    task = drawn * NOISE_LEVELS + t * NOISE_LEVELS // T
 
     x, t, eps, known_mask = to_model_units(x_0)[rows], t[rows], eps[rows], known_mask[rows]
     x_t, _ = scheduler.add_noise(x, t, eps)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
         output = model(x_t, t, x, known_mask)
-    error = (output.float() - scheduler.target(x, eps, t)) ** 2
-    if config.snr_gamma:
-        error = error * min_snr_weight(scheduler, t, config.snr_gamma)
-    return error.sum() / x_0.numel() * process_rank()[1]
+    error = output.float() - scheduler.target(x, eps, t)
+    return error.square().mean(dim=(1, 2)), task[rows], t
+
+
+def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:
+    """Weigh each gesture by the inverse running loss of its task, and update that; (B,).
+
+    The loss that nothing can reduce differs a hundredfold between noise levels, and given known
+    frames it vanishes; unweighted, the noise of the largest drowns the rest. Tasks of equal size
+    are EDM2's uncertainty weighting (arXiv:2312.02696, sec. 2.2) with a table for its network.
+    """
+    ones = torch.ones_like(loss)
+    count = torch.zeros_like(task_loss).index_add_(0, task, ones)
+    mean = torch.zeros_like(task_loss).index_add_(0, task, loss) / count.clamp(min=1)
+    task_loss.lerp_(mean, 0.02 * (count > 0))
+    return 1 / (task_loss[task] + 1e-6)
+
+
+def min_snr_weight(scheduler: DDIMScheduler, t: Tensor, gamma: float) -> Tensor:
+    """Return the Min-SNR weight of each t, (B,) (arXiv:2303.09556, sec. 3.4).
+
+    In x_0 space it is min(snr, gamma), whatever is predicted.
+    """
+    alpha_bar_t = scheduler.alpha_bar(t)[:, 0, 0]
+    snr = alpha_bar_t / (1 - alpha_bar_t)
+    divisor = {"epsilon": snr, "v": snr + 1, "x0": torch.ones_like(snr)}
+    return snr.clamp(max=gamma) / divisor[scheduler.prediction_type]
 
 
 def train_step(
-    state: TrainState, loss: Tensor, total_steps: int, config: TrainConfig
+    state: TrainState,
+    forward: Callable[..., Tensor],
+    scheduler: DDIMScheduler,
+    x_0: Tensor,
+    total_steps: int,
+    config: TrainConfig,
 ) -> dict[str, Any]:
-    """Update weights and EMA from a loss.
+    """Update weights and EMA from one batch.
+
+    Args:
+        state: updated in place.
+        forward: the model as it is called: itself, compiled, or wrapped for several processes.
+        scheduler: its scheduler.
+        x_0: the whole batch, (B, L, C), data units.
+        total_steps: of the run.
+        config: of the run.
 
     Returns:
         The scalars of the step, by the keys under which they are logged.
@@ -1752,16 +1796,29 @@ def train_step(
     Raises:
         FloatingPointError: loss or gradient is not finite; the weights are untouched.
     """
+    rank, world = process_rank()
+    rows = slice(rank, None, world)
+    torch.manual_seed(config.seed * 1_000_003 + state.step)  # of t, eps, masks, dropout
+    loss, task, t = gesture_losses(forward, scheduler, x_0, config, rows)
+    whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
+    if config.loss_weighting == "balanced":
+        whole_task = from_all_processes(task, rows, len(x_0))
+        weight = balanced_weight(state.task_loss, whole_loss, whole_task)[rows]
+    elif config.loss_weighting == "min_snr":
+        weight = min_snr_weight(scheduler, t, config.snr_gamma)
+    else:
+        weight = torch.ones_like(loss)
     lr = lr_at(state.step, total_steps, config)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    ((weight * loss).sum() * world / len(x_0)).backward()  # processes average their gradients
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
-    if not torch.isfinite(loss.detach() + grad_norm):
+    mean_loss = whole_loss.mean()
+    if not torch.isfinite(mean_loss + grad_norm):
         raise FloatingPointError(
-            f"loss {loss.item():g}, gradient norm {grad_norm.item():g} at step {state.step}, "
-            f"lr {lr:g}; lower --lr"
+            f"loss {mean_loss:g}, gradient norm {grad_norm:g} at step {state.step}, lr {lr:g}; "
+            "lower --lr"
         )
     state.optimizer.step()
     decay = ema_decay_at(state.step, total_steps, config.ema_decay)
@@ -1769,7 +1826,7 @@ def train_step(
         averages: list[Tensor] = list(state.ema.parameters())
         torch._foreach_lerp_(averages, list[Tensor](state.model.parameters()), 1 - decay)
     state.step += 1
-    return {"train/loss": loss.detach(), "train/grad_norm": grad_norm, "train/lr": lr}
+    return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": lr}
 
 
 def process_rank() -> tuple[int, int]:
@@ -1777,6 +1834,15 @@ def process_rank() -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def from_all_processes(values: Tensor, rows: slice, size: int) -> Tensor:
+    """Return the whole batch's vector, (size,), of which each process holds its own rows."""
+    whole = torch.zeros(size, dtype=values.dtype, device=values.device)
+    whole[rows] = values
+    if process_rank()[1] > 1:
+        torch.distributed.all_reduce(whole)
+    return whole
 
 
 def progress(items: Iterable, title: str) -> Iterable:
@@ -1806,22 +1872,15 @@ def train_epoch(
         config: of the run.
         log: receives the scalars of every `log_interval`-th step; None on all ranks but 0.
     """
-    rank, world = process_rank()
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
-    total_steps = steps_per_epoch * config.num_epochs
     epoch, done = divmod(state.step, steps_per_epoch)
     order = epoch_order(len(x_train), config.seed, epoch).to(x_train.device)
     losses = []
     state.model.train()
     title = f"epoch {epoch + 1}/{config.num_epochs}"
     for batch in progress(order.split(config.batch_size)[done:], title):
-        torch.manual_seed(config.seed * 1_000_003 + state.step)  # of t, eps, masks, dropout
-        rows = slice(rank, None, world)
-        loss = training_loss(forward, scheduler, x_train[batch], config, rows)
-        scalars = train_step(state, loss, total_steps, config)
-        if world > 1:
-            torch.distributed.all_reduce(scalars["train/loss"])
-            scalars["train/loss"] /= world
+        x_0, total_steps = x_train[batch], steps_per_epoch * config.num_epochs
+        scalars = train_step(state, forward, scheduler, x_0, total_steps, config)
         losses.append(scalars["train/loss"])
         if log and state.step % config.log_interval == 0:
             scalars["train/epoch"] = state.step / steps_per_epoch
