@@ -100,7 +100,7 @@ class TrainConfig:
     val_data_dir: str = flag("diffusion_test_data/val", "folder of *_actions.npy to validate on")
     seq_len: int = flag(SEQ_LEN, "frames per gesture in the files", low=2)
     # denoiser
-    d_model: int = flag(64, "width", low=1)
+    d_model: int = flag(96, "width", low=1)
     num_layers: int = flag(4, "transformer blocks", low=1)
     nhead: int = flag(4, "attention heads; must divide d_model", low=1)
     dim_feedforward: int = flag(0, "hidden width of the MLPs; 0 = 4 * d_model", low=0)
@@ -108,13 +108,15 @@ class TrainConfig:
     patch_size: int = flag(10, "frames per token; must divide seq_len; 1 = the plan's", low=1)
     adaln: bool = flag(True, "condition on t by adaLN-zero; off = the plan's added embedding")
     learned_positions: bool = flag(True, "learned positions; off = the plan's sinusoids")
+    token_overlap: bool = flag(True, "let each token also read its two neighbours' frames")
+    press_gate: bool = flag(True, "predict x, y as press * (x, y while pressed); needs x0")
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
     beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
     prediction_type: str = flag("x0", "what the net predicts", choices=PREDICTION_TYPES)
     loss_weighting: str = flag("balanced", "see training_loss", choices=LOSS_WEIGHTINGS)
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
-    known_share: float = flag(0.5, "share of a batch that sees known frames", low=0, high=1)
+    known_share: float = flag(0.3, "share of a batch that sees known frames", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
@@ -123,7 +125,7 @@ class TrainConfig:
     # optimisation
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
     num_epochs: int = flag(50, "passes over the training set", low=1)
-    lr: float = flag(2e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
+    lr: float = flag(3e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
     warmup_steps: int = flag(200, "steps of warm-up, at most a tenth of the run", low=0)
     weight_decay: float = flag(1e-4, "AdamW weight decay", low=0)
     grad_clip: float = flag(1.0, "largest gradient norm", low=1e-12)
@@ -160,6 +162,11 @@ class TrainConfig:
             )
         if self.eta > 0 and self.sampler == "dpmpp":
             raise UserError(f"--eta must be 0 with --sampler dpmpp, got {self.eta}")
+        if self.press_gate and self.prediction_type != "x0":
+            raise UserError(
+                f"--press_gate needs --prediction_type x0, got {self.prediction_type}; "
+                "add --no-press_gate"
+            )
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -808,6 +815,11 @@ class MinimalDiffusionTransformer(nn.Module):
         adaln: adaLN-zero blocks and a zero-initialised output, instead of adding the embedding
             of t to every token.
         learned_positions: learned instead of sinusoidal.
+        token_overlap: embed each patch together with the patches before and after it, so that
+            the frames around an edge are read as one.
+        press_gate: output x and y as press * (x, y while pressed). For a model that predicts
+            x_0: as idle frames are zero, E[x] = P(press)·E[x | press], and the second factor has
+            no jump to learn.
         known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
 
     Raises:
@@ -828,6 +840,8 @@ class MinimalDiffusionTransformer(nn.Module):
         patch_size: int = 1,
         adaln: bool = False,
         learned_positions: bool = False,
+        token_overlap: bool = False,
+        press_gate: bool = False,
         known_frames: bool = False,
     ) -> None:
         super().__init__()
@@ -836,9 +850,11 @@ class MinimalDiffusionTransformer(nn.Module):
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.known_frames = adaln, known_frames
+        self.token_overlap, self.press_gate = token_overlap, press_gate
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
-        self.action_embedding = nn.Linear(in_channels * patch_size, d_model)
+        in_features = in_channels * patch_size * (3 if token_overlap else 1)
+        self.action_embedding = nn.Linear(in_features, d_model)
         self.pos_encoder = PositionalEncoding(
             d_model, seq_len // patch_size, learned=learned_positions
         )
@@ -882,8 +898,11 @@ class MinimalDiffusionTransformer(nn.Module):
         elif known_mask is not None:
             raise UserError("this model takes no known frames; build it with known_frames=True")
 
-        x = self.action_embedding(x.reshape(B, L // self.patch_size, -1))  # (B, tokens, D)
-        x = self.pos_encoder(x)
+        x = x.reshape(B, L // self.patch_size, -1)  # (B, tokens, patch_size * channels)
+        if self.token_overlap:
+            padded = F.pad(x, (0, 0, 1, 1))
+            x = torch.cat([padded[:, :-2], x, padded[:, 2:]], dim=-1)
+        x = self.pos_encoder(self.action_embedding(x))  # (B, tokens, D)
         t_emb = self.timestep_embedding(t)  # (B, D)
         if self.adaln:
             t_emb = self.timestep_mlp(t_emb)
@@ -894,7 +913,12 @@ class MinimalDiffusionTransformer(nn.Module):
         if self.adaln:
             shift, scale = self.output_modulation(F.silu(t_emb))[:, None].chunk(2, dim=-1)
             x = modulate(self.layer_norm(x), shift, scale)
-        return self.output_projection(x).reshape(B, L, C)
+        output = self.output_projection(x).reshape(B, L, C)
+        if self.press_gate:
+            press = to_data_units(output[..., 2:])
+            xy = to_model_units(press * to_data_units(output[..., :2]))
+            output = torch.cat([xy, output[..., 2:]], dim=-1)
+        return output
 
 
 # ----------------------------------------------------------------------------------------
@@ -1260,10 +1284,10 @@ def validate(
 
 def generation_metrics(samples: Tensor) -> dict[str, float]:
     """Return the share of samples with exactly one press, and of each gesture type."""
-    one_press = _press_changes(samples)[0].sum(dim=1) == 1
     types = classify_gestures(samples)
     shares = {f"share_{n}": (types == i).float().mean() for i, n in enumerate(GESTURE_TYPES)}
-    return {k: float(v) for k, v in {"one_press": one_press.float().mean(), **shares}.items()}
+    shares["one_press"] = has_one_press(samples).float().mean()
+    return {k: float(v) for k, v in shares.items()}
 
 
 def comprehensive_evaluation(
@@ -1602,6 +1626,8 @@ def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
         patch_size=config.patch_size,
         adaln=config.adaln,
         learned_positions=config.learned_positions,
+        token_overlap=config.token_overlap,
+        press_gate=config.press_gate,
         known_frames=True,
     )
 
@@ -2110,6 +2136,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+MODEL_FLAGS = (
+    *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
+    *("learned_positions", "token_overlap", "press_gate"),
+    *("num_timesteps", "beta_schedule", "prediction_type"),
+)
+
+
 def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any] | None]:
     """Return the config of a resumed run, its own but for what is given, and its checkpoint.
 
@@ -2125,8 +2158,7 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
     content = load_checkpoint(path)
     saved = content["config"] | {"save_dir": str(content["path"].parent)}
     config = TrainConfig(**saved | given)
-    shape = "seq_len d_model num_layers nhead dim_feedforward patch_size adaln learned_positions"
-    for name in f"{shape} num_timesteps beta_schedule prediction_type".split():
+    for name in MODEL_FLAGS:
         if getattr(config, name) != saved[name]:
             raise UserError(
                 f"--{name} differs from the checkpoint {content['path']}: {saved[name]} -> "
