@@ -1,0 +1,91 @@
+"""Change one choice of the default recipe at a time, train briefly, compare.
+
+    python benchmarks/ablations.py [--num_epochs 12] [--only NAME ...]
+
+Each variant is one run of the trainer's own command line, on one thread and one seed, scored on
+the whole validation set; the rows go to benchmarks/results/ablations.json as they finish, and a
+variant that is there already is not run again. Short runs rank choices, they do not show what the
+full recipe reaches: that is docs/RESULTS.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "ablations.json"
+
+VARIANTS = {
+    "default": "",
+    "unweighted loss": "--loss_weighting none",
+    "Min-SNR-5 loss": "--loss_weighting min_snr",
+    "predict v": "--prediction_type v --no-press_gate",
+    "predict eps": "--prediction_type epsilon --no-press_gate",
+    "no press gate": "--no-press_gate",
+    "no token overlap": "--no-token_overlap",
+    "linear schedule": "--beta_schedule linear",
+    "patch 5, width 64": "--patch_size 5 --d_model 64",
+    "batch 64": "--batch_size 64",
+    "known share 0.5": "--known_share 0.5",
+    "t added, post-norm": "--no-adaln",
+    "sinusoidal positions": "--no-learned_positions",
+}
+COLUMNS = {
+    "keyframes mse": "final/mse",
+    "snr dB": "final/mean_snr_db",
+    "spatial": "final/spatial_accuracy",
+    "denoise .2": "final/denoise_mse_sigma_0.2",
+    "denoise .4": "final/denoise_mse_sigma_0.4",
+    "denoise .7": "final/denoise_mse_sigma_0.7",
+    "one press": "generate/one_press",
+    "clicks": "generate/share_click",
+}
+
+
+def run_variant(flags: str, num_epochs: int) -> dict[str, float]:
+    """Train once and return the scores of the last line of its metrics.jsonl."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train_diffusion_ddim.py", "--num_epochs", str(num_epochs)]
+        command += ["--save_dir", folder, "--wandb_mode", "disabled", "--device", "cpu"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            command + flags.split(), cwd=ROOT, env=environment, check=True, stdout=sys.stderr
+        )
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    scores = json.loads(lines[-1])
+    seconds = sum(row.get("train/epoch_s", 0.0) for row in map(json.loads, lines))
+    return {name: scores[key] for name, key in COLUMNS.items()} | {"train s": seconds}
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num_epochs", type=int, default=12)
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    args = parser.parse_args()
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in args.only:
+        if name not in done:
+            done[name] = {
+                "flags": VARIANTS[name],
+                "num_epochs": args.num_epochs,
+                "machine": f"{platform.machine()}, 1 thread, Python {platform.python_version()}",
+                "date": date.today().isoformat(),
+                "scores": run_variant(VARIANTS[name], args.num_epochs),
+            }
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            RESULTS.write_text(json.dumps(done, indent=2) + "\n")
+    print("| variant | " + " | ".join([*COLUMNS, "train s"]) + " |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    for name, row in done.items():
+        print(f"| {name} | " + " | ".join(f"{v:.3g}" for v in row["scores"].values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
