@@ -71,6 +71,13 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def check_sampler(sampler: str, eta: float) -> None:
+    """Raise UserError unless eta fits the sampler."""
+    check_choice("sampler", sampler, SAMPLERS)
+    if not 0 <= eta <= 1 or (eta > 0 and sampler == "dpmpp"):
+        raise UserError(f"eta must be in [0, 1], and 0 with dpmpp, got {eta}")
+
+
 def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
     """Raise UserError if `value` does not divide `whole`."""
     if value < 1 or whole % value:
@@ -99,6 +106,7 @@ class TrainConfig:
     data_dir: str = flag("diffusion_test_data/train", "folder of *_actions.npy to train on")
     val_data_dir: str = flag("diffusion_test_data/val", "folder of *_actions.npy to validate on")
     seq_len: int = flag(SEQ_LEN, "frames per gesture in the files", low=2)
+    symmetries: bool = flag(True, "mirror, turn, reverse and shift the training gestures")
     # denoiser
     d_model: int = flag(96, "width", low=1)
     num_layers: int = flag(4, "transformer blocks", low=1)
@@ -114,9 +122,11 @@ class TrainConfig:
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
     beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
     prediction_type: str = flag("x0", "what the net predicts", choices=PREDICTION_TYPES)
-    loss_weighting: str = flag("balanced", "see training_loss", choices=LOSS_WEIGHTINGS)
+    loss_weighting: str = flag(
+        "balanced", "of noise levels and known-frame strategies", choices=LOSS_WEIGHTINGS
+    )
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
-    known_share: float = flag(0.3, "share of a batch that sees known frames", low=0, high=1)
+    known_share: float = flag(0.2, "share of a batch that sees known frames", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
@@ -124,7 +134,7 @@ class TrainConfig:
     eta: float = flag(0.0, "0 = deterministic DDIM, 1 = DDPM variance", low=0, high=1)
     # optimisation
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
-    num_epochs: int = flag(50, "passes over the training set", low=1)
+    num_epochs: int = flag(60, "passes over the training set", low=1)
     lr: float = flag(3e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
     warmup_steps: int = flag(200, "steps of warm-up, at most a tenth of the run", low=0)
     weight_decay: float = flag(1e-4, "AdamW weight decay", low=0)
@@ -160,8 +170,7 @@ class TrainConfig:
                 f"--num_inference_steps must be at most --num_timesteps = {self.num_timesteps}, "
                 f"got {self.num_inference_steps}"
             )
-        if self.eta > 0 and self.sampler == "dpmpp":
-            raise UserError(f"--eta must be 0 with --sampler dpmpp, got {self.eta}")
+        check_sampler(self.sampler, self.eta)
         if self.press_gate and self.prediction_type != "x0":
             raise UserError(
                 f"--press_gate needs --prediction_type x0, got {self.prediction_type}; "
@@ -212,7 +221,7 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
     """
     try:
         data = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+    except Exception as e:  # damage shows as many kinds of exception
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"cannot read {path} as an .npy array ({reason}); regenerate it") from None
     if not isinstance(data, np.ndarray) or data.dtype.kind != "f":
@@ -241,7 +250,7 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
             f"{path} must lie in [0, 1], got [{low:g}, {high:g}]; if these are pixels, divide by "
             "the screen's width and height"
         )
-    return rows.astype(np.float32).clip(0, 1).reshape(-1, seq_len, ACTION_DIM)
+    return rows.astype(np.float32, order="C").clip(0, 1).reshape(-1, seq_len, ACTION_DIM)
 
 
 class DiffusionActionDataset(Dataset):
@@ -271,6 +280,35 @@ class DiffusionActionDataset(Dataset):
 
     def __getitem__(self, idx: int) -> Tensor:
         return torch.from_numpy(self.sequences[idx])
+
+
+def draw_symmetry(x_0: Tensor) -> Tensor:
+    """Draw an equally likely twin of each gesture: mirrored, turned, reversed, moved in time.
+
+    Exact for generated gestures, whose law has these symmetries; a few thousand then do not run
+    out. Recordings of real screens do not have them all: train those with --no-symmetries.
+
+    Args:
+        x_0: (B, L, 3), data units, idle frames zero.
+
+    Returns:
+        The same shape: by coin flips x → 1 - x, y → 1 - y, x ↔ y and frames reversed; then the
+        span from the first to the last pressed frame starts anywhere it fits, all equally likely.
+    """
+    B, L, _ = x_0.shape
+    coin = torch.rand(B, 4, device=x_0.device) < 0.5
+    xy, press = x_0[..., :2], x_0[..., 2:]
+    xy = torch.where(coin[:, None, :2], press - xy, xy)  # press - 0 = 0 while idle
+    xy = torch.where(coin[:, 2, None, None], xy.flip(2), xy)
+    x_0 = torch.cat([xy, press], dim=2)
+    x_0 = torch.where(coin[:, 3, None, None], x_0.flip(1), x_0)
+
+    pressed = x_0[..., 2] > PRESSED
+    first, after = pressed.int().argmax(1), L - pressed.flip(1).int().argmax(1)
+    room = L - (after - first)  # latest onset; first = 0 and after = L without a press: no room
+    onset = (torch.rand(B, device=x_0.device) * (room + 1)).long().clamp(max=room)
+    frame = (torch.arange(L, device=x_0.device) + (first - onset)[:, None]) % L
+    return x_0.gather(1, frame[..., None].expand_as(x_0))
 
 
 def all_sequences(loader: DataLoader) -> Tensor:
@@ -540,58 +578,55 @@ class DDIMScheduler(nn.Module):
             shape: (B, L, C).
             device: where the model lives.
             num_inference_steps: N, in [1, T].
-            eta: 0 = deterministic DDIM, 1 = DDPM variance; 0 with dpmpp.
+            eta: 0 = deterministic DDIM, 1 = DDPM variance.
             sampler: "ddim", or "dpmpp": DPM-Solver++(2M), arXiv:2211.01095, alg. 2.
-            known: (B, L, C), data units; frames outside the mask are not read.
-            known_mask: (B, L) bool; these frames of x_0 are given and come back unchanged.
-            x_T: where to start, (B, L, C), model units: noise, or x_t at t = start_t.
+            known: (B, L, C), data units; read only where the mask is set.
+            known_mask: (B, L) bool; these frames are given and come back unchanged.
+            x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
             start_t: the index to start from; None = the noisiest of the spacing.
             generator: CPU source of x_T and of z, so that the device does not change the draw.
-            cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); each step moves x_0_pred
-                down its gradient, without differentiating the model.
-            guidance_scale: length of that move, in data units per unit of gradient.
+            cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `_descend`.
+            guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
 
         Returns:
-            x_0, (B, L, C), data units.
-
-        Raises:
-            UserError: an unknown sampler, bad step counts or eta, known without known_mask.
+            x_0, (B, L, C), data units. Raises UserError if an argument is out of range.
         """
-        check_choice("sampler", sampler, SAMPLERS)
-        if not 0 <= eta <= 1 or (eta > 0 and sampler == "dpmpp"):
-            raise UserError(f"eta must be in [0, 1], and 0 with dpmpp, got {eta}")
+        check_sampler(sampler, eta)
         if (known is None) != (known_mask is None):
             raise UserError("known and known_mask must be given together")
         pairs = self.timestep_pairs(num_inference_steps, start_t)
-        x_t = torch.randn(shape, generator=generator) if x_T is None else x_T
-        x_t = x_t.to(device)
-        condition: tuple[Tensor, ...] = ()
+        x_t = (torch.randn(shape, generator=generator) if x_T is None else x_T).to(device)
+        given: tuple[Tensor, ...] = ()
         if known is not None and known_mask is not None:
-            condition = (to_model_units(known.to(x_t)), known_mask.to(device))
+            given = (to_model_units(known.to(x_t)), known_mask.to(device))
         ts = torch.tensor([t for t, _ in pairs], device=device)
         last: tuple[Tensor, int] | None = None  # x_0_pred of the step before, and its t
         with eval_mode(model):
             for i, (t, t_prev) in enumerate(pairs):
-                output = model(x_t, ts[i].expand(shape[0]), *condition)
-                x_0_pred = self.predict_x_0(output, x_t, t)
+                x_0_pred = self.predict_x_0(model(x_t, ts[i].expand(len(x_t)), *given), x_t, t)
                 if cost_fn is not None:
                     x_0_pred = self._descend(x_0_pred, cost_fn, guidance_scale)
-                if condition:
-                    x_0_pred = torch.where(condition[1][..., None], condition[0], x_0_pred)
+                if given:
+                    x_0_pred = torch.where(given[1][..., None], given[0], x_0_pred)
                 aim = x_0_pred
                 if sampler == "dpmpp" and last is not None and t_prev >= 0:
-                    # D = x_0_pred + (x_0_pred - x_0_last)/2r, r = h_last/h; log sigma = -lambda
-                    h = math.log(self._sigma[t] / self._sigma[t_prev])
-                    h_last = math.log(self._sigma[last[1]] / self._sigma[t])
-                    aim = x_0_pred + (x_0_pred - last[0]) * (h / (2 * h_last))
+                    aim = self._extrapolate(x_0_pred, t, t_prev, *last)
                 last = (x_0_pred, t)
                 x_t = self.step(aim, x_t, t, t_prev, eta=eta, generator=generator)
         return to_data_units(x_t)
 
+    def _extrapolate(
+        self, x_0_pred: Tensor, t: int, t_prev: int, x_0_last: Tensor, t_last: int
+    ) -> Tensor:
+        """Return D = x_0_pred + (x_0_pred - x_0_last)/2r of 2M, r = h_last/h in log sigma."""
+        h = math.log(self._sigma[t] / self._sigma[t_prev])
+        h_last = math.log(self._sigma[t_last] / self._sigma[t])
+        return x_0_pred + (x_0_pred - x_0_last) * (h / (2 * h_last))
+
     def _descend(
         self, x_0_pred: Tensor, cost_fn: Callable[[Tensor], Tensor], scale: float
     ) -> Tensor:
-        """Move x_0_pred down the gradient of the cost, within [-1, 1] if `clip_sample`."""
+        """Move x_0_pred down the cost's gradient, which does not pass through the model."""
         with torch.enable_grad():
             actions = to_data_units(x_0_pred).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(cost_fn(actions).sum(), actions)
@@ -898,7 +933,7 @@ class MinimalDiffusionTransformer(nn.Module):
         elif known_mask is not None:
             raise UserError("this model takes no known frames; build it with known_frames=True")
 
-        x = x.reshape(B, L // self.patch_size, -1)  # (B, tokens, patch_size * channels)
+        x = x.reshape(B, L // self.patch_size, self.patch_size * x.shape[-1])  # (B, tokens, ...)
         if self.token_overlap:
             padded = F.pad(x, (0, 0, 1, 1))
             x = torch.cat([padded[:, :-2], x, padded[:, 2:]], dim=-1)
@@ -1146,6 +1181,11 @@ def in_batches(
     return torch.cat([function(*batch) for batch in batches])
 
 
+def takes_known_frames(model: Any) -> bool:
+    """Tell whether a denoiser, perhaps wrapped for several processes, accepts known frames."""
+    return bool(getattr(getattr(model, "module", model), "known_frames", False))
+
+
 def recreate(
     model: nn.Module,
     scheduler: DDIMScheduler,
@@ -1168,8 +1208,7 @@ def recreate(
     Returns:
         (B, L, C), data units.
     """
-    takes_known = getattr(model, "known_frames", False)
-    start_t = None if takes_known else scheduler.timestep_at(0.4)
+    start_t = None if takes_known_frames(model) else scheduler.timestep_at(0.4)
 
     def sample(x: Tensor, x_T: Tensor) -> Tensor:
         given: dict[str, Any] = {"start_t": start_t}
@@ -1505,21 +1544,20 @@ class RunLogger:
 
 
 def resolve_wandb_mode(mode: str) -> str:
-    """Turn "auto" into online, offline or disabled: WANDB_MODE, a login, an installed wandb."""
-    from importlib.util import find_spec
-
+    """Turn "auto" into online, offline or disabled: WANDB_MODE, a login, a wandb that imports."""
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or "auto"
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
         check_choice("WANDB_MODE", mode, WANDB_MODES)
-    if mode != "disabled" and find_spec("wandb") is None:
-        print("note: wandb is not installed; the run folder holds all that it would show")
+    if mode == "disabled":
+        return mode
+    try:
+        import wandb
+    except ImportError:
+        print("note: wandb does not import; the run folder holds all that it would show")
         return "disabled"
     if mode == "auto":
-        import wandb
-
-        has_login = bool(os.environ.get("WANDB_API_KEY")) or wandb.Settings().api_key
-        mode = "online" if has_login else "offline"
+        mode = "online" if wandb.Settings().api_key else "offline"
     return mode
 
 
@@ -1653,9 +1691,13 @@ def load_model(
         ema: the averaged weights, else the raw ones.
     """
     content = load_checkpoint(path)
-    config = TrainConfig(**content["config"])
-    model = build_model(config)
-    model.load_state_dict(content["ema" if ema else "model"])
+    try:
+        config = TrainConfig(**content["config"])
+        model = build_model(config)
+        model.load_state_dict(content["ema" if ema else "model"])
+    except (TypeError, UserError, RuntimeError) as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{content['path']} does not fit this version ({reason})") from None
     model.eval().requires_grad_(False)
     return model.to(device), build_scheduler(config).to(device), config
 
@@ -1768,7 +1810,7 @@ def gesture_losses(
     x, t, eps, known_mask = to_model_units(x_0)[rows], t[rows], eps[rows], known_mask[rows]
     x_t, _ = scheduler.add_noise(x, t, eps)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
-        output = model(x_t, t, x, known_mask)
+        output = model(x_t, t, x, known_mask) if takes_known_frames(model) else model(x_t, t)
     error = output.float() - scheduler.target(x, eps, t)
     return error.square().mean(dim=(1, 2)), task[rows], t
 
@@ -1824,7 +1866,9 @@ def train_step(
     """
     rank, world = process_rank()
     rows = slice(rank, None, world)
-    torch.manual_seed(config.seed * 1_000_003 + state.step)  # of t, eps, masks, dropout
+    torch.manual_seed(config.seed * 1_000_003 + state.step)  # of all that a step draws
+    if config.symmetries:
+        x_0 = draw_symmetry(x_0)
     loss, task, t = gesture_losses(forward, scheduler, x_0, config, rows)
     whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
     if config.loss_weighting == "balanced":
@@ -1945,32 +1989,23 @@ def train_diffusion_model(
 
     Returns:
         The EMA model, in eval mode.
-
-    Raises:
-        FloatingPointError: the loss or a gradient is not finite.
     """
-    config = replace(
-        config or TrainConfig(),
-        num_epochs=num_epochs,
-        lr=lr,
-        log_interval=log_interval,
-        save_dir=str(save_dir),
-        batch_size=train_loader.batch_size or 1,
-    )
+    given: dict[str, Any] = {"num_epochs": num_epochs, "lr": lr, "log_interval": log_interval}
+    given |= {"save_dir": str(save_dir), "batch_size": train_loader.batch_size or 1}
+    config = replace(config or TrainConfig(), **given)
     rank, world = process_rank()
     state = TrainState.start(model, config, torch.device(device))
     scheduler.to(device)
-    if resume:
-        state.restore(resume)
     x_train, x_val = all_sequences(train_loader).to(device), all_sequences(val_loader).to(device)
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
+    if resume:
+        state.restore(resume)
+        state.step = (resume["epoch"] + 1) * steps_per_epoch  # under another batch size, too
     forward: Any = torch.compile(model) if config.compile else model
     if world > 1:
         forward = nn.parallel.DistributedDataParallel(forward)
-    log = None
-    if rank == 0:
-        wandb_id = resume["wandb_id"] if resume else None
-        log = RunLogger(Path(save_dir), config, state.step, wandb_id)
+    wandb_id = resume["wandb_id"] if resume else None
+    log = RunLogger(Path(save_dir), config, state.step, wandb_id) if rank == 0 else None
     for epoch in range(state.step // steps_per_epoch, num_epochs):
         started = time.perf_counter()
         loss = train_epoch(state, forward, scheduler, x_train, config, log)
@@ -2143,6 +2178,17 @@ MODEL_FLAGS = (
 )
 
 
+def check_same_model(config: TrainConfig, content: dict[str, Any]) -> None:
+    """Raise UserError if a flag contradicts the weights of a checkpoint."""
+    for name in MODEL_FLAGS:
+        saved, now = content["config"][name], getattr(config, name)
+        if now != saved:
+            raise UserError(
+                f"--{name} contradicts the weights of {content['path']}: {saved} -> {now}; drop "
+                "the flag or train anew"
+            )
+
+
 def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any] | None]:
     """Return the config of a resumed run, its own but for what is given, and its checkpoint.
 
@@ -2158,12 +2204,7 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
     content = load_checkpoint(path)
     saved = content["config"] | {"save_dir": str(content["path"].parent)}
     config = TrainConfig(**saved | given)
-    for name in MODEL_FLAGS:
-        if getattr(config, name) != saved[name]:
-            raise UserError(
-                f"--{name} differs from the checkpoint {content['path']}: {saved[name]} -> "
-                f"{getattr(config, name)}; drop the flag or start a new run"
-            )
+    check_same_model(config, content)
     for name in ("lr", "batch_size", "seed", "num_epochs"):
         if getattr(config, name) != saved[name]:
             change = f"--{name} {saved[name]} -> {getattr(config, name)}"
@@ -2240,6 +2281,7 @@ def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
     device = pick_device(given.get("device", "auto"))
     model, _, trained = load_model(args.checkpoint, device)
     config = replace(trained, **given)
+    check_same_model(config, {"config": asdict(trained), "path": args.checkpoint})
     known: dict[str, Any] = {}
     if "known_data_dir" in args:
         x_0 = torch.from_numpy(

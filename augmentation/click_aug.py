@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -140,10 +141,7 @@ def generate_augmented_dataset(
     overwrite: bool = False,
     progress: bool = False,
 ) -> GeneratedDataset:
-    """Write a data set folder; the same arguments give the same bytes.
-
-    Repeating a call on its finished folder does nothing. All parameters are drawn at once from
-    one generator, so the sequences do not depend on sequences_per_file.
+    """Write a data set folder: the same arguments, the same bytes; a repeated call does nothing.
 
     Args:
         output_dir: folder to write, made if missing.
@@ -163,16 +161,14 @@ def generate_augmented_dataset(
         The folder, its manifest, and whether anything was written.
 
     Raises:
-        ValueError: an argument is outside its range, or the folder cannot be used
-            (DatasetFolderError); nothing was written.
+        ValueError: an argument is out of range, or (DatasetFolderError) the folder is in use.
         OSError: the disk failed or is full; no manifest was written.
     """
-    check_arguments(num_sequences, action_type, min_delta_t, max_delta_t, sequence_length)
+    law = (num_sequences, action_type, min_delta_t, max_delta_t, sequence_length)
+    check_arguments(*law)
     _check_integer("sequences_per_file", sequences_per_file, low=1)
     _check_integer("seed", seed, low=0)
-    split = Path(os.path.abspath(output_dir)).name if split is None else split
-    if not split:
-        raise ValueError("split must be a non-empty name, got ''")
+    split = _split_name(output_dir) if split is None else split
     arguments = {
         "num_sequences": int(num_sequences),
         "sequence_length": int(sequence_length),
@@ -186,20 +182,30 @@ def generate_augmented_dataset(
     folder, finished = claim_folder(output_dir, arguments, overwrite=overwrite)
     if finished is not None:
         return GeneratedDataset(folder, finished, written=False)
-
-    entropy = [int(seed), zlib.crc32(split.encode())]
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-    gestures = draw_gestures(
-        rng, num_sequences, action_type, min_delta_t, max_delta_t, sequence_length
-    )
-    manifest = write_dataset(
-        folder,
-        arguments,
-        lambda rows: render(gestures[rows], sequence_length),
-        notes={"gesture_counts": gestures.counts()},
-        progress=progress,
-    )
+    gestures = draw_gestures(_split_generator(seed, split), *law)
+    render_rows = partial(_render_rows, gestures, sequence_length)
+    notes = {"gesture_counts": gestures.counts()}
+    manifest = write_dataset(folder, arguments, render_rows, notes=notes, progress=progress)
     return GeneratedDataset(folder, manifest, written=True)
+
+
+def _render_rows(gestures: Gestures, sequence_length: int, rows: slice) -> np.ndarray:
+    """Render some rows of a data set."""
+    return render(gestures[rows], sequence_length)
+
+
+def _split_name(output_dir: str | os.PathLike[str]) -> str:
+    """Return the last component of a folder's path."""
+    name = Path(os.path.abspath(output_dir)).name
+    if not name:
+        raise ValueError(f"split must be given for an output_dir without a name, got {output_dir}")
+    return name
+
+
+def _split_generator(seed: int, split: str) -> np.random.Generator:
+    """Return the one generator of a data set; its gestures do not depend on the files' size."""
+    entropy = [int(seed), zlib.crc32(split.encode())]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
 def check_arguments(

@@ -1,0 +1,201 @@
+"""Shared by all tests: no network, one thread, tiny gestures, tiny runs.
+
+Why: tests of a trainer are only run if they are quick, so everything here is as small as it can
+be while it still has the structure that is tested: 20 frames, 16 features, one block.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["OMP_NUM_THREADS"] = "1"  # of the subprocesses: the same sums in the same order
+os.environ["MPLBACKEND"] = "agg"
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "train_diffusion_ddim.py"
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import train_diffusion_ddim as tdd  # noqa: E402
+
+torch.set_num_threads(1)
+
+L = 20  # frames of a tiny gesture
+TINY = {
+    "seq_len": L,
+    "d_model": 16,
+    "num_layers": 1,
+    "nhead": 2,
+    "patch_size": 5,
+    "num_timesteps": 50,
+    "beta_schedule": "cosine",
+    "prediction_type": "v",
+    "press_gate": False,
+    "num_inference_steps": 3,
+    "batch_size": 4,
+    "num_epochs": 2,
+    "log_interval": 1,
+    "device": "cpu",
+    "dropout": 0.1,  # so that its random numbers are part of what resume must repeat
+}
+WALL_CLOCK = {"train/epoch_s", "val/epoch_s", "sampling/time_per_sample"}
+
+
+def make_gestures(num, length=L, seed=0):
+    """Linear gestures with both press edges inside the window, one touch each; (num, L, 3)."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((num, length, 3), np.float32)
+    for gesture in x:
+        n = rng.integers(3, length // 2)
+        first = rng.integers(1, length - n)
+        ends = rng.uniform(0.05, 0.95, (2, 2))
+        gesture[first : first + n, :2] = np.linspace(*ends, n)
+        gesture[first : first + n, 2] = 1
+    return torch.from_numpy(x)
+
+
+def press(length, *spans):
+    """One gesture (1, L, 3) that is pressed in each [first, last], at (0.3, 0.6)."""
+    x = torch.zeros(1, length, 3)
+    for first, last in spans:
+        x[0, first : last + 1] = torch.tensor([0.3, 0.6, 1.0])
+    return x
+
+
+def as_flags(**options):
+    """Options as command-line arguments; True and False as --flag and --no-flag."""
+    argv = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            argv.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            argv += [f"--{name}", str(value)]
+    return argv
+
+
+def read_jsonl(path):
+    """Rows of a .jsonl file, read strictly: NaN and Infinity are no JSON."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} in {path}")
+
+    lines = Path(path).read_text("utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def without_clock(rows):
+    """Rows of metrics.jsonl but for what a clock measured."""
+    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows]
+
+
+def python(*argv, timeout=120, **env):
+    """Run the interpreter in a new process; env entries of None are removed."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    environ = {k: v for k, v in environ.items() if v is not None}
+    return subprocess.run(
+        [sys.executable, *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def assert_same_tree(a, b, path="root"):
+    """Two nested states are equal to the bit."""
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same_tree(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_tree(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder with train/ (10 gestures in two files) and val/ (6, one of them idle)."""
+    folder = tmp_path_factory.mktemp("data")
+    train, val = make_gestures(10, seed=1).numpy(), make_gestures(6, seed=2).numpy()
+    val[3] = 0
+    for name, x in {"train/a": train[:7], "train/b": train[7:], "val/a": val}.items():
+        path = folder / f"{name}_actions.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, x.reshape(-1, 3))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(data):
+    """Return f(**changes): the command line of a tiny run on `data`."""
+
+    def flags(**changes):
+        sets = {"data_dir": data / "train", "val_data_dir": data / "val"}
+        return as_flags(**{**TINY, **sets, **changes})
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def tiny_config(data):
+    """Return f(**changes): the TrainConfig of a tiny run on `data`."""
+
+    def config(**changes):
+        sets = {"data_dir": str(data / "train"), "val_data_dir": str(data / "val")}
+        return tdd.TrainConfig(**{**TINY, **sets, **changes})
+
+    return config
+
+
+@pytest.fixture
+def cli(capsys):
+    """Return f(*argv): run main(argv) in this process; (exit code, stdout, stderr)."""
+
+    def run(*argv):
+        capsys.readouterr()
+        code = tdd.main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(cli):
+    """Return f(*argv): assert a user's mistake, one line and exit code 2; return the line."""
+
+    def run(*argv):
+        code, _, err = cli(*argv)
+        assert code == 2, err
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def straight_run(tmp_path_factory, tiny_flags):
+    """A finished run folder: 6 epochs of 5 steps, checkpoints after the third and the last.
+
+    More than 20 steps, because the EMA of a shorter run is the model itself.
+    """
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    flags = tiny_flags(num_epochs=6, batch_size=2, save_every=3, save_dir=folder)
+    done = python(SCRIPT, *flags)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout, "utf-8")
+    return folder

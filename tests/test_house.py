@@ -1,0 +1,177 @@
+"""The house rules that a reader relies on, checked on the sources and the documents.
+
+Why: a promise in a document that nothing checks becomes wrong. So commands, flags and metric names
+in the documents must exist, the script must stay free of our other modules, and functions short.
+
+    python -m pytest tests/test_house.py
+"""
+
+import ast
+import re
+import shlex
+import subprocess
+from importlib.util import find_spec
+
+import pytest
+from conftest import ROOT, SCRIPT, python, read_jsonl
+
+import train_diffusion_ddim as tdd
+
+
+def product_files():
+    """Tracked and new .py files but for the tests."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    names = listed.stdout.split()
+    if listed.returncode:  # not a checkout: an archive of one
+        names = [str(path.relative_to(ROOT)) for path in ROOT.rglob("[!.]*.py")]
+    names = [name for name in names if not name.startswith(("tests/", ".")) and "/." not in name]
+    return sorted(name for name in names if (ROOT / name).exists())
+
+
+def documents():
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands():
+    """Every `python ...` line in a code block of the README and docs/: (document, argv)."""
+    found = []
+    for document in documents():
+        text = document.read_text("utf-8")
+        for block in re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, re.DOTALL | re.M):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = line.strip().removeprefix("$ ")
+                if re.match(r"(\w+=\S+ )*python3? (-m )?[\w.]+", line):
+                    found.append((document.name, shlex.split(line, comments=True)))
+    return found
+
+
+def test_importing_the_script_is_pure():
+    code = (
+        "import sys, numpy, torch, torch.utils.data; before = torch.get_rng_state();"
+        "old = set(sys.modules);"  # torch itself imports tqdm
+        "import train_diffusion_ddim;"
+        "assert torch.equal(torch.get_rng_state(), before);"
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - old}))"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    loaded = set(ast.literal_eval(done.stdout))  # nothing else was printed
+    assert not loaded & {"wandb", "matplotlib", "tqdm", "augmentation", "evaluation"}
+    lazy = [node for node in ast.parse(SCRIPT.read_text("utf-8")).body if "Import" in repr(node)]
+    assert not re.search(r"wandb|matplotlib|tqdm", "".join(map(ast.unparse, lazy)))
+
+
+def test_the_script_imports_nothing_of_ours():
+    ours = {path.stem for path in ROOT.glob("*.py")}
+    ours |= {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests"}
+    for node in ast.walk(ast.parse(SCRIPT.read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names = [node.module]
+        assert not {name.split(".")[0] for name in names} & ours
+
+
+@pytest.mark.parametrize("name", product_files())
+def test_functions_fit_a_screen(name):
+    for node in ast.walk(ast.parse((ROOT / name).read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{name}:{node.lineno} {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("name", product_files())
+def test_checkpoints_and_arrays_are_never_unpickled(name):
+    source = (ROOT / name).read_text("utf-8")
+    assert not re.search(r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|import pickle", source)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load"):
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            safe = keywords.get("weights_only") == "True" or keywords.get("allow_pickle") == "False"
+            assert safe, f"{name}:{node.lineno}"
+
+
+def test_sections_are_in_the_order_that_the_docstring_states():
+    text = SCRIPT.read_text("utf-8")
+    banners = re.findall(r"^# -{80,}\n# ([A-Z ]+?)(?: —.*)?\n# -{80,}$", text, re.MULTILINE)
+    stated = re.search(r"Sections: (.*?)\.\n", tdd.__doc__, re.DOTALL).group(1)
+    assert banners == [name.strip() for name in stated.replace("\n", " ").split(",")]
+
+
+def expanded(name):
+    """`a_{x,y}` as a_x, a_y; `a_{name}` as the pattern of any a_..."""
+    group = re.search(r"\{([^}]*)\}", name)
+    if not group:
+        return [re.escape(name).replace("ANY", r"[\w.]+")]
+    head, tail = name[: group.start()], name[group.end() :]
+    choices = group.group(1).split(",")
+    if len(choices) == 1:
+        choices = ["ANY"]
+    return [whole for c in choices for whole in expanded(head + c.strip() + tail)]
+
+
+def test_every_logged_key_is_documented(straight_run):
+    text = (ROOT / "docs" / "METRICS.md").read_text("utf-8")
+    quoted = re.findall(r"`([^`\s]+)`", text)
+    documented = {name.split("/", 1)[-1] for word in quoted for name in expanded(word)}
+    assert len(documented) > 30
+    keys = set().union(*read_jsonl(straight_run / "metrics.jsonl")) - {"step"}
+    names = {key: key.split("/", 1)[1] for key in keys}
+    assert not {k for k, n in names.items() if not any(re.fullmatch(d, n) for d in documented)}
+
+
+def test_commands_of_the_documents_exist():
+    assert len(commands()) >= 3
+    for document, argv in commands():
+        argv = [arg for arg in argv if not re.match(r"[A-Z_]+=", arg)][1:]
+        if argv[0] == "-m":
+            module = argv[1]
+            spec = find_spec(module)
+            assert spec, f"{document}: python -m {module}"
+            if spec.submodule_search_locations:  # a package runs its __main__
+                assert find_spec(f"{module}.__main__"), f"{document}: python -m {module}"
+        else:
+            assert argv[0].startswith("-") or (ROOT / argv[0]).exists(), f"{document}: {argv}"
+
+
+def test_flags_of_the_documents_exist(capsys):
+    checked = 0
+    for document, argv in commands():
+        if "train_diffusion_ddim.py" not in argv:
+            continue
+        flags = [arg for arg in argv[argv.index("train_diffusion_ddim.py") + 1 :]]
+        flags = ["1" if re.fullmatch(r"[A-Z]+", arg) else arg for arg in flags]  # placeholders
+        flags = [arg for arg in flags if arg not in ("...", "…")]
+        try:
+            tdd.parse_args(flags)
+        except tdd.UserError as error:
+            raise AssertionError(f"{document}: {' '.join(argv)}: {error}") from None
+        except SystemExit as stop:
+            assert stop.code == 0
+        checked += 1
+    assert checked >= 2
+
+
+def test_files_named_in_the_readme_exist():
+    text = (ROOT / "README.md").read_text("utf-8")
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_what_a_run_prints_to_do_next_exists(straight_run):
+    out = (straight_run / "stdout.txt").read_text("utf-8")
+    modules = re.findall(r"python -m ([\w.]+)", out)
+    assert modules
+    for module in modules:
+        assert find_spec(module) and find_spec(f"{module}.__main__"), module
+
+
+def test_requirements_pin_the_users_list():
+    lines = (ROOT / "requirements.txt").read_text().split()
+    assert sorted(re.split("==", line)[0] for line in lines) == [
+        *("matplotlib", "numpy", "torch", "tqdm", "wandb")
+    ]
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in lines)

@@ -1,0 +1,339 @@
+"""The denoiser: the plan's network to the number, and what each option promises.
+
+Why: the plan's constructor must build the plan's transformer, so it is compared with torch's own
+nn.TransformerEncoder built as in the plan, with the same weights; known frames must reach the
+network and nothing else of x_0 may; and a network that cannot overfit eight gestures cannot learn.
+
+    python -m pytest tests/test_model.py
+"""
+
+import math
+
+import pytest
+import torch
+from conftest import L, make_gestures
+from torch import nn
+
+import train_diffusion_ddim as tdd
+from train_diffusion_ddim import (
+    MinimalDiffusionTransformer,
+    PositionalEncoding,
+    TimestepEmbedding,
+    UserError,
+    nearest_known,
+)
+
+OPTIONS = [
+    {},
+    {"patch_size": 5},
+    {"adaln": True},
+    {"learned_positions": True},
+    {"known_frames": True},
+    {"patch_size": 4, "adaln": True, "learned_positions": True, "known_frames": True},
+    {"patch_size": 5, "token_overlap": True},
+    {"press_gate": True},
+    {"action_dim": 5},
+    {"max_timesteps": 100, "dropout": 0.0},
+]
+
+
+def build(**options):
+    torch.manual_seed(0)
+    sizes = {"seq_len": L, "d_model": 16, "nhead": 2, "num_layers": 2, "dim_feedforward": 32}
+    return MinimalDiffusionTransformer(**{**sizes, **options}).eval()
+
+
+def awake(model):
+    """Give random values to what adaLN-zero starts at zero."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def inputs(batch=3, channels=3):
+    torch.manual_seed(2)
+    return torch.randn(batch, L, channels), torch.randint(0, 1000, (batch,))
+
+
+class PlanTransformer(nn.Module):
+    """The plan's MinimalDiffusionTransformer, of torch's own layers."""
+
+    def __init__(self, seq_len, d_model, nhead, num_layers, dim_feedforward):
+        super().__init__()
+        self.d_model = d_model
+        self.action_embedding = nn.Linear(3, d_model)
+        layer = nn.TransformerEncoderLayer(
+            d_model, nhead, dim_feedforward, 0.0, activation="gelu", batch_first=True
+        )
+        self.transformer = nn.TransformerEncoder(layer, num_layers)
+        self.output_projection = nn.Linear(d_model, 3)
+        self.layer_norm = nn.LayerNorm(d_model)
+
+    def forward(self, x_t, t):
+        x = self.action_embedding(x_t) + plan_positions(x_t.shape[1], self.d_model)
+        x = self.layer_norm(x + plan_timesteps(t, self.d_model)[:, None])
+        return self.output_projection(self.transformer(x))
+
+
+def plan_positions(length, d_model):
+    position = torch.arange(length)[:, None].float()
+    div_term = torch.exp(torch.arange(0, d_model, 2).float() * -(math.log(10000.0) / d_model))
+    pe = torch.zeros(length, d_model)
+    pe[:, 0::2], pe[:, 1::2] = torch.sin(position * div_term), torch.cos(position * div_term)
+    return pe
+
+
+def plan_timesteps(t, dim):
+    half = dim // 2
+    angle = t[:, None] * torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
+    return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
+
+
+def copy_weights(ours, plan):
+    names = {
+        "self_attn.in_proj_weight": "attention.qkv.weight",
+        "self_attn.in_proj_bias": "attention.qkv.bias",
+        "self_attn.out_proj": "attention.out",
+        "linear1": "up",
+        "linear2": "down",
+        "norm1": "norm_1",
+        "norm2": "norm_2",
+    }
+    state = {}
+    for name, value in plan.state_dict().items():
+        new = name.replace("transformer.layers", "blocks")
+        for theirs, our in names.items():
+            new = new.replace(theirs, our)
+        state[new] = value
+    ours.load_state_dict(state)  # strict: every weight has its counterpart
+
+
+def test_the_plans_size():
+    model = MinimalDiffusionTransformer(d_model=32, num_layers=2, nhead=2)
+    assert sum(p.numel() for p in model.parameters()) == 42_339
+    plan = PlanTransformer(250, 32, 2, 2, 256)
+    assert sum(p.numel() for p in plan.parameters()) == 42_339
+    assert (model.action_dim, model.seq_len, model.d_model) == (3, 250, 32)
+
+
+@pytest.mark.parametrize(("d_model", "nhead", "num_layers"), [(32, 2, 2), (16, 4, 1)])
+def test_equals_torchs_encoder(d_model, nhead, num_layers):
+    torch.manual_seed(3)
+    plan = PlanTransformer(250, d_model, nhead, num_layers, 256).eval()
+    for parameter in plan.parameters():  # biases and norms start trivial
+        nn.init.normal_(parameter, std=0.2)
+    ours = MinimalDiffusionTransformer(
+        d_model=d_model, nhead=nhead, num_layers=num_layers, dropout=0.0
+    ).eval()
+    copy_weights(ours, plan)
+    x_t, t = torch.randn(4, 250, 3), torch.tensor([0, 1, 500, 999])
+    torch.testing.assert_close(ours(x_t, t), plan(x_t, t), rtol=0, atol=1e-5)
+
+
+def test_positions_are_the_plans_and_defined_for_odd_widths():
+    expected = plan_positions(50, 16)
+    zeros = torch.zeros(2, 40, 16)
+    torch.testing.assert_close(PositionalEncoding(16, 50)(zeros)[1], expected[:40])
+    assert PositionalEncoding(16).pe.shape == (1, 300, 16)
+    for width in (1, 2, 3, 7):
+        pe = PositionalEncoding(width, 50)(torch.zeros(1, 50, width))
+        assert pe.isfinite().all() and pe.shape == (1, 50, width)
+        angle = torch.arange(50)
+        torch.testing.assert_close(pe[0, :, 0], torch.sin(angle.float()))
+    learned = PositionalEncoding(16, 50, learned=True)
+    assert [p.shape for p in learned.parameters()] == [(1, 50, 16)]
+    torch.testing.assert_close(learned.pe.detach()[0], expected)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 33, 64])
+def test_timestep_embedding(dim):
+    t = torch.tensor([0, 1, 17, 999])
+    embedding = TimestepEmbedding(dim)(t)
+    assert embedding.shape == (4, dim) and embedding.dtype == torch.float32
+    assert embedding.isfinite().all()
+    if dim >= 4:
+        even = dim - dim % 2
+        torch.testing.assert_close(embedding[:, :even], plan_timesteps(t, even), rtol=0, atol=1e-4)
+        assert len(embedding.unique(dim=0)) == 4
+    if dim % 2:
+        assert not embedding[:, -1].any()
+    assert TimestepEmbedding(dim).to("meta").frequency.device.type == "meta"
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_shapes(options):
+    model = build(**options)
+    channels = options.get("action_dim", 3)
+    for batch in (1, 3):
+        x_t, t = inputs(batch, channels)
+        output = model(x_t, t)
+        assert output.shape == (batch, L, channels) and output.isfinite().all()
+    if model.known_frames:
+        mask = torch.rand(3, L) < 0.5
+        assert model(x_t, t, x_t, mask).shape == x_t.shape
+
+
+@pytest.mark.parametrize("options", OPTIONS[:8], ids=str)
+def test_output_depends_on_t_on_order_and_on_every_frame(options):
+    model = awake(build(**options))
+    x_t, t = inputs()
+    output = model(x_t, t)
+    assert (model(x_t, t + 100) - output).abs().max() > 1e-3
+    flipped = model(x_t.flip(1), t).flip(1)
+    assert (flipped - output).abs().max() > 1e-3
+    x_t[:, -1] += 1
+    assert ((model(x_t, t) - output).abs().amax(dim=(0, 2)) > 1e-6).all()  # bidirectional
+
+
+@pytest.mark.parametrize("options", OPTIONS[:8], ids=str)
+def test_gestures_of_a_batch_do_not_mix(options):
+    model, (x_t, t) = awake(build(**options)), inputs()
+    output = model(x_t, t)
+    for i in range(3):
+        torch.testing.assert_close(output[i : i + 1], model(x_t[i : i + 1], t[i : i + 1]))
+
+
+def test_adaln_starts_as_zero_and_every_block_as_the_identity():
+    model, (x_t, t) = build(adaln=True), inputs()
+    assert not model(x_t, t).any()
+    x, t_emb = torch.randn(3, L, 16), torch.randn(3, 16)
+    for block in model.blocks:
+        assert torch.equal(block(x, t_emb), x)
+    model(x_t, t).sum().backward()
+    assert model.output_projection.weight.grad.any()  # and it can leave zero
+
+
+def test_the_press_gate_is_a_product_in_data_units():
+    plain, gated = build(), build(press_gate=True)
+    gated.load_state_dict(plain.state_dict())
+    x_t, t = inputs()
+    raw, output = ((model(x_t, t) + 1) / 2 for model in (plain, gated))
+    torch.testing.assert_close(output[..., 2], raw[..., 2])
+    torch.testing.assert_close(output[..., :2], raw[..., 2:] * raw[..., :2])
+
+
+def test_token_overlap_reads_the_neighbours_frames():
+    model, seen = build(patch_size=5, token_overlap=True), []
+    model.action_embedding.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    x_t, t = inputs()
+    model(x_t, t)
+    tokens = [torch.zeros(3, 15), *x_t.reshape(3, 4, 15).unbind(1), torch.zeros(3, 15)]
+    windows = [torch.cat(tokens[i : i + 3], dim=-1) for i in range(4)]
+    assert torch.equal(seen[0], torch.stack(windows, dim=1))
+
+
+def test_dropout_acts_in_training_only():
+    model, (x_t, t) = build(dropout=0.5), inputs()
+    assert torch.equal(model(x_t, t), model(x_t, t))
+    model.train()
+    assert not torch.equal(model(x_t, t), model(x_t, t))
+
+
+def test_state_dict_round_trip():
+    options = OPTIONS[5]
+    a, b = awake(build(**options)), awake(build(**options))
+    with torch.no_grad():
+        for p in b.parameters():
+            p.add_(1)
+    x_t, t = inputs()
+    assert not torch.equal(a(x_t, t), b(x_t, t))
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(a(x_t, t), b(x_t, t))
+
+
+def plain_nearest(known, mask):
+    """nearest_known as a loop over frames."""
+    rows = []
+    for x, m in zip(known.tolist(), mask.tolist(), strict=True):
+        for i in range(len(m)):
+            before = [j for j in range(i + 1) if m[j]]
+            after = [j for j in range(i, len(m)) if m[j]]
+            values = x[before[-1]] if before else [0.0] * len(x[0])
+            values = values + (x[after[0]] if after else [0.0] * len(x[0]))
+            along = 0.0
+            if before and after and after[0] > before[-1]:
+                along = (i - before[-1]) / (after[0] - before[-1])
+            rows.append([*values, along, float(bool(before)), float(bool(after))])
+    return torch.tensor(rows).reshape(*mask.shape, -1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_nearest_known_is_the_loop(share):
+    torch.manual_seed(4)
+    known, mask = torch.randn(6, L, 3), torch.rand(6, L) < share
+    mask[0] = False
+    mask[1] = torch.arange(L) == 0
+    mask[2] = torch.arange(L) == L - 1
+    features = nearest_known(known, mask)
+    assert features.shape == (6, L, 9)
+    torch.testing.assert_close(features, plain_nearest(known, mask))
+
+
+def test_only_known_frames_are_read():
+    model, (x_t, t) = awake(build(known_frames=True)), inputs()
+    known, mask = torch.randn(3, L, 3), torch.rand(3, L) < 0.3
+    output = model(x_t, t, known, mask)
+    other = known.where(mask[..., None], torch.nan)
+    assert torch.equal(model(x_t, t, other, mask), output)
+    seen = known + mask[..., None] * 0.5
+    assert (model(x_t, t, seen, mask) - output).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [OPTIONS[4], OPTIONS[5]], ids=str)
+def test_an_empty_mask_is_no_mask(options):
+    model, (x_t, t) = awake(build(**options)), inputs()
+    empty = torch.zeros(3, L, dtype=torch.bool)
+    assert torch.equal(model(x_t, t, torch.randn(3, L, 3), empty), model(x_t, t))
+
+
+def test_the_mask_itself_is_seen():
+    model, (x_t, t) = awake(build(known_frames=True)), inputs()
+    zeros, one = torch.zeros(3, L, 3), torch.zeros(3, L, dtype=torch.bool)
+    one[:, 7] = True
+    assert (model(x_t, t, zeros, one) - model(x_t, t)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nhead": 3}, "nhead.*16.*3"),
+        ({"nhead": 0}, "nhead.*0"),
+        ({"patch_size": 3}, "patch_size.*20.*3"),
+        ({"patch_size": 0}, "patch_size.*0"),
+    ],
+)
+def test_impossible_sizes_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        build(**options)
+
+
+def test_known_frames_for_a_model_without_them_are_refused():
+    x_t, t = inputs()
+    with pytest.raises(UserError, match="known_frames=True"):
+        build()(x_t, t, x_t, torch.ones(3, L, dtype=torch.bool))
+
+
+def test_overfits_eight_gestures(tiny_config):
+    # Recreating them from their press edges must come out far below the zeros control.
+    config = tiny_config(
+        d_model=32,
+        num_layers=2,
+        batch_size=8,
+        dropout=0.0,
+        lr=5e-3,
+        known_share=1.0,
+        beta_schedule="cosine",
+        prediction_type="v",
+        patch_size=2,
+    )
+    x_0, steps = make_gestures(8, seed=5), 800
+    torch.manual_seed(0)
+    model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
+    state = tdd.TrainState.start(model, config, torch.device("cpu"))
+    for _ in range(steps):
+        tdd.train_step(state, model, scheduler, x_0, steps, config)
+    mse = nn.functional.mse_loss(tdd.recreate(state.ema, scheduler, x_0), x_0).item()
+    zeros = (x_0**2).mean().item()
+    assert mse < 0.02 * zeros
