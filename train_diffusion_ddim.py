@@ -71,11 +71,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_sampler(sampler: str, eta: float) -> None:
+def check_sampler(sampler: str, eta: float, dashes: str = "") -> None:
     """Raise UserError unless eta fits the sampler."""
-    check_choice("sampler", sampler, SAMPLERS)
+    check_choice(f"{dashes}sampler", sampler, SAMPLERS)
     if not 0 <= eta <= 1 or (eta > 0 and sampler == "dpmpp"):
-        raise UserError(f"eta must be in [0, 1], and 0 with dpmpp, got {eta}")
+        raise UserError(f"{dashes}eta must be in [0, 1], and 0 with dpmpp, got {eta}")
 
 
 def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
@@ -170,7 +170,7 @@ class TrainConfig:
                 f"--num_inference_steps must be at most --num_timesteps = {self.num_timesteps}, "
                 f"got {self.num_inference_steps}"
             )
-        check_sampler(self.sampler, self.eta)
+        check_sampler(self.sampler, self.eta, "--")
         if self.press_gate and self.prediction_type != "x0":
             raise UserError(
                 f"--press_gate needs --prediction_type x0, got {self.prediction_type}; "

@@ -168,7 +168,7 @@ def generate_augmented_dataset(
     check_arguments(*law)
     _check_integer("sequences_per_file", sequences_per_file, low=1)
     _check_integer("seed", seed, low=0)
-    split = _split_name(output_dir) if split is None else split
+    split = _split_name(output_dir, split)
     arguments = {
         "num_sequences": int(num_sequences),
         "sequence_length": int(sequence_length),
@@ -194,11 +194,11 @@ def _render_rows(gestures: Gestures, sequence_length: int, rows: slice) -> np.nd
     return render(gestures[rows], sequence_length)
 
 
-def _split_name(output_dir: str | os.PathLike[str]) -> str:
-    """Return the last component of a folder's path."""
-    name = Path(os.path.abspath(output_dir)).name
+def _split_name(output_dir: str | os.PathLike[str], split: str | None) -> str:
+    """Return the split, by default the last component of the folder's path; never empty."""
+    name = Path(os.path.abspath(output_dir)).name if split is None else split
     if not name:
-        raise ValueError(f"split must be given for an output_dir without a name, got {output_dir}")
+        raise ValueError("split must be a non-empty name, got ''")
     return name
 
 

@@ -29,10 +29,12 @@ VARIANTS = {
     "predict eps": "--prediction_type epsilon --no-press_gate",
     "no press gate": "--no-press_gate",
     "no token overlap": "--no-token_overlap",
+    "no symmetries": "--no-symmetries",
     "linear schedule": "--beta_schedule linear",
     "patch 5, width 64": "--patch_size 5 --d_model 64",
     "batch 64": "--batch_size 64",
     "known share 0.5": "--known_share 0.5",
+    "width 64": "--d_model 64",
     "t added, post-norm": "--no-adaln",
     "sinusoidal positions": "--no-learned_positions",
 }
@@ -63,27 +65,32 @@ def run_variant(flags: str, num_epochs: int) -> dict[str, float]:
     return {name: scores[key] for name, key in COLUMNS.items()} | {"train s": seconds}
 
 
+def read_results() -> dict[str, dict]:
+    """Return the rows that are there; two processes may fill them at once."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num_epochs", type=int, default=12)
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
-    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in args.only:
-        if name not in done:
-            done[name] = {
-                "flags": VARIANTS[name],
-                "num_epochs": args.num_epochs,
-                "machine": f"{platform.machine()}, 1 thread, Python {platform.python_version()}",
-                "date": date.today().isoformat(),
-                "scores": run_variant(VARIANTS[name], args.num_epochs),
-            }
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            RESULTS.write_text(json.dumps(done, indent=2) + "\n")
+        if name in read_results():
+            continue
+        row = {
+            "flags": VARIANTS[name],
+            "num_epochs": args.num_epochs,
+            "machine": f"{platform.machine()}, 1 thread, Python {platform.python_version()}",
+            "date": date.today().isoformat(),
+            "scores": run_variant(VARIANTS[name], args.num_epochs),
+        }
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps(read_results() | {name: row}, indent=2) + "\n")
     print("| variant | " + " | ".join([*COLUMNS, "train s"]) + " |")
     print("|---" * (len(COLUMNS) + 2) + "|")
-    for name, row in done.items():
+    for name, row in read_results().items():
         print(f"| {name} | " + " | ".join(f"{v:.3g}" for v in row["scores"].values()) + " |")
 
 
