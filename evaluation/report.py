@@ -36,7 +36,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return where the numbers were made."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
