@@ -1,4 +1,4 @@
-"""Train a small transformer DDIM that recreates touch gestures, and sample from it.
+r"""Train a small transformer DDIM that recreates touch gestures, and sample from it.
 
     # half a minute on a laptop
     python train_diffusion_ddim.py --data_dir test_data_mini/train \
@@ -25,6 +25,7 @@ Min-SNR 2303.09556, DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, CSDI 2107.03
 
 import argparse
 import copy
+import io
 import json
 import math
 import os
@@ -33,7 +34,7 @@ import time
 import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,12 @@ SPACINGS = ("trailing", "leading", "linspace", "log_sigma")
 SAMPLERS = ("ddim", "dpmpp")
 LOSS_WEIGHTINGS = ("balanced", "min_snr", "none")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+def say(text: str) -> None:
+    """Print a line; a closed or full stdout costs the line, not the run."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 class UserError(ValueError):
@@ -105,7 +112,7 @@ class TrainConfig:
     # data
     data_dir: str = flag("diffusion_test_data/train", "folder of *_actions.npy to train on")
     val_data_dir: str = flag("diffusion_test_data/val", "folder of *_actions.npy to validate on")
-    seq_len: int = flag(SEQ_LEN, "frames per gesture in the files", low=2)
+    seq_len: int = flag(SEQ_LEN, "frames per gesture in the files", low=3)
     symmetries: bool = flag(True, "mirror, turn, reverse and shift the training gestures")
     # denoiser
     d_model: int = flag(96, "width", low=1)
@@ -117,6 +124,7 @@ class TrainConfig:
     adaln: bool = flag(True, "condition on t by adaLN-zero; off = the plan's added embedding")
     learned_positions: bool = flag(True, "learned positions; off = the plan's sinusoids")
     token_overlap: bool = flag(True, "let each token also read its two neighbours' frames")
+    known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     press_gate: bool = flag(True, "predict x, y as press * (x, y while pressed); needs x0")
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
@@ -143,7 +151,9 @@ class TrainConfig:
     amp: bool = flag(False, "bf16 autocast in training; worth it on a GPU")
     compile: bool = flag(False, "torch.compile the denoiser in training; needs a C++ compiler")
     # run
-    seed: int = flag(0, "seeds weights, order, noise; with --sample, the samples", low=0)
+    seed: int = flag(
+        0, "seeds weights, order, noise; with --sample, the samples", low=0, high=2**31
+    )
     device: str = flag("auto", "auto = CUDA if there is one", choices=("auto", "cpu", "cuda"))
     save_dir: str = flag("", "run folder; empty = a new one under runs/")
     save_every: int = flag(10, "epochs between checkpoints; the last is always saved", low=1)
@@ -266,7 +276,7 @@ class DiffusionActionDataset(Dataset):
     def __init__(self, data_dir: str | Path, seq_len: int = SEQ_LEN) -> None:
         self.data_dir, self.seq_len = Path(data_dir), seq_len
         if not self.data_dir.is_dir():
-            raise UserError(f"no such folder: {self.data_dir}; check --data_dir and --val_data_dir")
+            raise UserError(f"no such folder: {self.data_dir}; check the path")
         self.action_files = sorted(self.data_dir.glob("*_actions.npy"))
         if not self.action_files:
             raise UserError(
@@ -350,8 +360,8 @@ class DDIMScheduler(nn.Module):
         beta_end: last beta of the linear schedule, likewise.
         beta_schedule: "linear" (DDPM, sec. 4) or "cosine" (arXiv:2102.09672, eq. 17).
         prediction_type: what the model predicts: "epsilon", "v" (arXiv:2202.00512) or "x0".
-        spacing: where N of the T indices lie: "trailing", "leading", "linspace" (as in
-            diffusers), or "log_sigma": uniform in log sigma over SIGMA_RANGE.
+        spacing: where N of the T indices lie: "trailing", "leading", "linspace" (named
+            as in diffusers), or "log_sigma": uniform in log sigma over SIGMA_RANGE.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
 
     Raises:
@@ -385,7 +395,8 @@ class DDIMScheduler(nn.Module):
         if num_timesteps < 2:
             raise UserError(f"num_timesteps must be at least 2, got {num_timesteps}")
         self.num_timesteps, self.prediction_type = num_timesteps, prediction_type
-        self.spacing, self.clip_sample = spacing, clip_sample
+        self.beta_schedule, self.spacing = beta_schedule, spacing
+        self.clip_sample = clip_sample
 
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         if beta_schedule == "linear":
@@ -418,7 +429,7 @@ class DDIMScheduler(nn.Module):
 
     def sigma(self, t: int) -> float:
         """Return the noise std of x_t / sqrt(ᾱ_t) in data units: 0.5·sqrt((1 - ᾱ_t)/ᾱ_t)."""
-        return self._sigma[t]
+        return 0.5 * math.sqrt(1 / self._alpha_bar[t] - 1)
 
     def timestep_at(self, sigma: float) -> int:
         """Return the t whose `sigma(t)` is nearest to `sigma` by ratio."""
@@ -880,6 +891,7 @@ class MinimalDiffusionTransformer(nn.Module):
         known_frames: bool = False,
     ) -> None:
         super().__init__()
+        self.options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         check_divides("nhead", nhead, "d_model", d_model)
         check_divides("patch_size", patch_size, "seq_len", seq_len)
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
@@ -1209,9 +1221,10 @@ def recreate(
         (B, L, C), data units.
     """
     start_t = None if takes_known_frames(model) else scheduler.timestep_at(0.4)
+    generator = torch.Generator().manual_seed(NOISE_BANK_SEED + 1)  # of z, if eta > 0
 
     def sample(x: Tensor, x_T: Tensor) -> Tensor:
-        given: dict[str, Any] = {"start_t": start_t}
+        given: dict[str, Any] = {"start_t": start_t, "generator": generator}
         if start_t is not None:
             x_T, _ = scheduler.add_noise(to_model_units(x), start_t, x_T)
         else:
@@ -1305,6 +1318,8 @@ def validate(
     """
     start = time.perf_counter()
     recreated = recreate(model, scheduler, x_0, **sampling)
+    if x_0.is_cuda:
+        torch.cuda.synchronize()
     scores = {"time_per_sample": (time.perf_counter() - start) / len(x_0)}
     scored = has_press_edge(x_0)  # the others give the model nothing to go by
     scores["sequences_without_edge"] = float((~scored).sum())
@@ -1350,6 +1365,9 @@ def comprehensive_evaluation(
         action_timing_accuracy (IoU), spatial_accuracy and gesture_type_preservation.
     """
     x_0 = all_sequences(test_loader).to(device)
+    x_0 = x_0[has_press_edge(x_0)]  # the others give the model nothing to go by
+    if len(x_0) == 0:
+        raise UserError("no gesture of the test set has a press edge; nothing can be recreated")
     recreated = recreate(model, scheduler, x_0, num_inference_steps)
     gestures = [gesture_metrics(*p) for p in zip(x_0.split(1), recreated.split(1), strict=True)]
     results = {
@@ -1468,10 +1486,11 @@ class RunLogger:
         self.folder = folder
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-        for path in folder.glob("*.jsonl"):
-            lines = [x for x in path.read_text("utf-8").splitlines() if x.endswith("}")]
-            kept = [x for x in lines if json.loads(x)["step"] <= step]
-            path.write_text("".join(f"{x}\n" for x in kept), "utf-8")
+        for path in (folder / "metrics.jsonl", folder / "reconstructions.jsonl"):
+            if path.exists():
+                lines = [x for x in path.read_text("utf-8").splitlines() if x.endswith("}")]
+                kept = [x for x in lines if json.loads(x)["step"] <= step]
+                path.write_text("".join(f"{x}\n" for x in kept), "utf-8")
         self.wandb: Any = None
         mode = resolve_wandb_mode(config.wandb_mode)
         if mode != "disabled":
@@ -1543,22 +1562,40 @@ class RunLogger:
             self._mirror(lambda wandb: self.wandb.finish())
 
 
-def resolve_wandb_mode(mode: str) -> str:
-    """Turn "auto" into online, offline or disabled: WANDB_MODE, a login, a wandb that imports."""
+def asked_wandb_mode(mode: str) -> str:
+    """Return the mode, in the place of "auto" that of WANDB_MODE; refuse an unknown one."""
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or "auto"
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
         check_choice("WANDB_MODE", mode, WANDB_MODES)
+    return mode
+
+
+def resolve_wandb_mode(mode: str) -> str:
+    """Turn "auto" into online, offline or disabled: WANDB_MODE, a login, a wandb that imports."""
+    mode = asked_wandb_mode(mode)
     if mode == "disabled":
         return mode
     try:
         import wandb
     except ImportError:
-        print("note: wandb does not import; the run folder holds all that it would show")
+        say("note: wandb does not import; the run folder holds all that it would show")
         return "disabled"
     if mode == "auto":
-        mode = "online" if wandb.Settings().api_key else "offline"
+        mode = "online" if has_wandb_login(wandb.Settings()) else "offline"
     return mode
+
+
+def has_wandb_login(settings: Any) -> bool:
+    """Tell whether W&B has a key, in the environment or from `wandb login`, without asking it."""
+    from netrc import NetrcParseError, netrc
+    from urllib.parse import urlparse
+
+    try:
+        host = urlparse(settings.base_url).hostname or ""
+        return bool(settings.api_key or netrc().authenticators(host))
+    except (OSError, NetrcParseError):
+        return False
 
 
 def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreated: Tensor) -> None:
@@ -1666,7 +1703,7 @@ def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
         learned_positions=config.learned_positions,
         token_overlap=config.token_overlap,
         press_gate=config.press_gate,
-        known_frames=True,
+        known_frames=config.known_frames,
     )
 
 
@@ -1820,7 +1857,7 @@ def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:
 
     The loss that nothing can reduce differs a hundredfold between noise levels, and given known
     frames it vanishes; unweighted, the noise of the largest drowns the rest. Tasks of equal size
-    are EDM2's uncertainty weighting (arXiv:2312.02696, sec. 2.2) with a table for its network.
+    are EDM2's uncertainty weighting (arXiv:2312.02696) with a table in place of its network.
     """
     ones = torch.ones_like(loss)
     count = torch.zeros_like(task_loss).index_add_(0, task, ones)
@@ -1948,7 +1985,8 @@ def train_epoch(
     losses = []
     state.model.train()
     title = f"epoch {epoch + 1}/{config.num_epochs}"
-    for batch in progress(order.split(config.batch_size)[done:], title):
+    batches = order.split(config.batch_size)[done:]
+    for batch in progress(batches, title) if log else batches:
         x_0, total_steps = x_train[batch], steps_per_epoch * config.num_epochs
         scalars = train_step(state, forward, scheduler, x_0, total_steps, config)
         losses.append(scalars["train/loss"])
@@ -1956,6 +1994,15 @@ def train_epoch(
             scalars["train/epoch"] = state.step / steps_per_epoch
             log.scalars(state.step, {k: float(v) for k, v in scalars.items()})
     return torch.stack(losses).mean().item()
+
+
+def describe(model: nn.Module, scheduler: DDIMScheduler, config: TrainConfig) -> TrainConfig:
+    """Return `config` with the architecture and noise that the objects themselves have."""
+    names = {f.name for f in fields(TrainConfig)}
+    options = {k: v for k, v in getattr(model, "options", {}).items() if k in names}
+    for name in ("num_timesteps", "beta_schedule", "prediction_type", "spacing"):
+        options[name] = getattr(scheduler, name)
+    return replace(config, **options)
 
 
 def train_diffusion_model(
@@ -1987,12 +2034,11 @@ def train_diffusion_model(
         config: every other knob; the arguments above win over it.
         resume: a loaded checkpoint to continue.
 
-    Returns:
-        The EMA model, in eval mode.
+    Returns: the EMA model, in eval mode.
     """
     given: dict[str, Any] = {"num_epochs": num_epochs, "lr": lr, "log_interval": log_interval}
     given |= {"save_dir": str(save_dir), "batch_size": train_loader.batch_size or 1}
-    config = replace(config or TrainConfig(), **given)
+    config = replace(describe(model, scheduler, config or TrainConfig()), **given)
     rank, world = process_rank()
     state = TrainState.start(model, config, torch.device(device))
     scheduler.to(device)
@@ -2004,8 +2050,11 @@ def train_diffusion_model(
     forward: Any = torch.compile(model) if config.compile else model
     if world > 1:
         forward = nn.parallel.DistributedDataParallel(forward)
-    wandb_id = resume["wandb_id"] if resume else None
-    log = RunLogger(Path(save_dir), config, state.step, wandb_id) if rank == 0 else None
+    if state.step >= steps_per_epoch * num_epochs:
+        say("note: the run is finished, nothing is left to train")
+        return state.ema
+    logged, wandb_id = (resume["step"], resume["wandb_id"]) if resume else (0, None)
+    log = RunLogger(Path(save_dir), config, logged, wandb_id) if rank == 0 else None
     for epoch in range(state.step // steps_per_epoch, num_epochs):
         started = time.perf_counter()
         loss = train_epoch(state, forward, scheduler, x_train, config, log)
@@ -2037,11 +2086,10 @@ def finish_epoch(
     diagnostics = model_diagnostics(state.ema, x_0)
     epoch_scalars = {"train/epoch_loss": loss, "val/epoch": epoch, **seconds, **diagnostics}
     log.scalars(state.step, epoch_scalars | log_keys("val", scores))
-    print(
+    say(
         f"epoch {epoch + 1:{len(str(config.num_epochs))}}/{config.num_epochs}  "
         f"loss {loss:.4f}  val {scores['loss']:.4f}  {score_line(scores)}  "
-        f"{train_s:.1f}+{val_s:.1f} s",
-        flush=True,
+        f"{train_s:.1f}+{val_s:.1f} s"
     )
     last = epoch + 1 == config.num_epochs
     if epoch % config.figure_every == 0 or last:
@@ -2062,7 +2110,7 @@ def finish_run(
     log.scalars(state.step, log_keys("final", scores) | generate_scores)
     denoised = [f"{scores[f'denoise_mse_sigma_{s}']:.5f} at {s}" for s in DENOISE_SIGMAS]
     checkpoint = newest_checkpoint(log.folder)
-    print(f"""
+    say(f"""
 All {len(x_val)} validation gestures, {config.num_inference_steps} steps, EMA weights:
   keyframes  {score_line(scores)}
   denoise    mse by sigma: {", ".join(denoised)}
@@ -2081,7 +2129,7 @@ def score_line(scores: dict[str, float]) -> str:
     if "mse" not in scores:
         return "(no gesture has a press edge)"
     return (
-        f"mse {scores['mse']:.5f}  snr {scores['mean_snr_db']:.1f} dB  "
+        f"mse {scores['mse']:.1e}  snr {scores['mean_snr_db']:.1f} dB  "
         f"iou {scores['temporal_iou']:.3f}  spatial {scores['spatial_accuracy']:.3f}  "
         f"type {scores['gesture_type_accuracy']:.3f}"
     )
@@ -2146,7 +2194,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="?",
         const="",
         metavar="PATH",
-        help="continue a checkpoint or run folder, alone: --save_dir; other flags override its own",
+        help="continue a checkpoint or run folder (default: --save_dir) with its own flags, "
+        "but for those given",
     )
     sampling = parser.add_argument_group("sampling, instead of training")
     sampling.add_argument("--sample", type=int, metavar="N", help="write N gestures")
@@ -2173,7 +2222,7 @@ def pick_device(name: str) -> torch.device:
 
 MODEL_FLAGS = (
     *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
-    *("learned_positions", "token_overlap", "press_gate"),
+    *("learned_positions", "token_overlap", "known_frames", "press_gate"),
     *("num_timesteps", "beta_schedule", "prediction_type"),
 )
 
@@ -2199,11 +2248,17 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
     if not path:
         raise UserError("--resume needs a PATH, or a --save_dir to look in")
     if path == given.get("save_dir") and not [*Path(path).glob("diffusion_checkpoint_epoch_*.pth")]:
-        print(f"note: nothing to resume in {path}; starting afresh")
+        say(f"note: nothing to resume in {path}; starting afresh")
         return TrainConfig(**given), None
     content = load_checkpoint(path)
     saved = content["config"] | {"save_dir": str(content["path"].parent)}
-    config = TrainConfig(**saved | given)
+    try:
+        config = TrainConfig(**saved | given)
+    except TypeError as e:
+        raise UserError(f"{content['path']} does not fit this version ({e})") from None
+    other = Path(config.save_dir) / "metrics.jsonl"
+    if other.exists() and not Path(config.save_dir).samefile(saved["save_dir"]):
+        raise UserError(f"{other.parent} holds another run; choose a new --save_dir")
     check_same_model(config, content)
     for name in ("lr", "batch_size", "seed", "num_epochs"):
         if getattr(config, name) != saved[name]:
@@ -2228,8 +2283,15 @@ def claim_run_folder(config: TrainConfig, *, resuming: bool) -> Path:
     return folder
 
 
-def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Module:
+def train(
+    config: TrainConfig, resume: dict[str, Any] | None = None, *, resuming: bool = False
+) -> nn.Module:
     """Do a whole run as `config` says: what the command line does, for a notebook.
+
+    Args:
+        config: of the run.
+        resume: a loaded checkpoint to continue.
+        resuming: the run folder may hold a run, even one without a checkpoint yet.
 
     Returns:
         The EMA model, in eval mode.
@@ -2238,17 +2300,25 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
         UserError: bad data, device or folder.
     """
     device = pick_device(config.device)
-    resolve_wandb_mode(config.wandb_mode)
+    asked_wandb_mode(config.wandb_mode)  # refused before any data is read
     if "RANK" in os.environ and not torch.distributed.is_initialized():  # under torchrun
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(config.seed)
     model, scheduler = build_model(config), build_scheduler(config)
     train_set = DiffusionActionDataset(config.data_dir, config.seq_len)
+    x, y, press = np.moveaxis(train_set.sequences, -1, 0)
+    if (config.symmetries or config.press_gate) and np.any(
+        (press <= PRESSED) & ((x > 0) | (y > 0))
+    ):
+        raise UserError(
+            f"{config.data_dir} moves while idle (x or y above 0 where press is 0); zero these "
+            "frames, or add --no-symmetries --no-press_gate"
+        )
     val_set = DiffusionActionDataset(config.val_data_dir, config.seq_len)
     if process_rank()[0] == 0:
-        folder = claim_run_folder(config, resuming=resume is not None)
+        folder = claim_run_folder(config, resuming=resuming)
         config = replace(config, save_dir=str(folder))
-        print(
+        say(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
             f"{len(train_set)} + {len(val_set)} gestures, run folder {folder}"
         )
@@ -2278,6 +2348,10 @@ def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
     path = Path(args.output_dir) / "samples_actions.npy"
     if path.exists():
         raise UserError(f"{path} exists; choose another --output_dir")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot make --output_dir {path.parent} ({e}); choose another") from None
     device = pick_device(given.get("device", "auto"))
     model, _, trained = load_model(args.checkpoint, device)
     config = replace(trained, **given)
@@ -2296,21 +2370,27 @@ def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
     scheduler = build_scheduler(config).to(device)
     shape = (args.sample, config.seq_len, ACTION_DIM)
     samples = generate(model, scheduler, shape, seed=config.seed, **config.sampling, **known)
-    path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, to_gesture(samples).cpu().numpy().reshape(-1, ACTION_DIM))
-    print(f"{args.sample} gestures in {path}\n{generation_line(generation_metrics(samples))}")
+    say(f"{args.sample} gestures in {path}\n{generation_line(generation_metrics(samples))}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Greek letters
     try:
         args = parse_args(argv)
         names = {f.name for f in fields(TrainConfig)}
         given = {name: value for name, value in vars(args).items() if name in names}
+        sampling_flags = {"checkpoint", "output_dir", "known_data_dir", "known_strategy"}
+        stray = sampling_flags & set(vars(args)) if "sample" not in args else set()
+        if stray:
+            raise UserError(f"--{min(stray)} goes with --sample N; add it or drop the flag")
         if "sample" in args:
             sample_to_file(args, given)
         elif "resume" in args:
-            train(*resume_run(given, args.resume))
+            train(*resume_run(given, args.resume), resuming=True)
         else:
             train(TrainConfig(**given))
     except UserError as e:
@@ -2320,7 +2400,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; --resume continues from the last checkpoint", file=sys.stderr)
+        print("stopped; --resume RUN_FOLDER continues from its last checkpoint", file=sys.stderr)
         return 130
     return 0
 
