@@ -1256,9 +1256,9 @@ def generate(
         shape: (B, L, C).
         num_inference_steps: N.
         seed: of x_T; the same seed gives the same gestures on every device.
-        known: as in `DDIMScheduler.sample`; likewise the next two.
+        known: as in `DDIMScheduler.sample`, like known_mask and the further `options`.
         known_mask: (B, L) bool.
-        options: further arguments of `DDIMScheduler.sample`.
+        options: as said.
 
     Returns:
         (B, L, C), data units, not rounded (see `to_gesture`).
@@ -1440,15 +1440,7 @@ def visualize_noise_comparison(
 ) -> "Figure":
     """Draw |error| frame by frame, of the noisy and of the recreated gestures, on one log scale.
 
-    Args:
-        original: (B, L, C), data units, array or CPU tensor; likewise the next two.
-        reconstructed: the recreation of `original`.
-        noisy: `original` with noise.
-        title_prefix: the first words of every title.
-        max_samples: most rows.
-
-    Returns:
-        A Figure that belongs to no window and needs no closing.
+    Arguments and result are those of `visualize_action_sequences`.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
@@ -1822,15 +1814,10 @@ def gesture_losses(
     config: TrainConfig,
     rows: slice = slice(None),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise a batch, predict, compare.
+    """Noise a batch x_0, (B, L, C), data units; predict; compare.
 
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        x_0: the whole batch, (B, L, C), data units.
-        config: of the run.
-        rows: the share of this process. t, eps and masks are drawn for the whole batch, so that
-            they do not depend on the number of processes.
+    `rows` is the share of this process. t, eps and masks are drawn for the whole batch, so that
+    they do not depend on the number of processes.
 
     Returns:
         The mean squared error of each of this process's gestures, (b,); its task, the pair of
@@ -1885,15 +1872,7 @@ def train_step(
     total_steps: int,
     config: TrainConfig,
 ) -> dict[str, Any]:
-    """Update weights and EMA from one batch.
-
-    Args:
-        state: updated in place.
-        forward: the model as it is called: itself, compiled, or wrapped for several processes.
-        scheduler: its scheduler.
-        x_0: the whole batch, (B, L, C), data units.
-        total_steps: of the run.
-        config: of the run.
+    """Update weights and EMA from one batch x_0, (B, L, C), data units; `state` moves on by a step.
 
     Returns:
         The scalars of the step, by the keys under which they are logged.
@@ -1971,13 +1950,8 @@ def train_epoch(
 ) -> float:
     """Train from `state.step` to the end of its epoch; return the mean loss of these steps.
 
-    Args:
-        state: model, EMA, optimizer, step; updated in place.
-        forward: the model as it is called: itself, compiled, or wrapped for several processes.
-        scheduler: the noise scheduler.
-        x_train: (N, L, C), data units.
-        config: of the run.
-        log: receives the scalars of every `log_interval`-th step; None on all ranks but 0.
+    `forward` is the model as it is called: itself, compiled, or wrapped for several processes;
+    `log` receives the scalars of every `log_interval`-th step, and is None on all ranks but 0.
     """
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     epoch, done = divmod(state.step, steps_per_epoch)
