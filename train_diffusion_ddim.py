@@ -2299,7 +2299,7 @@ def train(
     return train_diffusion_model(
         model,
         scheduler,
-        DataLoader(train_set, config.batch_size, shuffle=True),
+        DataLoader(train_set, config.batch_size),
         DataLoader(val_set, config.batch_size),
         config.num_epochs,
         config.lr,
