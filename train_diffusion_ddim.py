@@ -25,6 +25,7 @@ Min-SNR 2303.09556, DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, CSDI 2107.03
 
 import argparse
 import copy
+import inspect
 import io
 import json
 import math
@@ -59,6 +60,7 @@ PREDICTION_TYPES = ("epsilon", "v", "x0")
 SPACINGS = ("trailing", "leading", "linspace", "log_sigma")
 SAMPLERS = ("ddim", "dpmpp")
 LOSS_WEIGHTINGS = ("balanced", "min_snr", "none")
+OPTIMIZERS = ("muon", "adamw")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -115,16 +117,17 @@ class TrainConfig:
     seq_len: int = flag(SEQ_LEN, "frames per gesture in the files", low=3)
     symmetries: bool = flag(True, "mirror, turn, reverse and shift the training gestures")
     # denoiser
-    d_model: int = flag(96, "width", low=1)
-    num_layers: int = flag(4, "transformer blocks", low=1)
+    d_model: int = flag(64, "width", low=1)
+    num_layers: int = flag(3, "transformer blocks", low=1)
     nhead: int = flag(4, "attention heads; must divide d_model", low=1)
     dim_feedforward: int = flag(0, "hidden width of the MLPs; 0 = 4 * d_model", low=0)
     dropout: float = flag(0.0, "dropout; synthetic gestures do not need it", low=0, high=0.99)
-    patch_size: int = flag(10, "frames per token; must divide seq_len; 1 = the plan's", low=1)
+    patch_size: int = flag(5, "frames per token; must divide seq_len; 1 = the plan's", low=1)
     adaln: bool = flag(True, "condition on t by adaLN-zero; off = the plan's added embedding")
     learned_positions: bool = flag(True, "learned positions; off = the plan's sinusoids")
     token_overlap: bool = flag(True, "let each token also read its two neighbours' frames")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
+    noise_units: bool = flag(True, "let the denoiser also read x, y in units of the noise")
     press_gate: bool = flag(True, "predict x, y as press * (x, y while pressed); needs x0")
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
@@ -134,7 +137,7 @@ class TrainConfig:
         "balanced", "of noise levels and known-frame strategies", choices=LOSS_WEIGHTINGS
     )
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
-    known_share: float = flag(0.2, "share of a batch that sees known frames", low=0, high=1)
+    known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
@@ -142,10 +145,11 @@ class TrainConfig:
     eta: float = flag(0.0, "0 = deterministic DDIM, 1 = DDPM variance", low=0, high=1)
     # optimisation
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
-    num_epochs: int = flag(60, "passes over the training set", low=1)
+    num_epochs: int = flag(50, "passes over the training set", low=1)
     lr: float = flag(3e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
     warmup_steps: int = flag(200, "steps of warm-up, at most a tenth of the run", low=0)
-    weight_decay: float = flag(1e-4, "AdamW weight decay", low=0)
+    optimizer: str = flag("muon", "Muon for the blocks, or AdamW for all", choices=OPTIMIZERS)
+    weight_decay: float = flag(1e-4, "decoupled weight decay", low=0)
     grad_clip: float = flag(1.0, "largest gradient norm", low=1e-12)
     ema_decay: float = flag(0.999, "EMA of the weights, shorter on short runs", low=0, high=1)
     amp: bool = flag(False, "bf16 autocast in training; worth it on a GPU")
@@ -190,11 +194,7 @@ class TrainConfig:
     @property
     def sampling(self) -> dict[str, Any]:
         """The arguments of `DDIMScheduler.sample` that a run fixes."""
-        return {
-            "num_inference_steps": self.num_inference_steps,
-            "eta": self.eta,
-            "sampler": self.sampler,
-        }
+        return {name: getattr(self, name) for name in ("num_inference_steps", "eta", "sampler")}
 
 
 # ----------------------------------------------------------------------------------------
@@ -220,14 +220,10 @@ def to_gesture(x: Tensor) -> Tensor:
 
 
 def read_actions(path: Path, seq_len: int) -> np.ndarray:
-    """Read and check one `*_actions.npy`; no pickle is ever opened.
-
-    Returns:
-        float32 (N, seq_len, 3), values in [0, 1].
+    """Read one `*_actions.npy` as float32 (N, seq_len, 3); no pickle is ever opened.
 
     Raises:
-        UserError: not a float array of [N*seq_len, 3] or [N, seq_len, 3], empty, non-finite, or
-            outside [0, 1]; the message names the file.
+        UserError: not floats in [0, 1] of the format above; the message names the file.
     """
     try:
         data = np.load(path, allow_pickle=False)
@@ -270,7 +266,7 @@ class DiffusionActionDataset(Dataset):
         sequences: float32 numpy (N, seq_len, 3), data units.
 
     Raises:
-        UserError: no such folder, no such file in it, or a bad file (see `read_actions`).
+        UserError: no such folder, no such file in it, or a bad file.
     """
 
     def __init__(self, data_dir: str | Path, seq_len: int = SEQ_LEN) -> None:
@@ -293,17 +289,11 @@ class DiffusionActionDataset(Dataset):
 
 
 def draw_symmetry(x_0: Tensor) -> Tensor:
-    """Draw an equally likely twin of each gesture: mirrored, turned, reversed, moved in time.
+    """Draw an equally likely twin of each gesture; (B, L, 3) → (B, L, 3), data units.
 
-    Exact for generated gestures, whose law has these symmetries; a few thousand then do not run
-    out. Recordings of real screens do not have them all: train those with --no-symmetries.
-
-    Args:
-        x_0: (B, L, 3), data units, idle frames zero.
-
-    Returns:
-        The same shape: by coin flips x → 1 - x, y → 1 - y, x ↔ y and frames reversed; then the
-        span from the first to the last pressed frame starts anywhere it fits, all equally likely.
+    By coin flips x → 1 - x, y → 1 - y, x ↔ y and frames reversed; then the span from the first to
+    the last pressed frame starts anywhere it fits. Generated gestures, zero while idle, have all
+    these symmetries; recordings of real screens do not: train those with --no-symmetries.
     """
     B, L, _ = x_0.shape
     coin = torch.rand(B, 4, device=x_0.device) < 0.5
@@ -375,7 +365,6 @@ class DDIMScheduler(nn.Module):
     betas: Tensor
     alphas: Tensor
     alphas_cumprod: Tensor
-    _alpha_bar_table: Tensor
 
     def __init__(
         self,
@@ -412,19 +401,17 @@ class DDIMScheduler(nn.Module):
                 f"the schedule must end in noise, alphas_cumprod[-1] in (0, 0.001), "
                 f"got {alphas_cumprod[-1]:.3g}; raise beta_end"
             )
-        # Float64 lists serve int indices. The last entry of ᾱ makes index -1 mean x_0: ᾱ = 1.
+        # Float64, for int indices. The last entry makes index -1 mean x_0: ᾱ = 1.
         self._alpha_bar = [*alphas_cumprod.tolist(), 1.0]
-        self._sigma = (0.5 * torch.sqrt(1 / alphas_cumprod - 1)).tolist()
-        table = torch.tensor(self._alpha_bar, dtype=torch.float64)
         self.register_buffer("betas", betas.float(), persistent=False)
         self.register_buffer("alphas", (1 - betas).float(), persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
-        self.register_buffer("_alpha_bar_table", table.float(), persistent=False)
 
     def alpha_bar(self, t: int | Tensor) -> Any:
         """Return ᾱ_t, with ᾱ_{-1} = 1: a float for an int, (B, 1, 1) for a tensor (B,)."""
         if isinstance(t, Tensor):
-            return self._alpha_bar_table.to(t.device)[t][:, None, None]
+            alpha_bar_t = self.alphas_cumprod.to(t.device)[t]
+            return torch.where(t < 0, 1.0, alpha_bar_t)[:, None, None]
         return self._alpha_bar[t]
 
     def sigma(self, t: int) -> float:
@@ -433,21 +420,17 @@ class DDIMScheduler(nn.Module):
 
     def timestep_at(self, sigma: float) -> int:
         """Return the t whose `sigma(t)` is nearest to `sigma` by ratio."""
-        above = min(bisect_left(self._sigma, sigma), self.num_timesteps - 1)
+        T = self.num_timesteps
+        above = min(bisect_left(range(T), sigma, key=self.sigma), T - 1)
         below = max(above - 1, 0)
-        return above if sigma**2 > self._sigma[above] * self._sigma[below] else below
+        return above if sigma**2 > self.sigma(above) * self.sigma(below) else below
 
     def timestep_pairs(
         self, num_inference_steps: int, start_t: int | None = None
     ) -> list[tuple[int, int]]:
         """Return the N steps as (t, t_prev), strictly decreasing, the last t_prev = -1.
 
-        Args:
-            num_inference_steps: N, in [1, start_t + 1].
-            start_t: the first t; None = the noisiest of the spacing, by default T - 1.
-
-        Raises:
-            UserError: more steps than noise levels, or none.
+        The first t is start_t, by default the noisiest of the spacing; N is in [1, start_t + 1].
         """
         T, N = self.num_timesteps if start_t is None else start_t + 1, num_inference_steps
         if not 1 <= T <= self.num_timesteps:
@@ -461,7 +444,7 @@ class DDIMScheduler(nn.Module):
         elif self.spacing == "linspace":
             ts = [round((T - 1) * (1 - i / max(N - 1, 1))) for i in range(N)]
         else:
-            high = min(self.SIGMA_RANGE[0], self._sigma[T - 1])
+            high = min(self.SIGMA_RANGE[0], self.sigma(T - 1))
             low = min(self.SIGMA_RANGE[1], 0.1 * high)
             sigmas = [high * (low / high) ** (i / max(N - 1, 1)) for i in range(N)]
             ts = [self.timestep_at(sigma) for sigma in sigmas]
@@ -483,8 +466,7 @@ class DDIMScheduler(nn.Module):
             t: index in [-1, T), an int or (B,) int64.
             noise: eps, like x_0; drawn if None.
 
-        Returns:
-            x_t and eps, both (B, L, C).
+        Returns: x_t and eps, both (B, L, C).
         """
         eps = torch.randn_like(x_0) if noise is None else noise
         alpha_bar_t = self.alpha_bar(t)
@@ -499,7 +481,9 @@ class DDIMScheduler(nn.Module):
         alpha_bar_t = self.alpha_bar(t)
         return alpha_bar_t**0.5 * eps - (1 - alpha_bar_t) ** 0.5 * x_0
 
-    def predict_x_0(self, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
+    def predict_x_0(
+        self, output: Tensor, x_t: Tensor, t: int | Tensor, *, clip: bool = True
+    ) -> Tensor:
         """Turn the model's output at (x_t, t) into x_0_pred, clipped if `clip_sample`."""
         alpha_bar_t = self.alpha_bar(t)
         if self.prediction_type == "epsilon":
@@ -508,7 +492,7 @@ class DDIMScheduler(nn.Module):
             x_0_pred = alpha_bar_t**0.5 * x_t - (1 - alpha_bar_t) ** 0.5 * output
         else:
             x_0_pred = output
-        return x_0_pred.clamp(-1, 1) if self.clip_sample else x_0_pred
+        return x_0_pred.clamp(-1, 1) if clip and self.clip_sample else x_0_pred
 
     def eps_from_x_0(self, x_0_pred: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
         """Return the noise that leads from x_0_pred to x_t; so the two always agree."""
@@ -538,8 +522,7 @@ class DDIMScheduler(nn.Module):
             eta: 0 = deterministic, 1 = the variance of the DDPM posterior.
             generator: CPU source of z.
 
-        Returns:
-            x_prev, (B, L, C).
+        Returns: x_prev, (B, L, C).
         """
         alpha_bar_t, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
         eps_pred = self.eps_from_x_0(x_0_pred, x_t, t)
@@ -556,11 +539,7 @@ class DDIMScheduler(nn.Module):
     def ddim_step(
         self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, t_prev: Tensor, eta: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Run `model(x_t, t)` and take one `step` to t_prev, both (B,) int64, t_prev = -1 for x_0.
-
-        Returns:
-            x_prev and x_0_pred, both (B, L, C), model units.
-        """
+        """Run `model(x_t, t)`, take one `step`; return x_prev, x_0_pred, (B, L, C), model units."""
         with eval_mode(model):
             x_0_pred = self.predict_x_0(model(x_t, t), x_t, t)
             return self.step(x_0_pred, x_t, t, t_prev, eta=eta), x_0_pred
@@ -599,8 +578,7 @@ class DDIMScheduler(nn.Module):
             cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `_descend`.
             guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
 
-        Returns:
-            x_0, (B, L, C), data units. Raises UserError if an argument is out of range.
+        Returns: x_0, (B, L, C), data units. Raises UserError if an argument is out of range.
         """
         check_sampler(sampler, eta)
         if (known is None) != (known_mask is None):
@@ -630,8 +608,8 @@ class DDIMScheduler(nn.Module):
         self, x_0_pred: Tensor, t: int, t_prev: int, x_0_last: Tensor, t_last: int
     ) -> Tensor:
         """Return D = x_0_pred + (x_0_pred - x_0_last)/2r of 2M, r = h_last/h in log sigma."""
-        h = math.log(self._sigma[t] / self._sigma[t_prev])
-        h_last = math.log(self._sigma[t_last] / self._sigma[t])
+        h = math.log(self.sigma(t) / self.sigma(t_prev))
+        h_last = math.log(self.sigma(t_last) / self.sigma(t))
         return x_0_pred + (x_0_pred - x_0_last) * (h / (2 * h_last))
 
     def _descend(
@@ -665,29 +643,25 @@ class DDIMScheduler(nn.Module):
                 and only the indices above it are walked.
             generator: CPU source of that noise.
 
-        Returns:
-            x_T, (B, L, C), model units.
+        Returns: x_T, (B, L, C), model units.
         """
-        clip, self.clip_sample = self.clip_sample, False
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         x_t, now = self.add_noise(to_model_units(x_0), start_t, eps)[0], start_t
-        try:
-            with eval_mode(model):
-                for t, _ in reversed(self.timestep_pairs(num_inference_steps)):
-                    if t <= now:
-                        continue
-                    output = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
-                    eps_pred = output
-                    if self.prediction_type != "epsilon":
-                        eps_pred = self.eps_from_x_0(self.predict_x_0(output, x_t, t), x_t, t)
-                    alpha_bar_now = self.alpha_bar(now)
-                    x_0_pred = (x_t - (1 - alpha_bar_now) ** 0.5 * eps_pred) / alpha_bar_now**0.5
-                    x_t, now = self.add_noise(x_0_pred, t, eps_pred)[0], t
-        finally:
-            self.clip_sample = clip
+        with eval_mode(model):
+            for t, _ in reversed(self.timestep_pairs(num_inference_steps)):
+                if t <= now:
+                    continue
+                eps_pred = output = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
+                if self.prediction_type != "epsilon":
+                    x_0_pred = self.predict_x_0(output, x_t, t, clip=False)
+                    eps_pred = self.eps_from_x_0(x_0_pred, x_t, t)
+                alpha_bar_now = self.alpha_bar(now)
+                x_0_pred = (x_t - (1 - alpha_bar_now) ** 0.5 * eps_pred) / alpha_bar_now**0.5
+                x_t, now = self.add_noise(x_0_pred, t, eps_pred)[0], t
         return x_t
 
-    def get_variance(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def get_variance(x: Tensor) -> Tensor:
         """Return the variance over frames of each channel, averaged over the batch; (C,)."""
         return torch.var(x, dim=1).mean(dim=0)
 
@@ -701,17 +675,15 @@ class DDIMScheduler(nn.Module):
 class PositionalEncoding(nn.Module):
     """Add the sinusoidal encoding of each position (arXiv:1706.03762, sec. 3.5).
 
-    Args:
-        d_model: width, any positive integer.
-        max_len: longest sequence.
-        learned: start there, but train it.
+    Any width d_model, sequences of at most max_len; `learned` starts there, but trains it.
     """
 
     pe: Tensor
 
     def __init__(self, d_model: int, max_len: int = 300, *, learned: bool = False) -> None:
         super().__init__()
-        angle = torch.arange(max_len)[:, None] * _frequencies(d_model, (d_model + 1) // 2)
+        i = torch.arange((d_model + 1) // 2)
+        angle = torch.arange(max_len)[:, None] * torch.exp(-math.log(10000.0) * 2 * i / d_model)
         pe = torch.zeros(1, max_len, d_model)
         pe[0, :, 0::2] = torch.sin(angle)
         pe[0, :, 1::2] = torch.cos(angle)[:, : d_model // 2]
@@ -723,11 +695,6 @@ class PositionalEncoding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to the same, L at most max_len."""
         return x + self.pe[:, : x.shape[1]]
-
-
-def _frequencies(dim: int, num: int) -> Tensor:
-    """Return the `num` frequencies 10000^(-2i/dim)."""
-    return torch.exp(-math.log(10000.0) * 2 * torch.arange(num) / dim)
 
 
 class TimestepEmbedding(nn.Module):
@@ -768,10 +735,13 @@ class SelfAttention(nn.Module):
 class PlanBlock(nn.Module):
     """The plan's encoder layer: post-norm, GELU. It does not use t_emb: t is already in x."""
 
+    has_affine_norms = True
+
     def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
         super().__init__()
         self.attention = SelfAttention(d_model, nhead)
-        self.norm_1, self.norm_2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm_1 = nn.LayerNorm(d_model, elementwise_affine=self.has_affine_norms)
+        self.norm_2 = nn.LayerNorm(d_model, elementwise_affine=self.has_affine_norms)
         self.up = nn.Linear(d_model, dim_feedforward)
         self.down = nn.Linear(dim_feedforward, d_model)
         self.dropout = nn.Dropout(dropout)
@@ -783,17 +753,13 @@ class PlanBlock(nn.Module):
         return self.norm_2(x + self.dropout(h))
 
 
-class AdaLNBlock(nn.Module):
+class AdaLNBlock(PlanBlock):
     """DiT block: pre-norm, shifted, scaled and gated by t_emb (arXiv:2212.09748, fig. 3)."""
 
+    has_affine_norms = False
+
     def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
-        super().__init__()
-        self.attention = SelfAttention(d_model, nhead)
-        self.norm_1 = nn.LayerNorm(d_model, elementwise_affine=False)
-        self.norm_2 = nn.LayerNorm(d_model, elementwise_affine=False)
-        self.up = nn.Linear(d_model, dim_feedforward)
-        self.down = nn.Linear(dim_feedforward, d_model)
-        self.dropout = nn.Dropout(dropout)
+        super().__init__(d_model, nhead, dim_feedforward, dropout)
         self.modulation = zero_init(nn.Linear(d_model, 6 * d_model))  # starts as the identity
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
@@ -823,10 +789,6 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     The model then reads a given value where it is needed, instead of first learning to fetch it
     across tokens; this made the keyframes protocol learnable in minutes (docs/LOG.md).
 
-    Args:
-        known: (B, L, C), model units.
-        known_mask: (B, L) bool.
-
     Returns:
         (B, L, 2C + 3): both values (0 where there is none), how far along from the one to the
         other the frame lies in [0, 1], and whether each exists.
@@ -845,6 +807,31 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     return torch.cat([*given, flags], dim=-1)
 
 
+def in_noise_units(x_t: Tensor) -> Tensor:
+    """Tell every frame how x and y stand against the noise, on the same scale at every t.
+
+    Whether a gesture moves or stands still is a slope against its noise. Left to x_t alone, where
+    that slope shrinks with the noise, the denoiser fits lines but draws no clicks (docs/LOG.md).
+
+    Args:
+        x_t: (B, L, C), model units, the last channel press.
+
+    Returns:
+        (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited
+        to 4; its sum up to the frame over the root of the number of pressed frames, doubled,
+        likewise (the CUSUM test for a change of the mean); the probability of a press.
+    """
+    # Neighbouring frames differ by noise alone nearly everywhere; |N(0, 2)| has the median 0.954.
+    change = (x_t[:, 1:] - x_t[:, :-1]).abs().flatten(1)
+    std = (change.median(dim=1).values / 0.954).clamp(0.01, 0.99)[:, None, None]
+    pressed = torch.sigmoid(2 * (1 - std**2) ** 0.5 * x_t[..., -1:] / std**2)  # Bayes, for ±1
+    frames = pressed.sum(dim=1, keepdim=True) + FLOOR
+    mean = (pressed * x_t[..., :-1]).sum(dim=1, keepdim=True) / frames
+    residual = pressed * (x_t[..., :-1] - mean) / std
+    total = 2 * residual.cumsum(dim=1) / frames**0.5
+    return torch.cat([4 * torch.tanh(residual / 4), 4 * torch.tanh(total / 4), pressed], dim=-1)
+
+
 class MinimalDiffusionTransformer(nn.Module):
     """The denoiser: a small bidirectional transformer over the frames of a gesture.
 
@@ -861,8 +848,9 @@ class MinimalDiffusionTransformer(nn.Module):
         adaln: adaLN-zero blocks and a zero-initialised output, instead of adding the embedding
             of t to every token.
         learned_positions: learned instead of sinusoidal.
-        token_overlap: embed each patch together with the patches before and after it, so that
-            the frames around an edge are read as one.
+        token_overlap: embed each patch together with the patches before and after it.
+        noise_units: read x and y also about their mean while pressed, and the sum of that up to
+            each frame, in units of the noise (`in_noise_units`).
         press_gate: output x and y as press * (x, y while pressed). For a model that predicts
             x_0: as idle frames are zero, E[x] = P(press)·E[x | press], and the second factor has
             no jump to learn.
@@ -887,6 +875,7 @@ class MinimalDiffusionTransformer(nn.Module):
         adaln: bool = False,
         learned_positions: bool = False,
         token_overlap: bool = False,
+        noise_units: bool = False,
         press_gate: bool = False,
         known_frames: bool = False,
     ) -> None:
@@ -898,8 +887,10 @@ class MinimalDiffusionTransformer(nn.Module):
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.known_frames = adaln, known_frames
         self.token_overlap, self.press_gate = token_overlap, press_gate
+        self.noise_units = noise_units
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
+        in_channels += 2 * (action_dim - 1) + 1 if noise_units else 0
         in_features = in_channels * patch_size * (3 if token_overlap else 1)
         self.action_embedding = nn.Linear(in_features, d_model)
         self.pos_encoder = PositionalEncoding(
@@ -930,18 +921,14 @@ class MinimalDiffusionTransformer(nn.Module):
             known: (B, L, C), model units; read only where the mask is set.
             known_mask: (B, L) bool; None = nothing is known.
 
-        Returns:
-            (B, L, C).
-
-        Raises:
-            UserError: known frames for a model built without them.
+        Returns: (B, L, C).
         """
         B, L, C = x_t.shape
-        x = x_t
+        x = torch.cat([x_t, in_noise_units(x_t)], dim=-1) if self.noise_units else x_t
         if self.known_frames:
             if known is None or known_mask is None:
                 known, known_mask = x_t, torch.zeros(B, L, dtype=torch.bool, device=x_t.device)
-            x = torch.cat([x_t, nearest_known(known, known_mask)], dim=-1)  # (B, L, 3C + 3)
+            x = torch.cat([x, nearest_known(known, known_mask)], dim=-1)
         elif known_mask is not None:
             raise UserError("this model takes no known frames; build it with known_frames=True")
 
@@ -993,10 +980,7 @@ def has_press_edge(x_0: Tensor) -> Tensor:
 
 
 def press_edges(x_0: Tensor) -> Tensor:
-    """Know the frames on both sides of every touch-down and lift-off: about 4 of 250.
-
-    A gesture that is idle or pressed throughout has no edge and an empty mask.
-    """
+    """Know the frames on both sides of every touch-down and lift-off, about 4 of 250, if any."""
     touch_down, lift_off = _press_changes(x_0)
     return _both_sides(touch_down | lift_off) & has_press_edge(x_0)[:, None]
 
@@ -1032,9 +1016,7 @@ KNOWN_STRATEGIES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 def draw_known_mask(x_0: Tensor, known_share: float) -> tuple[Tensor, Tensor]:
     """Draw what each gesture of a batch is trained with: nothing, or a strategy by its share.
 
-    Returns:
-        The masks, (B, L) bool, and which was drawn, (B,) int64: 0 = nothing, else the i-th of
-        KNOWN_STRATEGIES, counted from 1.
+    Returns: masks, (B, L) bool, and what was drawn, (B,) int64: 0 = nothing, i = the i-th strategy.
     """
     masks = [torch.zeros_like(x_0[..., 2], dtype=torch.bool)]
     masks += [strategy(x_0) for strategy, _ in KNOWN_STRATEGIES.values()]
@@ -1058,8 +1040,7 @@ def classify_gestures(x: Tensor) -> Tensor:
 
     Below 0.05 a click; then horizontal if |dx| > 2|dy|, vertical if |dy| > 2|dx|, else diagonal.
 
-    Returns:
-        (B,) int64, indices into GESTURE_TYPES.
+    Returns: (B,) int64, indices into GESTURE_TYPES.
     """
     pressed = x[..., 2] > PRESSED  # (B, L)
     L = x.shape[1]
@@ -1075,14 +1056,9 @@ def classify_gestures(x: Tensor) -> Tensor:
 
 
 def compute_temporal_iou(orig_active: Tensor, recon_active: Tensor) -> float:
-    """Return the mean intersection over union of the pressed frames.
+    """Return the mean intersection over union of the pressed frames, those above 0.5 of (B, L).
 
-    Args:
-        orig_active: (B, L), pressed where above 0.5.
-        recon_active: likewise.
-
-    Returns:
-        In [0, 1]; two gestures without any press agree: 1.
+    Two gestures without any press agree: 1.
     """
     a, b = orig_active > PRESSED, recon_active > PRESSED
     intersection, union = (a & b).sum(dim=1), (a | b).sum(dim=1)
@@ -1122,21 +1098,18 @@ def compute_reconstruction_metrics(
     Args:
         original: (B, L, C), data units.
         reconstructed: likewise, row by row the recreation of `original`.
-        scheduler: its `get_variance` is used if given, as in the plan; the result is the same.
+        scheduler: the plan passes it; nothing depends on it.
 
-    Returns:
-        One finite float per metric.
+    Returns: one finite float per metric.
     """
     error = original - reconstructed
     active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
     agree = (original[..., 2] > PRESSED) == (reconstructed[..., 2] > PRESSED)
-    variance = scheduler.get_variance if scheduler else lambda x: torch.var(x, dim=1).mean(dim=0)
+    variance = DDIMScheduler.get_variance
     orig_variance, recon_variance = variance(original), variance(reconstructed)
+    variance_ratio = _ratio(recon_variance, orig_variance)
+    smoothness_ratio = _ratio(variance(reconstructed.diff(dim=1)), variance(original.diff(dim=1)))
     snr_db = 10 * torch.log10(_ratio((original**2).mean(dim=(1, 2)), (error**2).mean(dim=(1, 2))))
-    smoothness_ratio = _ratio(
-        torch.var(reconstructed.diff(dim=1), dim=1).mean(dim=0),
-        torch.var(original.diff(dim=1), dim=1).mean(dim=0),
-    )
     any_active = bool(active.any())
     scores = {
         "mse": (error**2).mean(),
@@ -1151,7 +1124,7 @@ def compute_reconstruction_metrics(
     for c, name in enumerate("xyp"):
         scores[f"orig_variance_{name}"] = orig_variance[c]
         scores[f"recon_variance_{name}"] = recon_variance[c]
-        scores[f"variance_ratio_{name}"] = _ratio(recon_variance[c], orig_variance[c])
+        scores[f"variance_ratio_{name}"] = variance_ratio[c]
         scores[f"smoothness_ratio_{name}"] = smoothness_ratio[c]
     return {name: float(value) for name, value in scores.items()}
 
@@ -1198,6 +1171,45 @@ def takes_known_frames(model: Any) -> bool:
     return bool(getattr(getattr(model, "module", model), "known_frames", False))
 
 
+def generate(
+    model: nn.Module,
+    scheduler: DDIMScheduler,
+    shape: tuple[int, ...],
+    num_inference_steps: int = 10,
+    *,
+    seed: int = 0,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
+    x_T: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Draw gestures from pure noise, perhaps with known frames, in batches.
+
+    Args:
+        model: the denoiser.
+        scheduler: its scheduler.
+        shape: (B, L, C).
+        num_inference_steps: N.
+        seed: of all noise; the same seed gives the same gestures on every device.
+        known: as in `DDIMScheduler.sample`, like the next two and the further `options`.
+        known_mask: (B, L) bool.
+        x_T: (B, L, C), model units, in place of the noise to start from.
+        options: as said.
+
+    Returns: (B, L, C), data units, not rounded (see `to_gesture`).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if x_T is None:
+        x_T = torch.randn(shape, generator=generator).to(next(model.parameters()).device)
+
+    def sample(x_T: Tensor, known: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        given: dict[str, Any] = {"known": known, "known_mask": mask, "generator": generator}
+        shape, N = tuple(x_T.shape), num_inference_steps
+        return scheduler.sample(model, shape, x_T.device, N, x_T=x_T, **given, **options)
+
+    return in_batches(sample, x_T, *(a for a in (known, known_mask) if a is not None))
+
+
 def recreate(
     model: nn.Module,
     scheduler: DDIMScheduler,
@@ -1205,82 +1217,19 @@ def recreate(
     num_inference_steps: int = 10,
     **options: Any,
 ) -> Tensor:
-    """Recreate gestures by the keyframes protocol.
+    """Recreate gestures x_0, (B, L, C), data units, by the keyframes protocol; see `generate`.
 
     A model without known frames starts instead from x_0 noised to sigma = 0.4, so that its
     recreations, too, are paired with their originals.
-
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        x_0: (B, L, C), data units, on the model's device.
-        num_inference_steps: N.
-        options: further arguments of `DDIMScheduler.sample`.
-
-    Returns:
-        (B, L, C), data units.
     """
-    start_t = None if takes_known_frames(model) else scheduler.timestep_at(0.4)
-    generator = torch.Generator().manual_seed(NOISE_BANK_SEED + 1)  # of z, if eta > 0
-
-    def sample(x: Tensor, x_T: Tensor) -> Tensor:
-        given: dict[str, Any] = {"start_t": start_t, "generator": generator}
-        if start_t is not None:
-            x_T, _ = scheduler.add_noise(to_model_units(x), start_t, x_T)
-        else:
-            given |= {"known": x, "known_mask": press_edges(x)}
-        shape = tuple(x.shape)
-        return scheduler.sample(
-            model, shape, x.device, num_inference_steps, x_T=x_T, **given, **options
-        )
-
-    return in_batches(sample, x_0, noise_bank(x_0.shape).to(x_0))
-
-
-def generate(
-    model: nn.Module,
-    scheduler: DDIMScheduler,
-    shape: tuple[int, int, int],
-    num_inference_steps: int = 10,
-    *,
-    seed: int = 0,
-    known: Tensor | None = None,
-    known_mask: Tensor | None = None,
-    **options: Any,
-) -> Tensor:
-    """Draw gestures from pure noise, perhaps with known frames.
-
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        shape: (B, L, C).
-        num_inference_steps: N.
-        seed: of x_T; the same seed gives the same gestures on every device.
-        known: as in `DDIMScheduler.sample`, like known_mask and the further `options`.
-        known_mask: (B, L) bool.
-        options: as said.
-
-    Returns:
-        (B, L, C), data units, not rounded (see `to_gesture`).
-    """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    given = () if known is None or known_mask is None else (known, known_mask)
-
-    def sample(x_T: Tensor, *given: Tensor) -> Tensor:
-        names: dict[str, Any] = dict(zip(("known", "known_mask"), given, strict=False))
-        return scheduler.sample(
-            model,
-            tuple(x_T.shape),
-            device,
-            num_inference_steps,
-            x_T=x_T,
-            generator=generator,
-            **names,
-            **options,
-        )
-
-    return in_batches(sample, torch.randn(shape, generator=generator), *given)
+    x_T = noise_bank(x_0.shape).to(x_0)
+    start: dict[str, Any] = {"known": x_0, "known_mask": press_edges(x_0)}
+    if not takes_known_frames(model):
+        start = {"start_t": scheduler.timestep_at(0.4)}
+        x_T, _ = scheduler.add_noise(to_model_units(x_0), start["start_t"], x_T)
+    seed = NOISE_BANK_SEED + 1  # of z, if eta > 0
+    start |= {"seed": seed, "x_T": x_T}
+    return generate(model, scheduler, x_0.shape, num_inference_steps, **start, **options)
 
 
 def denoise_one_shot(
@@ -1313,8 +1262,7 @@ def validate(
 ) -> tuple[dict[str, float], Tensor]:
     """Score the keyframes and denoise protocols on x_0, (B, L, C), data units.
 
-    Returns:
-        Scores without prefix, and the recreations (B, L, C) in data units.
+    Returns: scores without prefix, and the recreations (B, L, C) in data units.
     """
     start = time.perf_counter()
     recreated = recreate(model, scheduler, x_0, **sampling)
@@ -1386,6 +1334,23 @@ def comprehensive_evaluation(
 # Everything is written into the run folder first; W&B mirrors it and can never stop a run.
 
 
+def make_panels(
+    columns: dict[str, Any], rows: int, width: float, height: float
+) -> tuple["Figure", list[tuple[Any, int, str, np.ndarray]]]:
+    """Return a figure with a row per gesture and its panels: axes, gesture, column, actions."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 1 + height * rows), layout="constrained")
+    axes = figure.subplots(rows, len(columns), squeeze=False, sharex=True)
+    for ax in axes[-1]:
+        ax.set_xlabel("frame (2 ms)")
+    panels = []
+    for i, row in enumerate(axes):
+        for ax, (label, data) in zip(row, columns.items(), strict=True):
+            panels.append((ax, i, label, np.asarray(data[i])))
+    return figure, panels
+
+
 def visualize_action_sequences(
     original: Any,
     reconstructed: Any,
@@ -1405,32 +1370,23 @@ def visualize_action_sequences(
         max_samples: most rows.
         known_mask: (B, L) bool; the frames that were given, marked with dots.
 
-    Returns:
-        A Figure that belongs to no window and needs no closing.
+    Returns: a Figure that belongs to no window and needs no closing.
     """
-    from matplotlib.figure import Figure
-
-    rows = min(max_samples, len(original))
-    figure = Figure(figsize=(15, 1 + 2.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, 3, squeeze=False, sharex=True)
     columns = {"original": original, "noisy": noisy, "recreated": reconstructed}
-    for i, row in enumerate(axes):
+    figure, panels = make_panels(columns, min(max_samples, len(original)), 15, 2.2)
+    for ax, i, label, actions in panels:
         pressed = np.asarray(original[i])[:, 2] > PRESSED
         frames = np.arange(len(pressed))
-        for ax, (label, data) in zip(row, columns.items(), strict=True):
-            actions = np.asarray(data[i])
-            ax.fill_between(frames, 0, 1, where=pressed, color="0.9", label="pressed in original")
-            for c, color in enumerate(("tab:blue", "tab:green", "tab:red")):
-                ax.plot(frames, actions[:, c], color=color, lw=1.2, label=CHANNELS[c])
-            if known_mask is not None and label != "noisy":
+        ax.fill_between(frames, 0, 1, where=pressed, color="0.9", label="pressed in original")
+        for c, color in enumerate(("tab:blue", "tab:green", "tab:red")):
+            ax.plot(frames, actions[:, c], color=color, lw=1.2, label=CHANNELS[c])
+        if label != "noisy":
+            ax.set_ylim(-0.1, 1.1)
+            if known_mask is not None:
                 known = np.flatnonzero(np.asarray(known_mask[i]))
                 ax.plot(known, actions[known], "k.", ms=6, label="known frames")
-            if label != "noisy":
-                ax.set_ylim(-0.1, 1.1)
-            ax.set_title(f"{title_prefix} {label} {i + 1}".strip(), fontsize=10)
-    for ax in axes[-1]:
-        ax.set_xlabel("frame (2 ms)")
-    handles = dict(zip(*reversed(axes[0, 2].get_legend_handles_labels()), strict=True))
+        ax.set_title(f"{title_prefix} {label} {i + 1}".strip(), fontsize=10)
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
     return figure
 
@@ -1443,22 +1399,16 @@ def visualize_noise_comparison(
     Arguments and result are those of `visualize_action_sequences`.
     """
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
 
-    rows = min(max_samples, len(original))
-    figure = Figure(figsize=(13, 1 + 1.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False, sharex=True)
     columns = {"noisy": noisy, "recreated": reconstructed}
-    for i, row in enumerate(axes):
-        for ax, (label, data) in zip(row, columns.items(), strict=True):
-            error = np.abs(np.asarray(data[i]) - np.asarray(original[i])).T  # (C, L)
-            image = ax.imshow(error.clip(1e-3), norm=LogNorm(1e-3, 1), cmap="magma", aspect="auto")
-            rmse = np.sqrt(np.mean(error**2))
-            ax.set_title(f"{title_prefix} {label} {i + 1}, RMSE {rmse:.3f}".strip(), fontsize=10)
-            ax.set_yticks(range(ACTION_DIM), CHANNELS)
-    for ax in axes[-1]:
-        ax.set_xlabel("frame (2 ms)")
-    figure.colorbar(image, ax=axes, label="|error|, share of the screen")
+    figure, panels = make_panels(columns, min(max_samples, len(original)), 13, 1.4)
+    for ax, i, label, actions in panels:
+        error = np.abs(actions - np.asarray(original[i])).T  # (C, L)
+        image = ax.imshow(error.clip(1e-3), norm=LogNorm(1e-3, 1), cmap="magma", aspect="auto")
+        rmse = np.sqrt(np.mean(error**2))
+        ax.set_title(f"{title_prefix} {label} {i + 1}, RMSE {rmse:.3f}".strip(), fontsize=10)
+        ax.set_yticks(range(ACTION_DIM), CHANNELS)
+    figure.colorbar(image, ax=figure.axes, label="|error|, share of the screen")
     return figure
 
 
@@ -1486,9 +1436,12 @@ class RunLogger:
         self.wandb: Any = None
         mode = resolve_wandb_mode(config.wandb_mode)
         if mode != "disabled":
-            self._mirror(lambda wandb: self._start_wandb(wandb, config, mode, wandb_id))
+            with self._guard():
+                self._start_wandb(config, mode, wandb_id)
 
-    def _start_wandb(self, wandb: Any, config: TrainConfig, mode: str, run_id: str | None) -> None:
+    def _start_wandb(self, config: TrainConfig, mode: Any, run_id: str | None) -> None:
+        import wandb
+
         self.wandb = wandb.init(
             project=config.wandb_project,
             name=f"diffusion_d{config.d_model}_l{config.num_layers}_h{config.nhead}",
@@ -1500,15 +1453,22 @@ class RunLogger:
             settings=wandb.Settings(init_timeout=20, silent=True),
         )
 
-    def _mirror(self, call: Callable[[Any], object]) -> None:
-        """Make one call with the wandb module; its first fault switches W&B off, with a warning."""
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Let the first fault of W&B switch it off, with a warning."""
         try:
-            import wandb
-
-            call(wandb)
+            yield
         except Exception as e:  # of many kinds, and none may stop a run
             print(f"warning: W&B is off from here on ({type(e).__name__}: {e})", file=sys.stderr)
             self.wandb = None
+
+    def _mirror(self, step: int, content: Callable[[Any], dict[str, Any]]) -> None:
+        """Log to W&B, if it is on, what `content` makes of the wandb module."""
+        if self.wandb:
+            with self._guard():
+                import wandb
+
+                self.wandb.log(content(wandb), step=step)
 
     @property
     def wandb_id(self) -> str | None:
@@ -1523,8 +1483,7 @@ class RunLogger:
         """Append one object to metrics.jsonl; a value that is not finite becomes null."""
         row = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._append("metrics.jsonl", [{"step": step, **row}])
-        if self.wandb:
-            self._mirror(lambda wandb: self.wandb.log(row, step=step))
+        self._mirror(step, lambda _: row)
 
     def figure(self, step: int, key: str, draw: Callable[[], "Figure"]) -> None:
         """Draw a figure and save it as figures/{key}_{step}.png; without matplotlib, do not."""
@@ -1534,24 +1493,19 @@ class RunLogger:
             return
         path = self.folder / "figures" / f"{key.replace('/', '_')}_{step:06d}.png"
         figure.savefig(path, dpi=80)
-        if self.wandb:
-            self._mirror(lambda wandb: self.wandb.log({key: wandb.Image(str(path))}, step=step))
+        self._mirror(step, lambda wandb: {key: wandb.Image(str(path))})
 
     def table(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Append the plan's reconstruction table to reconstructions.jsonl."""
         self._append("reconstructions.jsonl", [{"step": step, **row} for row in rows])
-        if self.wandb:
-            columns, data = list(rows[0]), [list(row.values()) for row in rows]
-            self._mirror(
-                lambda wandb: self.wandb.log(
-                    {"val/reconstruction_table": wandb.Table(columns, data)}, step=step
-                )
-            )
+        columns, data = list(rows[0]), [list(row.values()) for row in rows]
+        self._mirror(step, lambda wandb: {"val/reconstruction_table": wandb.Table(columns, data)})
 
     def close(self) -> None:
         """Finish the W&B run; the files are whole already."""
         if self.wandb:
-            self._mirror(lambda wandb: self.wandb.finish())
+            with self._guard():
+                self.wandb.finish()
 
 
 def asked_wandb_mode(mode: str) -> str:
@@ -1574,7 +1528,7 @@ def resolve_wandb_mode(mode: str) -> str:
         say("note: wandb does not import; the run folder holds all that it would show")
         return "disabled"
     if mode == "auto":
-        mode = "online" if has_wandb_login(wandb.Settings()) else "offline"
+        return "online" if has_wandb_login(wandb.Settings()) else "offline"
     return mode
 
 
@@ -1593,20 +1547,15 @@ def has_wandb_login(settings: Any) -> bool:
 def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreated: Tensor) -> None:
     """Log the reconstruction table, and the two figures with one gesture of each type."""
     types, recreated_types = classify_gestures(x_0), classify_gestures(recreated)
-    table = []
-    for i in range(len(x_0)):
-        scores = gesture_metrics(x_0[i : i + 1], recreated[i : i + 1])
-        table.append(
-            {
-                "epoch": epoch,
-                "sample_id": i,
-                "original_type": GESTURE_TYPES[types[i]],
-                "reconstructed_type": GESTURE_TYPES[recreated_types[i]],
-                "timing_accuracy": scores["temporal_iou"],
-                "spatial_accuracy": scores["spatial_accuracy"],
-                "overall_quality": sum(scores.values()) / len(scores),
-            }
-        )
+    table: list[dict[str, Any]] = []
+    for i, pair in enumerate(zip(x_0.split(1), recreated.split(1), strict=True)):
+        scores = gesture_metrics(*pair)
+        row = {"epoch": epoch, "sample_id": i, "original_type": GESTURE_TYPES[types[i]]}
+        row["reconstructed_type"] = GESTURE_TYPES[recreated_types[i]]
+        row["timing_accuracy"] = scores["temporal_iou"]
+        row["spatial_accuracy"] = scores["spatial_accuracy"]
+        row["overall_quality"] = sum(scores.values()) / len(scores)
+        table.append(row)
     log.table(step, table)
 
     first_of_type = [int((types == kind).int().argmax()) for kind in types.unique()]
@@ -1621,7 +1570,7 @@ def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreate
     log.figure(step, "val/noise_comparison", lambda: visualize_noise_comparison(x, y, z, title))
 
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -1638,16 +1587,12 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint; every byte's CRC is checked, and no code from it runs.
+    """Read a checkpoint, or a run folder's newest; its CRCs are checked, no code from it runs.
 
-    Args:
-        path: a checkpoint, or a run folder for its newest one.
-
-    Returns:
-        format, path, epoch, step, model, ema, optimizer, config, wandb_id.
+    Returns: its `path`, and what `TrainState.to_checkpoint` wrote.
 
     Raises:
-        UserError: missing, damaged, foreign, or made by a newer version.
+        UserError: missing, damaged, foreign, or of another version's format.
     """
     path = newest_checkpoint(path)
     try:
@@ -1661,17 +1606,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is no intact checkpoint ({reason}); use an older one") from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path} is no checkpoint of this trainer")
-    if content["format"] > CHECKPOINT_FORMAT:
-        raise UserError(f"{path} was made by a newer version (format {content['format']})")
+    if content["format"] != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{path} has format {content['format']}, this version's is {CHECKPOINT_FORMAT}"
+        )
     return content | {"path": path}
 
 
 def newest_checkpoint(path: str | Path) -> Path:
-    """Return `path` if it is a file, else the run folder's checkpoint of the highest epoch.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return `path` if it is a file, else the run folder's checkpoint of the highest epoch."""
     path = Path(path)
     found = [path] if path.is_file() else [*path.glob("diffusion_checkpoint_epoch_*.pth")]
     if not found:
@@ -1679,34 +1622,22 @@ def newest_checkpoint(path: str | Path) -> Path:
     return max(found, key=lambda p: (len(p.name), p.name))  # longer number, higher epoch
 
 
+def knobs_of(constructor: Callable[..., Any], config: TrainConfig) -> dict[str, Any]:
+    """Return the knobs that have the name of an argument of `constructor`."""
+    names = inspect.signature(constructor).parameters
+    return {name: value for name, value in asdict(config).items() if name in names}
+
+
 def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
     """Build the denoiser that `config` describes."""
-    return MinimalDiffusionTransformer(
-        ACTION_DIM,
-        config.seq_len,
-        config.d_model,
-        config.nhead,
-        config.num_layers,
-        config.dim_feedforward or 4 * config.d_model,
-        config.dropout,
-        config.num_timesteps,
-        patch_size=config.patch_size,
-        adaln=config.adaln,
-        learned_positions=config.learned_positions,
-        token_overlap=config.token_overlap,
-        press_gate=config.press_gate,
-        known_frames=config.known_frames,
-    )
+    options = knobs_of(MinimalDiffusionTransformer, config)
+    options["dim_feedforward"] = config.dim_feedforward or 4 * config.d_model
+    return MinimalDiffusionTransformer(max_timesteps=config.num_timesteps, **options)
 
 
 def build_scheduler(config: TrainConfig) -> DDIMScheduler:
     """Build the scheduler that `config` describes."""
-    return DDIMScheduler(
-        config.num_timesteps,
-        beta_schedule=config.beta_schedule,
-        prediction_type=config.prediction_type,
-        spacing=config.spacing,
-    )
+    return DDIMScheduler(**knobs_of(DDIMScheduler, config))
 
 
 def load_model(
@@ -1760,31 +1691,54 @@ def epoch_order(num: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
 
 
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return AdamW for all weights; or Muon for the matrices of the blocks, and AdamW for the rest.
+
+    Muon steps along the orthogonal factor of the momentum. Scaled to the RMS of AdamW's steps it
+    takes the same learning rate (arXiv:2502.16982, sec. 2.2).
+    """
+    matrices: list[Tensor] = []
+    if config.optimizer == "muon":
+        weights = [(n, p) for n, p in model.named_parameters() if p.ndim == 2]
+        matrices = [p for n, p in weights if n.startswith("blocks.") and "modulation" not in n]
+    chosen, lr, decay = {id(p) for p in matrices}, config.lr, config.weight_decay
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    adamw = torch.optim.AdamW(others, lr, weight_decay=decay, fused=True)
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(matrices, lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    return [adamw, muon]
+
+
 NOISE_LEVELS = 20  # bins of t in which the loss is balanced
 NUM_TASKS = (1 + len(KNOWN_STRATEGIES)) * NOISE_LEVELS
 
 
-@dataclass
 class TrainState:
-    """Where a run stands; with the config, all that a checkpoint holds."""
+    """A run in progress: what is trained on what, and where it stands.
 
-    model: nn.Module
-    ema: nn.Module
-    optimizer: torch.optim.Optimizer
-    task_loss: Tensor  # running mean loss of each task, (NUM_TASKS,)
-    step: int = 0
+    Args:
+        model: the denoiser, on its device.
+        scheduler: its scheduler, there too.
+        config: of the run.
+        total_steps: from which the learning rate and the EMA decay follow.
+    """
 
-    @classmethod
-    def start(cls, model: nn.Module, config: TrainConfig, device: torch.device) -> "TrainState":
-        """Return the state of a new run: the EMA a copy of the model, AdamW."""
-        model.to(device)
-        ema = copy.deepcopy(model).eval().requires_grad_(False)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
-        return cls(model, ema, optimizer, torch.ones(NUM_TASKS, device=device))
+    def __init__(
+        self, model: nn.Module, scheduler: DDIMScheduler, config: TrainConfig, total_steps: int
+    ) -> None:
+        self.model, self.scheduler, self.config = model, scheduler, config
+        self.total_steps, self.step = total_steps, 0
+        self.steps_per_epoch = total_steps // config.num_epochs
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        self.optimizers = make_optimizers(model, config)
+        device = next(model.parameters()).device
+        self.task_loss = torch.ones(NUM_TASKS, device=device)  # running mean loss of each task
+        self.forward: Any = torch.compile(model) if config.compile else model
+        if process_rank()[1] > 1:
+            self.forward = nn.parallel.DistributedDataParallel(self.forward)
 
-    def to_checkpoint(self, epoch: int, config: TrainConfig, wandb_id: str | None) -> dict:
+    def to_checkpoint(self, epoch: int, wandb_id: str | None) -> dict[str, Any]:
         """Return what `save_checkpoint` writes: plain types and tensors only."""
         return {
             "format": CHECKPOINT_FORMAT,
@@ -1792,19 +1746,20 @@ class TrainState:
             "step": self.step,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
             "task_loss": self.task_loss,
-            "config": asdict(config),
+            "config": asdict(self.config),
             "wandb_id": wandb_id,
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Take up what `load_checkpoint` returned."""
+        """Take up what `load_checkpoint` returned, at the same epoch under any batch size."""
         self.model.load_state_dict(content["model"])
         self.ema.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        for optimizer, saved in zip(self.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.task_loss.copy_(content["task_loss"])
-        self.step = content["step"]
+        self.step = (content["epoch"] + 1) * self.steps_per_epoch
 
 
 def gesture_losses(
@@ -1820,8 +1775,8 @@ def gesture_losses(
     they do not depend on the number of processes.
 
     Returns:
-        The mean squared error of each of this process's gestures, (b,); its task, the pair of
-        known-frame strategy and noise level, (b,) int64 in [0, NUM_TASKS); its t, (b,) int64.
+        Of each of this process's gestures, (b,): the mean squared error; its task, the pair of
+        known-frame strategy and noise level, int64 in [0, NUM_TASKS); its t, int64.
     """
     B, T = len(x_0), scheduler.num_timesteps
     # one t per stratum of T/B: less variance than independent draws
@@ -1864,50 +1819,42 @@ def min_snr_weight(scheduler: DDIMScheduler, t: Tensor, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) / divisor[scheduler.prediction_type]
 
 
-def train_step(
-    state: TrainState,
-    forward: Callable[..., Tensor],
-    scheduler: DDIMScheduler,
-    x_0: Tensor,
-    total_steps: int,
-    config: TrainConfig,
-) -> dict[str, Any]:
+def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
     """Update weights and EMA from one batch x_0, (B, L, C), data units; `state` moves on by a step.
 
-    Returns:
-        The scalars of the step, by the keys under which they are logged.
+    Returns: the scalars of the step, by the keys under which they are logged.
 
     Raises:
         FloatingPointError: loss or gradient is not finite; the weights are untouched.
     """
+    config, scheduler = state.config, state.scheduler
     rank, world = process_rank()
     rows = slice(rank, None, world)
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # of all that a step draws
     if config.symmetries:
         x_0 = draw_symmetry(x_0)
-    loss, task, t = gesture_losses(forward, scheduler, x_0, config, rows)
+    loss, task, t = gesture_losses(state.forward, scheduler, x_0, config, rows)
     whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
+    weight = torch.ones_like(loss)
     if config.loss_weighting == "balanced":
         whole_task = from_all_processes(task, rows, len(x_0))
         weight = balanced_weight(state.task_loss, whole_loss, whole_task)[rows]
     elif config.loss_weighting == "min_snr":
         weight = min_snr_weight(scheduler, t, config.snr_gamma)
-    else:
-        weight = torch.ones_like(loss)
-    lr = lr_at(state.step, total_steps, config)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.zero_grad(set_to_none=True)
+    state.model.zero_grad(set_to_none=True)
     ((weight * loss).sum() * world / len(x_0)).backward()  # processes average their gradients
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
-    mean_loss = whole_loss.mean()
+    mean_loss, lr = whole_loss.mean(), lr_at(state.step, state.total_steps, config)
     if not torch.isfinite(mean_loss + grad_norm):
         raise FloatingPointError(
             f"loss {mean_loss:g}, gradient norm {grad_norm:g} at step {state.step}, lr {lr:g}; "
             "lower --lr"
         )
-    state.optimizer.step()
-    decay = ema_decay_at(state.step, total_steps, config.ema_decay)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    decay = ema_decay_at(state.step, state.total_steps, config.ema_decay)
     with torch.no_grad():
         averages: list[Tensor] = list(state.ema.parameters())
         torch._foreach_lerp_(averages, list[Tensor](state.model.parameters()), 1 - decay)
@@ -1940,146 +1887,56 @@ def progress(items: Iterable, title: str) -> Iterable:
     return tqdm(items, title, disable=None, leave=False)
 
 
-def train_epoch(
-    state: TrainState,
-    forward: Callable[..., Tensor],
-    scheduler: DDIMScheduler,
-    x_train: Tensor,
-    config: TrainConfig,
-    log: RunLogger | None,
-) -> float:
-    """Train from `state.step` to the end of its epoch; return the mean loss of these steps.
+def train_epoch(state: TrainState, x_train: Tensor, log: RunLogger | None) -> float:
+    """Train for the epoch at whose start `state` is; return the mean loss of its steps.
 
-    `forward` is the model as it is called: itself, compiled, or wrapped for several processes;
     `log` receives the scalars of every `log_interval`-th step, and is None on all ranks but 0.
     """
-    steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
-    epoch, done = divmod(state.step, steps_per_epoch)
+    config = state.config
+    epoch = state.step // state.steps_per_epoch
     order = epoch_order(len(x_train), config.seed, epoch).to(x_train.device)
-    losses = []
-    state.model.train()
+    batches, losses = order.split(config.batch_size), []
     title = f"epoch {epoch + 1}/{config.num_epochs}"
-    batches = order.split(config.batch_size)[done:]
+    state.model.train()
     for batch in progress(batches, title) if log else batches:
-        x_0, total_steps = x_train[batch], steps_per_epoch * config.num_epochs
-        scalars = train_step(state, forward, scheduler, x_0, total_steps, config)
+        scalars = train_step(state, x_train[batch])
         losses.append(scalars["train/loss"])
         if log and state.step % config.log_interval == 0:
-            scalars["train/epoch"] = state.step / steps_per_epoch
+            scalars["train/epoch"] = state.step / state.steps_per_epoch
             log.scalars(state.step, {k: float(v) for k, v in scalars.items()})
     return torch.stack(losses).mean().item()
 
 
-def describe(model: nn.Module, scheduler: DDIMScheduler, config: TrainConfig) -> TrainConfig:
-    """Return `config` with the architecture and noise that the objects themselves have."""
-    names = {f.name for f in fields(TrainConfig)}
-    options = {k: v for k, v in getattr(model, "options", {}).items() if k in names}
-    for name in ("num_timesteps", "beta_schedule", "prediction_type", "spacing"):
-        options[name] = getattr(scheduler, name)
-    return replace(config, **options)
-
-
-def train_diffusion_model(
-    model: nn.Module,
-    scheduler: DDIMScheduler,
-    train_loader: DataLoader,
-    val_loader: DataLoader,
-    num_epochs: int = 100,
-    lr: float = 1e-4,
-    device: str | torch.device = "cuda",
-    log_interval: int = 100,
-    save_dir: str | Path = "checkpoints",
-    *,
-    config: TrainConfig | None = None,
-    resume: dict[str, Any] | None = None,
-) -> nn.Module:
-    """Train, validate every epoch, and leave a run folder; the plan's training loop.
-
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        train_loader: its data set and batch size are used; the order is f(seed, epoch).
-        val_loader: its data set is used.
-        num_epochs: passes over the training set.
-        lr: peak learning rate.
-        device: where to train.
-        log_interval: steps between lines of metrics.jsonl.
-        save_dir: the run folder.
-        config: every other knob; the arguments above win over it.
-        resume: a loaded checkpoint to continue.
-
-    Returns: the EMA model, in eval mode.
-    """
-    given: dict[str, Any] = {"num_epochs": num_epochs, "lr": lr, "log_interval": log_interval}
-    given |= {"save_dir": str(save_dir), "batch_size": train_loader.batch_size or 1}
-    config = replace(describe(model, scheduler, config or TrainConfig()), **given)
-    rank, world = process_rank()
-    state = TrainState.start(model, config, torch.device(device))
-    scheduler.to(device)
-    x_train, x_val = all_sequences(train_loader).to(device), all_sequences(val_loader).to(device)
-    steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
-    if resume:
-        state.restore(resume)
-        state.step = (resume["epoch"] + 1) * steps_per_epoch  # under another batch size, too
-    forward: Any = torch.compile(model) if config.compile else model
-    if world > 1:
-        forward = nn.parallel.DistributedDataParallel(forward)
-    if state.step >= steps_per_epoch * num_epochs:
-        say("note: the run is finished, nothing is left to train")
-        return state.ema
-    logged, wandb_id = (resume["step"], resume["wandb_id"]) if resume else (0, None)
-    log = RunLogger(Path(save_dir), config, logged, wandb_id) if rank == 0 else None
-    for epoch in range(state.step // steps_per_epoch, num_epochs):
-        started = time.perf_counter()
-        loss = train_epoch(state, forward, scheduler, x_train, config, log)
-        if log:
-            train_s = time.perf_counter() - started
-            finish_epoch(state, scheduler, x_val, config, log, epoch, loss, train_s)
-    if log:
-        finish_run(state, scheduler, x_val, config, log)
-        log.close()
-    return state.ema
-
-
 def finish_epoch(
-    state: TrainState,
-    scheduler: DDIMScheduler,
-    x_val: Tensor,
-    config: TrainConfig,
-    log: RunLogger,
-    epoch: int,
-    loss: float,
-    train_s: float,
+    state: TrainState, x_val: Tensor, log: RunLogger, scalars: dict[str, float]
 ) -> None:
     """Validate the EMA weights on a subset; log, print one line, perhaps draw and save."""
-    started = time.perf_counter()
+    config, started = state.config, time.perf_counter()
+    epoch = state.step // state.steps_per_epoch
     x_0 = x_val[:: max(1, len(x_val) // config.val_sequences)][: config.val_sequences]
-    scores, recreated = validate(state.ema, scheduler, x_0, config.sampling)
-    val_s = time.perf_counter() - started
-    seconds = {"train/epoch_s": train_s, "val/epoch_s": val_s}
-    diagnostics = model_diagnostics(state.ema, x_0)
-    epoch_scalars = {"train/epoch_loss": loss, "val/epoch": epoch, **seconds, **diagnostics}
-    log.scalars(state.step, epoch_scalars | log_keys("val", scores))
+    scores, recreated = validate(state.ema, state.scheduler, x_0, config.sampling)
+    scalars |= {"val/epoch": epoch - 1, "val/epoch_s": time.perf_counter() - started}
+    scalars |= model_diagnostics(state.ema, x_0) | log_keys("val", scores)
+    log.scalars(state.step, scalars)
     say(
-        f"epoch {epoch + 1:{len(str(config.num_epochs))}}/{config.num_epochs}  "
-        f"loss {loss:.4f}  val {scores['loss']:.4f}  {score_line(scores)}  "
-        f"{train_s:.1f}+{val_s:.1f} s"
+        f"epoch {epoch:{len(str(config.num_epochs))}}/{config.num_epochs}  "
+        f"loss {scalars['train/epoch_loss']:.4f}  val {scores['loss']:.4f}  {score_line(scores)}  "
+        f"{scalars['train/epoch_s']:.1f}+{scalars['val/epoch_s']:.1f} s"
     )
-    last = epoch + 1 == config.num_epochs
-    if epoch % config.figure_every == 0 or last:
-        log_recreations(log, state.step, epoch, x_0, recreated)
-    if (epoch + 1) % config.save_every == 0 or last:
-        path = log.folder / f"diffusion_checkpoint_epoch_{epoch}.pth"
-        save_checkpoint(path, state.to_checkpoint(epoch, config, log.wandb_id))
+    last = epoch == config.num_epochs
+    if (epoch - 1) % config.figure_every == 0 or last:
+        log_recreations(log, state.step, epoch - 1, x_0, recreated)
+    if epoch % config.save_every == 0 or last:
+        path = log.folder / f"diffusion_checkpoint_epoch_{epoch - 1}.pth"
+        save_checkpoint(path, state.to_checkpoint(epoch - 1, log.wandb_id))
 
 
-def finish_run(
-    state: TrainState, scheduler: DDIMScheduler, x_val: Tensor, config: TrainConfig, log: RunLogger
-) -> None:
+def finish_run(state: TrainState, x_val: Tensor, log: RunLogger) -> None:
     """Score the whole validation set, print where everything is, and what to do with it."""
-    scores, _ = validate(state.ema, scheduler, x_val, config.sampling)
+    config = state.config
+    scores, _ = validate(state.ema, state.scheduler, x_val, config.sampling)
     shape = (256, config.seq_len, ACTION_DIM)
-    generated = generation_metrics(generate(state.ema, scheduler, shape, **config.sampling))
+    generated = generation_metrics(generate(state.ema, state.scheduler, shape, **config.sampling))
     generate_scores = {f"generate/{k}": v for k, v in generated.items()}
     log.scalars(state.step, log_keys("final", scores) | generate_scores)
     denoised = [f"{scores[f'denoise_mse_sigma_{s}']:.5f} at {s}" for s in DENOISE_SIGMAS]
@@ -2131,6 +1988,93 @@ def model_diagnostics(model: nn.Module, x_0: Tensor) -> dict[str, float]:
         model(to_model_units(x_0), torch.zeros(len(x_0), dtype=torch.long, device=x_0.device))
     hook.remove()
     return {"model/weight_norm": norm.item(), "model/activation_stats": rms[0].item()}
+
+
+def describe(model: nn.Module, scheduler: DDIMScheduler, config: TrainConfig) -> TrainConfig:
+    """Return `config` with the architecture and noise that the objects themselves have."""
+    names = {f.name for f in fields(TrainConfig)}
+    options = {k: v for k, v in getattr(model, "options", {}).items() if k in names}
+    options |= {name: getattr(scheduler, name) for name in knobs_of(DDIMScheduler, config)}
+    return replace(config, **options)
+
+
+def train_loop(
+    model: nn.Module,
+    scheduler: DDIMScheduler,
+    x_train: Tensor,
+    x_val: Tensor,
+    config: TrainConfig,
+    resume: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Train on gestures (N, L, C), validate every epoch, leave a run folder; return the EMA model.
+
+    All tensors and modules are on one device; `resume` is a loaded checkpoint to continue.
+    """
+    config = describe(model, scheduler, config)
+    steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
+    state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs)
+    logged, wandb_id = 0, None
+    if resume:
+        state.restore(resume)
+        logged, wandb_id = resume["step"], resume["wandb_id"]
+    if state.step >= state.total_steps:
+        say("note: the run is finished, nothing is left to train")
+        return state.ema
+    is_first = process_rank()[0] == 0
+    log = RunLogger(Path(config.save_dir), config, logged, wandb_id) if is_first else None
+    while state.step < state.total_steps:
+        started = time.perf_counter()
+        loss = train_epoch(state, x_train, log)
+        seconds = time.perf_counter() - started
+        if log:
+            finish_epoch(state, x_val, log, {"train/epoch_loss": loss, "train/epoch_s": seconds})
+    if log:
+        finish_run(state, x_val, log)
+        log.close()
+    return state.ema
+
+
+def train_diffusion_model(
+    model: nn.Module,
+    scheduler: DDIMScheduler,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    num_epochs: int = 100,
+    lr: float = 1e-4,
+    device: str | torch.device = "cuda",
+    log_interval: int = 100,
+    save_dir: str | Path = "checkpoints",
+    *,
+    config: TrainConfig | None = None,
+    resume: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Train, validate every epoch, and leave a run folder; the plan's training loop.
+
+    Args:
+        model: the denoiser.
+        scheduler: its scheduler.
+        train_loader: its data set and batch size are used; the order is f(seed, epoch).
+        val_loader: its data set is used.
+        num_epochs: passes over the training set.
+        lr: peak learning rate.
+        device: where to train.
+        log_interval: steps between lines of metrics.jsonl.
+        save_dir: the run folder.
+        config: every other knob; the arguments above win over it.
+        resume: a loaded checkpoint to continue.
+
+    Returns: the EMA model, in eval mode.
+    """
+    config = replace(
+        config or TrainConfig(),
+        num_epochs=num_epochs,
+        lr=lr,
+        batch_size=train_loader.batch_size or 1,
+        log_interval=log_interval,
+        save_dir=str(save_dir),
+    )
+    x_train, x_val = all_sequences(train_loader).to(device), all_sequences(val_loader).to(device)
+    return train_loop(model.to(device), scheduler.to(device), x_train, x_val, config, resume)
 
 
 # ----------------------------------------------------------------------------------------
@@ -2196,28 +2140,24 @@ def pick_device(name: str) -> torch.device:
 
 MODEL_FLAGS = (
     *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
-    *("learned_positions", "token_overlap", "known_frames", "press_gate"),
+    *("learned_positions", "token_overlap", "known_frames", "press_gate", "noise_units"),
     *("num_timesteps", "beta_schedule", "prediction_type"),
 )
 
 
-def check_same_model(config: TrainConfig, content: dict[str, Any]) -> None:
-    """Raise UserError if a flag contradicts the weights of a checkpoint."""
+def check_same_model(config: TrainConfig, saved: dict[str, Any], path: str | Path) -> None:
+    """Raise UserError if a flag contradicts the weights of a checkpoint, trained as `saved`."""
     for name in MODEL_FLAGS:
-        saved, now = content["config"][name], getattr(config, name)
-        if now != saved:
+        now = getattr(config, name)
+        if now != saved[name]:
             raise UserError(
-                f"--{name} contradicts the weights of {content['path']}: {saved} -> {now}; drop "
-                "the flag or train anew"
+                f"--{name} contradicts the weights of {path}: {saved[name]} -> {now}; drop the "
+                "flag or train anew"
             )
 
 
 def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any] | None]:
-    """Return the config of a resumed run, its own but for what is given, and its checkpoint.
-
-    Raises:
-        UserError: nothing to resume, or a flag that changes the model or its noise.
-    """
+    """Return the config of a resumed run, its own but for what is given, and its checkpoint."""
     path = path or given.get("save_dir", "")
     if not path:
         raise UserError("--resume needs a PATH, or a --save_dir to look in")
@@ -2225,15 +2165,16 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
         say(f"note: nothing to resume in {path}; starting afresh")
         return TrainConfig(**given), None
     content = load_checkpoint(path)
-    saved = content["config"] | {"save_dir": str(content["path"].parent)}
+    folder = content["path"].parent
+    saved = content["config"] | {"save_dir": str(folder)}
     try:
         config = TrainConfig(**saved | given)
     except TypeError as e:
         raise UserError(f"{content['path']} does not fit this version ({e})") from None
     other = Path(config.save_dir) / "metrics.jsonl"
-    if other.exists() and not Path(config.save_dir).samefile(saved["save_dir"]):
+    if other.exists() and not other.parent.samefile(folder):
         raise UserError(f"{other.parent} holds another run; choose a new --save_dir")
-    check_same_model(config, content)
+    check_same_model(config, saved, content["path"])
     for name in ("lr", "batch_size", "seed", "num_epochs"):
         if getattr(config, name) != saved[name]:
             change = f"--{name} {saved[name]} -> {getattr(config, name)}"
@@ -2267,8 +2208,7 @@ def train(
         resume: a loaded checkpoint to continue.
         resuming: the run folder may hold a run, even one without a checkpoint yet.
 
-    Returns:
-        The EMA model, in eval mode.
+    Returns: the EMA model, in eval mode.
 
     Raises:
         UserError: bad data, device or folder.
@@ -2278,46 +2218,31 @@ def train(
     if "RANK" in os.environ and not torch.distributed.is_initialized():  # under torchrun
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(config.seed)
-    model, scheduler = build_model(config), build_scheduler(config)
-    train_set = DiffusionActionDataset(config.data_dir, config.seq_len)
-    x, y, press = np.moveaxis(train_set.sequences, -1, 0)
-    if (config.symmetries or config.press_gate) and np.any(
-        (press <= PRESSED) & ((x > 0) | (y > 0))
-    ):
+    model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
+    x_train, x_val = (
+        torch.from_numpy(DiffusionActionDataset(folder, config.seq_len).sequences)
+        for folder in (config.data_dir, config.val_data_dir)
+    )
+    idle = x_train[..., 2:] <= PRESSED
+    if (config.symmetries or config.press_gate) and (idle & (x_train[..., :2] > 0)).any():
         raise UserError(
             f"{config.data_dir} moves while idle (x or y above 0 where press is 0); zero these "
             "frames, or add --no-symmetries --no-press_gate"
         )
-    val_set = DiffusionActionDataset(config.val_data_dir, config.seq_len)
     if process_rank()[0] == 0:
         folder = claim_run_folder(config, resuming=resuming)
         config = replace(config, save_dir=str(folder))
         say(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
-            f"{len(train_set)} + {len(val_set)} gestures, run folder {folder}"
+            f"{len(x_train)} + {len(x_val)} gestures, run folder {folder}"
         )
-    return train_diffusion_model(
-        model,
-        scheduler,
-        DataLoader(train_set, config.batch_size),
-        DataLoader(val_set, config.batch_size),
-        config.num_epochs,
-        config.lr,
-        device,
-        config.log_interval,
-        config.save_dir,
-        config=config,
-        resume=resume,
-    )
+    return train_loop(model, scheduler, x_train.to(device), x_val.to(device), config, resume)
 
 
 def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
-    """Write `--sample N` gestures from a checkpoint as samples_actions.npy.
-
-    Raises:
-        UserError: a flag is missing, the file exists, or too few gestures are known.
-    """
-    if "checkpoint" not in args or "output_dir" not in args or args.sample < 1:
+    """Write `--sample N` gestures from a checkpoint as samples_actions.npy."""
+    num = args.sample
+    if "checkpoint" not in args or "output_dir" not in args or num < 1:
         raise UserError("--sample N needs N >= 1, --checkpoint and --output_dir")
     path = Path(args.output_dir) / "samples_actions.npy"
     if path.exists():
@@ -2329,23 +2254,21 @@ def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
     device = pick_device(given.get("device", "auto"))
     model, _, trained = load_model(args.checkpoint, device)
     config = replace(trained, **given)
-    check_same_model(config, {"config": asdict(trained), "path": args.checkpoint})
+    check_same_model(config, asdict(trained), args.checkpoint)
     known: dict[str, Any] = {}
     if "known_data_dir" in args:
-        x_0 = torch.from_numpy(
-            DiffusionActionDataset(args.known_data_dir, config.seq_len).sequences
-        )
-        if len(x_0) < args.sample:
-            raise UserError(f"{args.known_data_dir} holds {len(x_0)} gestures, not {args.sample}")
-        x_0 = x_0[: args.sample]
+        known_set = DiffusionActionDataset(args.known_data_dir, config.seq_len)
+        x_0 = torch.from_numpy(known_set.sequences)
+        if len(x_0) < num:
+            raise UserError(f"{args.known_data_dir} holds {len(x_0)} gestures, not {num}")
         torch.manual_seed(config.seed)
         strategy, _ = KNOWN_STRATEGIES[getattr(args, "known_strategy", "press_edges")]
-        known = {"known": x_0, "known_mask": strategy(x_0)}
+        known = {"known": x_0[:num], "known_mask": strategy(x_0[:num])}
     scheduler = build_scheduler(config).to(device)
-    shape = (args.sample, config.seq_len, ACTION_DIM)
+    shape = (num, config.seq_len, ACTION_DIM)
     samples = generate(model, scheduler, shape, seed=config.seed, **config.sampling, **known)
     np.save(path, to_gesture(samples).cpu().numpy().reshape(-1, ACTION_DIM))
-    say(f"{args.sample} gestures in {path}\n{generation_line(generation_metrics(samples))}")
+    say(f"{num} gestures in {path}\n{generation_line(generation_metrics(samples))}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from train_diffusion_ddim import (
     PositionalEncoding,
     TimestepEmbedding,
     UserError,
+    in_noise_units,
     nearest_known,
 )
 
@@ -32,6 +33,7 @@ OPTIONS = [
     {"patch_size": 4, "adaln": True, "learned_positions": True, "known_frames": True},
     {"patch_size": 5, "token_overlap": True},
     {"press_gate": True},
+    {"noise_units": True},
     {"action_dim": 5},
     {"max_timesteps": 100, "dropout": 0.0},
 ]
@@ -175,7 +177,7 @@ def test_shapes(options):
         assert model(x_t, t, x_t, mask).shape == x_t.shape
 
 
-@pytest.mark.parametrize("options", OPTIONS[:8], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:9], ids=str)
 def test_output_depends_on_t_on_order_and_on_every_frame(options):
     model = awake(build(**options))
     x_t, t = inputs()
@@ -187,7 +189,7 @@ def test_output_depends_on_t_on_order_and_on_every_frame(options):
     assert ((model(x_t, t) - output).abs().amax(dim=(0, 2)) > 1e-6).all()  # bidirectional
 
 
-@pytest.mark.parametrize("options", OPTIONS[:8], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:9], ids=str)
 def test_gestures_of_a_batch_do_not_mix(options):
     model, (x_t, t) = awake(build(**options)), inputs()
     output = model(x_t, t)
@@ -212,6 +214,37 @@ def test_the_press_gate_is_a_product_in_data_units():
     raw, output = ((model(x_t, t) + 1) / 2 for model in (plain, gated))
     torch.testing.assert_close(output[..., 2], raw[..., 2])
     torch.testing.assert_close(output[..., :2], raw[..., 2:] * raw[..., :2])
+
+
+def gestures_in_noise(std, frames=40, slope=0.0, B=64):
+    """Model units: frames 50 to 50 + `frames` pressed, x rising by `slope`, y still, noise `std`."""
+    torch.manual_seed(2)
+    x_0 = -torch.ones(B, 250, 3)
+    x_0[:, 50 : 50 + frames, 0] = 0.2 + slope * torch.linspace(-0.5, 0.5, frames)
+    x_0[:, 50 : 50 + frames, 1:] = torch.tensor([-0.4, 1.0])
+    return (1 - std**2) ** 0.5 * x_0 + std * torch.randn_like(x_0)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.2])
+def test_noise_units_do_not_depend_on_the_noise(std):
+    """Distances have unit std, and their running sum is twice a Brownian bridge."""
+    features = in_noise_units(gestures_in_noise(std))
+    features[..., :4] = 4 * torch.atanh(features[..., :4] / 4)  # undo the limit
+    inside = features[:, 50:90]
+    assert (inside[..., -1] > 0.99).all() and (features[:, :45, -1] < 0.01).all()
+    assert inside[..., :2].std() == pytest.approx(1, abs=0.06)
+    middle = features[:, 69, 2:4]  # a bridge has the variance 1/4 in the middle
+    assert middle.std() == pytest.approx(1, abs=0.2)
+    assert features[:, 120:, 2:4].abs().max() < 0.2  # and ends at zero
+
+
+def test_noise_units_tell_a_slope_from_noise():
+    """The sum in the middle of a ramp is -d·sqrt(n)/(8 std), doubled, before the limit."""
+    std, slope, frames = 0.2, 0.3, 40
+    middle = in_noise_units(gestures_in_noise(std, frames, slope))[:, 69, 2:4].mean(dim=0)
+    expected = -2 * slope * (1 - std**2) ** 0.5 * frames**0.5 / (8 * std)
+    assert middle[0] == pytest.approx(4 * math.tanh(expected / 4), rel=0.2)
+    assert abs(middle[1]) < 0.4
 
 
 def test_token_overlap_reads_the_neighbours_frames():
@@ -331,9 +364,9 @@ def test_overfits_eight_gestures(tiny_config):
     x_0, steps = make_gestures(8, seed=5), 800
     torch.manual_seed(0)
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
-    state = tdd.TrainState.start(model, config, torch.device("cpu"))
+    state = tdd.TrainState(model, scheduler, config, steps)
     for _ in range(steps):
-        tdd.train_step(state, model, scheduler, x_0, steps, config)
+        tdd.train_step(state, x_0)
     mse = nn.functional.mse_loss(tdd.recreate(state.ema, scheduler, x_0), x_0).item()
     zeros = (x_0**2).mean().item()
     assert mse < 0.02 * zeros

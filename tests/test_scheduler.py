@@ -411,8 +411,10 @@ def test_invert_then_sample_is_a_round_trip(prediction_type):
     assert all(b < 0.5 * a for a, b in pairwise(errors))
 
 
-def test_invert_leaves_clipping_as_it_was_and_ignores_it():
-    clipping, free = DDIMScheduler(T), DDIMScheduler(T, clip_sample=False)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_invert_leaves_clipping_as_it_was_and_ignores_it(prediction_type):
+    clipping = DDIMScheduler(T, prediction_type=prediction_type)
+    free = DDIMScheduler(T, prediction_type=prediction_type, clip_sample=False)
     x_0 = to_data_units(X_0)
     x_T = [s.invert(gaussian_model(s, 0.1, 2.0), x_0, 10) for s in (clipping, free)]
     assert torch.equal(*x_T) and clipping.clip_sample and not free.clip_sample

@@ -18,6 +18,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import (
     ROOT,
     SCRIPT,
@@ -62,14 +63,13 @@ def same(a, b):
 
 @pytest.fixture
 def fresh(tiny_config):
-    """Return f(**changes): state, scheduler and config of a new run in this process."""
+    """Return f(total_steps, **changes): state, scheduler and config of a new run here."""
 
-    def make(**changes):
+    def make(total_steps=10, **changes):
         config = tiny_config(**changes)
         torch.manual_seed(0)
-        model = tdd.build_model(config)
-        state = TrainState.start(model, config, torch.device("cpu"))
-        return state, tdd.build_scheduler(config), config
+        model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
+        return TrainState(model, scheduler, config, total_steps), scheduler, config
 
     return make
 
@@ -143,7 +143,7 @@ def test_another_model_is_refused_with_both_values(refused, straight_run, name):
 
 
 def test_all_that_makes_a_model_is_checked():
-    assert set(tdd.MODEL_FLAGS) == {*OTHER_MODELS, "known_frames", "press_gate"}
+    assert set(tdd.MODEL_FLAGS) == {*OTHER_MODELS, "known_frames", "press_gate", "noise_units"}
     assert set(tdd.MODEL_FLAGS) <= {f.name for f in fields(tdd.TrainConfig)}
 
 
@@ -233,19 +233,32 @@ def test_the_order_of_an_epoch_is_a_permutation_of_seed_and_epoch():
 
 
 def test_an_epoch_sees_each_gesture_once(fresh, monkeypatch):
-    state, scheduler, config = fresh(batch_size=3)
+    state, _, config = fresh(total_steps=8, batch_size=3, num_epochs=2)
     x_train, seen = make_gestures(10), []
 
-    def recording(state, forward, scheduler, x_0, total_steps, config):
-        assert total_steps == 4 * config.num_epochs
+    def recording(state, x_0):
         seen.append(x_0)
         state.step += 1
         return {"train/loss": torch.tensor(float(len(x_0)))}
 
     monkeypatch.setattr(tdd, "train_step", recording)
-    tdd.train_epoch(state, state.model, scheduler, x_train, config, None)
-    assert [len(x) for x in seen] == [3, 3, 3, 1] and state.step == 4
-    assert torch.equal(torch.cat(seen), x_train[epoch_order(10, config.seed, 0)])
+    for epoch in range(2):
+        seen.clear()
+        tdd.train_epoch(state, x_train, None)
+        assert [len(x) for x in seen] == [3, 3, 3, 1] and state.step == 4 * (epoch + 1)
+        assert torch.equal(torch.cat(seen), x_train[epoch_order(10, config.seed, epoch)])
+
+
+def test_the_steps_of_a_run_are_counted_from_its_data(tiny_config, tmp_path, monkeypatch):
+    totals, real = [], tdd.train_step
+
+    def recording(state, x_0):
+        totals.append(state.total_steps)
+        return real(state, x_0)
+
+    monkeypatch.setattr(tdd, "train_step", recording)
+    tdd.train(tiny_config(batch_size=3, num_epochs=2, save_dir=str(tmp_path / "run")))
+    assert totals == [4 * 2] * 8  # ten gestures
 
 
 def test_one_process_and_two_agree(tmp_path, tiny_flags):
@@ -298,12 +311,11 @@ def seed_of_step(config, step):
 
 
 def test_one_step_is_adamw_then_lerp(fresh):
-    state, scheduler, config = fresh(
-        grad_clip=0.01, ema_decay=0.9, loss_weighting="none", symmetries=False
-    )
+    recipe = {"optimizer": "adamw", "loss_weighting": "none", "symmetries": False}
+    state, scheduler, config = fresh(total_steps=300, grad_clip=0.01, ema_decay=0.9, **recipe)
     state.step, total, x_0 = 150, 300, make_gestures(4)
     reference, ema_before = copy.deepcopy(state.model), copy.deepcopy(state.ema)
-    scalars = train_step(state, state.model, scheduler, x_0, total, config)
+    scalars = train_step(state, x_0)
 
     seed_of_step(config, 150)
     loss = tdd.gesture_losses(reference, scheduler, x_0, config)[0].mean()
@@ -326,6 +338,30 @@ def test_one_step_is_adamw_then_lerp(fresh):
         torch.testing.assert_close(ema, decay * old + (1 - decay) * new)
 
 
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(fresh):
+    state, _, _ = fresh(optimizer="muon")
+    adamw, muon = ([p for g in o.param_groups for p in g["params"]] for o in state.optimizers)
+    named = dict(state.model.named_parameters())
+    assert {id(p) for p in adamw + muon} == {id(p) for p in named.values()}
+    assert len(adamw) + len(muon) == len(named)
+    kinds = {name.split(".", 2)[2] for name, p in named.items() if any(p is q for q in muon)}
+    layers = ("attention.qkv", "attention.out", "up", "down")
+    assert kinds == {f"{layer}.weight" for layer in layers}
+
+
+def test_a_muon_step_is_the_polar_factor_of_the_gradient(fresh):
+    """Singular values all near lr·0.2·sqrt(max(m, n)), the same singular vectors."""
+    state, _, config = fresh(optimizer="muon", weight_decay=0.0)
+    muon, weight = state.optimizers[1], state.model.blocks[0].up.weight
+    torch.manual_seed(0)
+    before, weight.grad = weight.detach().clone(), torch.randn_like(weight)
+    U, _, Vh = torch.linalg.svd(weight.grad, full_matrices=False)
+    muon.step()
+    step = (before - weight.detach()) / (config.lr * 0.2 * max(weight.shape) ** 0.5)
+    assert (torch.linalg.svdvals(step) - 1).abs().max() < 0.4  # five Newton-Schulz steps, bf16
+    assert F.cosine_similarity(step.flatten(), (U @ Vh).flatten(), dim=0) > 0.95
+
+
 def test_symmetries_change_the_batch_and_nothing_else(fresh, monkeypatch):
     x_0, seen = make_gestures(8), []
     real = tdd.gesture_losses
@@ -336,8 +372,8 @@ def test_symmetries_change_the_batch_and_nothing_else(fresh, monkeypatch):
 
     monkeypatch.setattr(tdd, "gesture_losses", recording)
     for symmetries in (False, True):
-        state, scheduler, config = fresh(symmetries=symmetries)
-        train_step(state, state.model, scheduler, x_0, 10, config)
+        state, _, config = fresh(symmetries=symmetries)
+        train_step(state, x_0)
     seed_of_step(config, 0)
     assert torch.equal(seen[0], x_0) and torch.equal(seen[1], tdd.draw_symmetry(x_0))
 
@@ -348,7 +384,7 @@ def test_the_gradient_is_that_of_the_weighted_mean(fresh, loss_weighting):
     reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
     state.task_loss.uniform_(0.1, 3.0)
     before = state.task_loss.clone()
-    scalars = train_step(state, state.model, scheduler, x_0, 300, config)
+    scalars = train_step(state, x_0)
 
     seed_of_step(config, 0)
     loss, task, t = tdd.gesture_losses(reference, scheduler, x_0, config)
@@ -390,14 +426,14 @@ def test_balanced_tasks_end_up_equally_large():
 @pytest.mark.parametrize("loss_weighting", tdd.LOSS_WEIGHTINGS)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_touches_no_weight(fresh, value, loss_weighting):
-    state, scheduler, config = fresh(loss_weighting=loss_weighting)
+    state, _, _ = fresh(loss_weighting=loss_weighting)
     before = copy.deepcopy((state.model.state_dict(), state.ema.state_dict()))
     x_0 = make_gestures(4)
     x_0[2, 5, 1] = value
     with pytest.raises(FloatingPointError, match=r"step 0.*lower --lr"):
-        train_step(state, state.model, scheduler, x_0, 10, config)
+        train_step(state, x_0)
     assert_same_tree(before, (state.model.state_dict(), state.ema.state_dict()))
-    assert state.step == 0 and not state.optimizer.state
+    assert state.step == 0 and not any(o.state for o in state.optimizers)
 
 
 def test_a_diverging_run_ends_in_one_line(cli, tiny_flags, tmp_path):
