@@ -1,19 +1,33 @@
-# make train: install and run the main job.  make test: install and run the tests.
+# make train: install, run the main job and report on it.  make test: install and run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check fmt train-mini clean
+.PHONY: train test check fmt train-mini browser clean
 
 train: .venv/runtime
 	$(BIN)/python train_diffusion_ddim.py
+	$(BIN)/python -m evaluation --quick --checkpoint "$$(ls -dt runs/*/ | head -n 1)"
 
 train-mini: .venv/runtime
 	$(BIN)/python train_diffusion_ddim.py --data_dir test_data_mini/train \
 		--val_data_dir test_data_mini/val --batch_size 2 --num_epochs 3 --lr 1e-3 \
 		--d_model 32 --num_layers 2 --nhead 2 --wandb_project ddim-test --device cpu
 
-test: .venv/development
-	$(BIN)/python -m pytest
+test: .venv/development browser
+	$(BIN)/python -m pytest -rs
+
+# The tests of report.html click through it in Chromium; without one they are skipped, and say so.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing chromium, for the tests of report.html"; \
+		{ apt-get update && apt-get install --yes --no-install-recommends chromium \
+			fonts-dejavu-core; } >/dev/null 2>&1 || \
+		echo "note: chromium could not be installed: the tests in a browser are skipped"; \
+	else \
+		echo "note: no chromium: the tests in a browser are skipped; on Debian and Ubuntu" \
+			"\"sudo apt-get install chromium\" brings it"; \
+	fi
 
 check: .venv/development
 	$(BIN)/ruff check .

@@ -145,7 +145,7 @@ class TrainConfig:
     eta: float = flag(0.0, "0 = deterministic DDIM, 1 = DDPM variance", low=0, high=1)
     # optimisation
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
-    num_epochs: int = flag(50, "passes over the training set", low=1)
+    num_epochs: int = flag(45, "passes over the training set", low=1)
     lr: float = flag(3e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
     warmup_steps: int = flag(200, "steps of warm-up, at most a tenth of the run", low=0)
     optimizer: str = flag("muon", "Muon for the blocks, or AdamW for all", choices=OPTIMIZERS)

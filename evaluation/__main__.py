@@ -2,72 +2,34 @@
 
     python -m evaluation --checkpoint runs/x --data_dir diffusion_test_data/val --output_dir report
 
-writes results.json, a CSV per protocol, report.md and three figures, and prints the main tables.
+writes report.html, results.json, a CSV per table, report.md and figures, and prints the verdict.
 What is asked of the model: evaluation/protocols.py. What a file holds: evaluation/report.py.
 """
 
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from evaluation import figures, protocols, report
-from evaluation.bayes import GesturePrior
-from evaluation.controls import make_controls, untrained_model
+from evaluation import evidence, page, protocols, report, verdicts
+from evaluation.controls import untrained_model
+from evaluation.estimates import Table
+from evaluation.sections import FULL, PARTS, QUICK, Findings, Size, Subject
 from train_diffusion_ddim import (
-    GESTURE_TYPES,
-    DDIMScheduler,
+    WANDB_MODES,
     DiffusionActionDataset,
     OneLineParser,
-    TrainConfig,
     UserError,
-    classify_gestures,
-    generate,
     has_press_edge,
+    load_checkpoint,
     load_model,
     newest_checkpoint,
     pick_device,
-    recreate,
+    resolve_wandb_mode,
 )
-
-
-@dataclass(frozen=True)
-class Size:
-    """How many sequences each protocol takes, at most; None = all."""
-
-    validation: int | None
-    generated: int
-    ddim: int
-
-
-FULL = Size(validation=None, generated=1000, ddim=200)
-QUICK = Size(validation=64, generated=64, ddim=8)
-
-CAPTIONS = {
-    "recreated_gestures.png": "A typical gesture of each type, and the one recreated worst.",
-    "denoise_curve.png": "The error of the model between the Bayes limit and doing nothing.",
-    "generated_gestures.png": "Unconditional samples, not selected.",
-}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A checkpoint and the data it is judged on; tensors are on the device, data units."""
-
-    model: nn.Module
-    raw_model: nn.Module
-    untrained: nn.Module
-    scheduler: DDIMScheduler
-    config: TrainConfig
-    sampling: dict[str, Any]
-    x_val: Tensor
-    x_train: Tensor
-    prior: GesturePrior
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -80,17 +42,37 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="checkpoint or run folder")
-    add("--data_dir", required=True, metavar="DIR", help="gestures to judge the model on")
-    add("--output_dir", required=True, metavar="DIR", help="report folder; replaces its files")
+    add("--data_dir", metavar="DIR", help="gestures to judge on; default: the run's val_data_dir")
+    add(
+        "--output_dir", metavar="DIR", help="files are replaced; default: report/ in the run folder"
+    )
     add("--train_data_dir", metavar="DIR", help="default: what the checkpoint was trained on")
     add("--num_inference_steps", type=int, default=10, metavar="N", help="default: 10")
     add("--quick", action="store_true", help="at most 64 gestures; wider intervals")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--wandb_mode", default="disabled", choices=WANDB_MODES, help="default: disabled")
+    add("--wandb_project", metavar="NAME", help="default: that of the checkpoint's run")
     return parser.parse_args(argv)
 
 
+def make_folder(args: argparse.Namespace) -> Path:
+    """Return the report's folder, made if missing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    beside = newest_checkpoint(args.checkpoint).parent / "report"
+    folder = Path(args.output_dir or beside)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").touch()
+    except OSError as e:
+        raise UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from None
+    return folder
+
+
 def load_subject(args: argparse.Namespace, size: Size) -> Subject:
-    """Load and check everything that the protocols need.
+    """Load and check everything that the parts need; fill in the folders that args leave open.
 
     Raises:
         UserError: bad checkpoint, data, device or number of steps.
@@ -98,13 +80,15 @@ def load_subject(args: argparse.Namespace, size: Size) -> Subject:
     device = pick_device(args.device)
     model, scheduler, config = load_model(args.checkpoint, device)
     scheduler.timestep_pairs(args.num_inference_steps)  # raises before any work
+    args.data_dir = args.data_dir or config.val_data_dir
+    args.train_data_dir = args.train_data_dir or config.data_dir
     x_val = DiffusionActionDataset(args.data_dir, config.seq_len).sequences[: size.validation]
-    train_data_dir = args.train_data_dir or config.data_dir
-    if not Path(train_data_dir).is_dir():
-        raise UserError(f"no training data in {train_data_dir}; set --train_data_dir")
-    x_train = DiffusionActionDataset(train_data_dir, config.seq_len).sequences
+    if not Path(args.train_data_dir).is_dir():
+        raise UserError(f"no training data in {args.train_data_dir}; set --train_data_dir")
+    x_train = DiffusionActionDataset(args.train_data_dir, config.seq_len).sequences
     x_0 = torch.from_numpy(x_val).to(device)
     return Subject(
+        (newest_checkpoint(args.checkpoint).parent, make_folder(args)),
         model,
         load_model(args.checkpoint, device, ema=False)[0],
         untrained_model(config, device),
@@ -117,79 +101,6 @@ def load_subject(args: argparse.Namespace, size: Size) -> Subject:
     )
 
 
-def run_keyframes(s: Subject) -> tuple[dict[str, protocols.Table], Tensor]:
-    """Recreate all validation gestures; return the tables and the model's recreations."""
-    recreations = {
-        "model": lambda x_0: recreate(s.model, s.scheduler, x_0, **s.sampling),
-        "model_raw_weights": lambda x_0: recreate(s.raw_model, s.scheduler, x_0, **s.sampling),
-        **make_controls(s.model, s.untrained, s.scheduler, s.x_train, s.sampling),
-    }
-    tables, recreated = protocols.keyframes(s.x_val, recreations)
-    return tables, recreated["model"]
-
-
-def run_denoise(s: Subject, size: Size) -> protocols.Table:
-    """Denoise the gestures that the oracle knows; all, without the oracle, if it knows none."""
-    linear = protocols.is_linear_gesture(s.x_val)
-    known = bool(linear.any())
-    return protocols.denoise(
-        s.model,
-        s.untrained,
-        s.scheduler,
-        s.x_val[linear] if known else s.x_val,
-        s.x_train,
-        prior=s.prior if known else None,
-        num_inference_steps=s.sampling["num_inference_steps"],
-        num_ddim=size.ddim,
-    )
-
-
-def run_generate(s: Subject, size: Size) -> tuple[protocols.Table, Tensor]:
-    """Generate; return the table and the model's samples."""
-    shape = (size.generated, *s.x_val.shape[1:])
-    samples = {
-        name: generate(model, s.scheduler, shape, **s.sampling)
-        for name, model in {"model": s.model, "untrained_model": s.untrained}.items()
-    }
-    real = protocols.make_reference(s.x_train, s.x_val)
-    return protocols.generate_table(samples, s.prior, real), samples["model"]
-
-
-def pick_examples(x_0: Tensor, recreated: Tensor) -> tuple[Tensor, list[str]]:
-    """Return rows to show: of each type the one of median error, and the worst of all."""
-    error = ((x_0 - recreated) ** 2).mean(dim=(1, 2))
-    error = torch.where(has_press_edge(x_0), error, -1.0)
-    types = classify_gestures(x_0)
-    rows, names = [], []
-    for kind, name in enumerate(GESTURE_TYPES):
-        of_kind = torch.nonzero((types == kind) & (error >= 0))[:, 0]
-        if len(of_kind):
-            rows.append(of_kind[error[of_kind].argsort()[len(of_kind) // 2]])
-            names.append(figures.TYPE_LABELS[name])
-    rows.append(error.argmax())
-    names.append(f"the worst of {int((error >= 0).sum())}")
-    return torch.stack(rows), names
-
-
-def save_figures(
-    s: Subject, folder: Path, recreated: Tensor, samples: Tensor, denoised: protocols.Table
-) -> dict[str, str]:
-    """Draw and save the figures; return their captions by file name."""
-    steps = s.sampling["num_inference_steps"]
-    rows, names = pick_examples(s.x_val, recreated)
-    valid = protocols.validity(samples, s.prior)["valid"]
-    drawn = {
-        "recreated_gestures.png": figures.draw_recreated(
-            s.x_val[rows].cpu(), recreated[rows].cpu(), names, steps
-        ),
-        "denoise_curve.png": figures.draw_denoise_curve(denoised, steps),
-        "generated_gestures.png": figures.draw_generated(samples.cpu(), valid.cpu(), steps),
-    }
-    for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=110)
-    return {name: CAPTIONS[name] for name in drawn}
-
-
 def describe(args: argparse.Namespace, argv: list[str], s: Subject) -> dict[str, Any]:
     """Return the head of the report."""
     return {
@@ -197,7 +108,7 @@ def describe(args: argparse.Namespace, argv: list[str], s: Subject) -> dict[str,
         "weights": "EMA; model_raw_weights: without",
         "parameters": sum(p.numel() for p in s.model.parameters()),
         "data_dir": args.data_dir,
-        "train_data_dir": args.train_data_dir or s.config.data_dir,
+        "train_data_dir": args.train_data_dir,
         "validation_sequences": len(s.x_val),
         "sequences_without_edge": int((~has_press_edge(s.x_val)).sum()),
         "sequences_outside_the_oracles_family": int((~protocols.is_linear_gesture(s.x_val)).sum()),
@@ -208,6 +119,21 @@ def describe(args: argparse.Namespace, argv: list[str], s: Subject) -> dict[str,
     }
 
 
+def other_evidence(args: argparse.Namespace, s: Subject, found: Findings) -> dict[str, Table]:
+    """Return the tables that only the verdict needs: training, program, gpu."""
+    keyframes = found.tables.get("keyframes", {})
+    tables = {
+        "training": evidence.training_table(args.checkpoint),
+        "program": evidence.program_table(s.model, s.x_val, keyframes),
+        "denoise_lines": evidence.denoise_lines(found.tables.get("denoise", {})),
+    }
+    if s.x_val.is_cuda:
+        tables["gpu"] = evidence.gpu_table(
+            s.model, s.scheduler, s.x_train[:256], s.config, s.sampling
+        )
+    return tables
+
+
 def evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     """Do it all.
 
@@ -215,23 +141,38 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> None:
         UserError: bad input, or an output folder that cannot be written.
     """
     started, size = time.perf_counter(), QUICK if args.quick else FULL
+    wandb_mode = resolve_wandb_mode(args.wandb_mode)  # a wrong one is refused before any work
     s = load_subject(args, size)
-    folder = Path(args.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").touch()
-    except OSError as e:
-        raise UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from None
-
-    tables, recreated = run_keyframes(s)
-    tables["denoise"] = run_denoise(s, size)
-    tables["generate"], samples = run_generate(s, size)
-    verdicts = protocols.judge(tables["keyframes"]) if "keyframes" in tables else {}
-    captions = save_figures(s, folder, recreated, samples, tables["denoise"])
-    about = describe(args, argv, s) | {"wall_s": round(time.perf_counter() - started, 1)}
-    report.write_report(folder, about, verdicts, tables, captions)
-    print(report.summary(verdicts, tables))
-    print(f"\n{about['wall_s']:.0f} s; all tables in {folder / 'report.md'}")
+    folder = s.folders[-1]
+    found, seconds = Findings(), {}
+    for part in PARTS:
+        began = time.perf_counter()
+        part(s, size, found)
+        seconds[part.__name__.removeprefix("run_")] = round(time.perf_counter() - began, 1)
+        print(f"{list(seconds)[-1]:12} {list(seconds.values())[-1]:6.1f} s", flush=True)
+    found.other_tables |= other_evidence(args, s, found)
+    judged = verdicts.judge(found.tables)
+    judged += verdicts.judge_generated(found.tables.get("generate", {}), s.generated)
+    rows = verdicts.headlines(found.tables, judged)
+    recreations: list[dict[str, Any]] = []
+    replay = None
+    if found.recreated is not None:
+        epoch = load_checkpoint(args.checkpoint)["epoch"]
+        recreations = report.reconstruction_rows(s.x_val, found.recreated, epoch)
+        replay = page.make_replay(s.model, s.scheduler, s.x_val, found.recreated, s.sampling)
+    about = describe(args, argv, s) | {"seconds": seconds}
+    about["wall_s"] = round(time.perf_counter() - started, 1)
+    summary = verdicts.summarise(judged, rows)
+    if args.quick:
+        summary.append(f"A quick look at {len(s.x_val)} gestures: the intervals are wide.")
+    whole = report.Report(
+        about, summary, rows, judged, found.sections, found.other_tables,
+        recreations,
+    )  # fmt: skip
+    report.write_report(folder, whole)
+    path = page.write_page(folder, whole, replay)
+    report.log_to_wandb(whole, folder, wandb_mode, args.wandb_project or s.config.wandb_project)
+    print(f"\n{report.to_text(whole)}\n\n{time.perf_counter() - started:.0f} s; all of it: {path}")
 
 
 def main(argv: list[str] | None = None) -> int:

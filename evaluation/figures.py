@@ -1,20 +1,23 @@
 """Figures of the report; each explains itself to someone who knows nothing of this project.
 
-Colours are Okabe and Ito's, told apart by the colour-blind. A function takes arrays on the CPU
-in data units and returns a Figure that belongs to no window and needs no closing.
+Colours are Okabe and Ito's, told apart by the colour-blind, and mean the same in every figure:
+blue the model, black a limit that no model passes, orange and vermilion controls, grey the rest.
+A function takes arrays on the CPU in data units, or a `Table`, and returns a Figure that belongs
+to no window and needs no closing. The plan's analyses are drawn in analysis_figures.py.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from evaluation.protocols import Table
+from evaluation.estimates import Estimate, Table
 from train_diffusion_ddim import GESTURE_TYPES, PRESSED, classify_gestures, press_edges
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -26,10 +29,123 @@ TYPE_LABELS = {
 }
 FRAME_MS = 2.0  # 500 Hz
 
+# Who answers: the name and the style of its line, in every figure.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "model": ("model", {"color": BLUE, "marker": "o"}),
+    "ddim": ("model, DDIM", {"color": BLUE, "marker": "o"}),
+    "ddim_eta_1": ("model, DDIM with eta 1", {"color": PINK, "marker": "^"}),
+    "dpmpp": ("model, DPM-Solver++(2M)", {"color": GREEN, "marker": "s"}),
+    "bayes": ("limit (Bayes)", {"color": "black"}),
+    "exact": ("limit (exact score)", {"color": "black", "ls": "--", "marker": "."}),
+    "interpolation": ("limit (interpolation)", {"color": "black", "marker": "|"}),
+    "nearest_training_item": ("nearest training gesture", {"color": ORANGE, "marker": "D"}),
+    "shuffled_condition": (
+        "model, given the frames\nof another gesture",
+        {"color": VERMILION, "marker": "v"},
+    ),
+}
 
-def _strip(ax: Axes) -> None:
+
+def strip(ax: Axes) -> None:
+    """Leave the axes that carry a scale."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
+
+
+def values_of(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Return values, low and high ends of the intervals, (3, N); without one, the value."""
+    return np.array([(e.value, *(e.ci or (e.value,) * 2)) for e in estimates]).T
+
+
+def label_right(ax: Axes, labels: Sequence[tuple[float, str, str]], gap: float = 0.065) -> None:
+    """Write labels right of the axes, led to their curves' ends, without overlap.
+
+    Args:
+        ax: its limits and scale must stand.
+        labels: (height of the end in data, text, colour) each.
+        gap: least distance of two one-line labels, a share of the axes' height.
+    """
+    to_axes, left = ax.transScale + ax.transLimits, ax.get_xlim()[0]
+    ends = [float(to_axes.transform((left, height))[1]) for height, _, _ in labels]
+    order = np.argsort(ends, kind="stable")
+    heights = [min(max(ends[i], 0.0), 1.0) for i in order]
+    rows = [labels[i][1].count("\n") + 1 for i in order]
+    for _ in range(100):  # push neighbours apart, both by the same
+        for i in range(1, len(heights)):
+            lack = gap * (rows[i - 1] + rows[i]) / 2 - (heights[i] - heights[i - 1])
+            if lack > 0:
+                heights[i - 1], heights[i] = heights[i - 1] - lack / 2, heights[i] + lack / 2
+    place: dict[str, Any] = {"xycoords": "axes fraction", "annotation_clip": False}
+    for i, height in zip(order, heights, strict=True):
+        _, text, color = labels[i]
+        leader = {"arrowstyle": "-", "color": color, "lw": 0.8, "shrinkA": 0, "shrinkB": 0}
+        end = min(max(ends[i], 0.0), 1.0)
+        ax.annotate("", (1.0, end), (1.03, height), arrowprops=leader, **place)
+        ax.annotate(text, (1.035, height), va="center", color=color, fontsize=9, **place)
+
+
+def plain_ticks(ax: Axes) -> None:
+    """Label a short logarithmic y axis by plain numbers, a long one by powers of ten."""
+    low, high = ax.get_ylim()
+    if high / low < 50:
+        ticks = [m * 10.0**e for e in range(-9, 9) for m in (1, 1.5, 2, 3, 5, 7)]
+        ticks = [t for t in ticks if low <= t <= high]
+        ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(low, high)
+
+
+class Curve(NamedTuple):
+    """A line of a chart: x, estimates, what stands at its end ("" for nothing), its style."""
+
+    x: Sequence[float]
+    estimates: Sequence[Estimate]
+    label: str
+    style: dict[str, Any]
+
+
+class Panel(NamedTuple):
+    """What frames the curves of a chart; goals are (value, label), and so are limits."""
+
+    title: str = ""
+    ylabel: str = ""
+    goals: Sequence[tuple[float, str]] = ()
+    limits: Sequence[tuple[float, str]] = ()
+    log: bool = False
+    ylim: tuple[float | None, float | None] = (None, None)
+
+
+def draw_panel(ax: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
+    """Draw curves with their 95 % bands, goals in dashed grey, limits in black, all labelled."""
+    ends = []
+    for goal, label in panel.goals:
+        ax.axhline(goal, color="0.4", ls=(0, (6, 3)), lw=1.2)
+        ends.append((goal, label, "0.4"))
+    for limit, label in panel.limits:
+        ax.axhline(limit, color="black", lw=1.8)
+        ends.append((limit, label, "black"))
+    for x, estimates, label, style in curves:
+        value, low, high = values_of(estimates)
+        ax.plot(x, value, **{"lw": 1.8, "ms": 5, **style})
+        ax.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
+        ends.append((value[-1], label, style["color"]))
+    if panel.log:
+        ax.set_yscale("log")
+        plain_ticks(ax)
+    ax.set_ylim(*panel.ylim)
+    ax.set_title(panel.title, fontsize=11)
+    ax.set_ylabel(panel.ylabel)
+    ax.grid(color="0.93")
+    strip(ax)
+    label_right(ax, [end for end in ends if end[1] and np.isfinite(end[0])])
+
+
+def scale_by(ax: Axes, ticks: Sequence[float], label: str) -> None:
+    """Make the x axis logarithmic, with ticks at just these values."""
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlabel(label)
 
 
 def draw_recreated(
@@ -88,7 +204,7 @@ def _draw_signal(ax: Axes, x: np.ndarray, *, ghost: bool = False) -> None:
     ax.set_ylim(-0.05, 1.25)
     ax.set_yticks([0, 0.5, 1])
     ax.set_xlim(0, ms[-1])
-    _strip(ax)
+    strip(ax)
 
 
 def _draw_given(ax: Axes, x: np.ndarray, given: np.ndarray) -> None:
@@ -102,7 +218,7 @@ def _draw_given(ax: Axes, x: np.ndarray, given: np.ndarray) -> None:
         0.98, 0.97, f"{len(given)} of {len(x)} frames", ha="right", va="top", fontsize=8,
         transform=ax.transAxes,
     )  # fmt: skip
-    _strip(ax)
+    strip(ax)
 
 
 def _signal_legend(axes: np.ndarray) -> tuple[list, list]:
@@ -184,43 +300,53 @@ def _draw_press_strip(ax: Axes, x: np.ndarray, color: str) -> None:
     ax.axis("off")
 
 
+DENOISE_CURVES: Mapping[str, tuple[str, dict[str, Any]]] = {  # metric: (label, style)
+    "mse_zeros": ("answering zeros", {"color": GREY, "ls": ":"}),
+    "mse_identity": ("leaving the noise in", {"color": GREY, "ls": "--"}),
+    "mse_nearest_training_item": METHODS["nearest_training_item"],
+    "mse_exact_ddim": ("limit of DDIM", {"color": "black", "ls": "--"}),
+    "mse_ddim": ("model, DDIM", {"color": BLUE, "ls": "--", "marker": "s"}),
+    "mse_one_shot": ("model, one shot", {"color": BLUE, "marker": "o"}),
+    "mse_mmse": ("limit of any model\n(Bayes)", {"color": "black"}),
+}
+NOISE_LABEL = "noise added to the gesture: std, share of the screen"
+
+
 def draw_denoise_curve(table: Table, num_inference_steps: int) -> Figure:
-    """Draw error against noise: the model between the limit and doing nothing.
+    """Draw error against noise, between the limit and doing nothing, and its ratio to the limit.
 
     Args:
-        table: of `protocols.denoise`.
+        table: of `protocols.denoise`; without a limit the ratio is left out.
         num_inference_steps: of DDIM.
     """
-    curves = {  # metric: (label, color, marker, line style)
-        "mse_zeros": ("zeros", GREY, "", (0, (1, 2))),
-        "mse_identity": ("do nothing", GREY, "x", "--"),
-        "mse_nearest_training_item": ("nearest training gesture", SKY, "v", "--"),
-        "mse_ddim": (f"model, DDIM {num_inference_steps} steps", VERMILION, "s", "-"),
-        "mse_exact_ddim": (f"limit of DDIM {num_inference_steps} steps", ORANGE, "", (0, (5, 1))),
-        "mse_one_shot": ("model, one shot", BLUE, "o", "-"),
-        "mse_mmse": ("limit of any model (Bayes)", "black", "", "-"),
-    }
-    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
-    ax = figure.subplots()
     sigmas = [float(setting.removeprefix("sigma_")) for setting in table]
-    for metric, (label, color, marker, style) in curves.items():
-        if any(metric not in row for row in table.values()):
-            continue
-        estimates = [row[metric] for row in table.values()]
-        values = [e.value for e in estimates]
-        ax.plot(sigmas, values, color=color, marker=marker, ls=style, lw=1.8, ms=6, label=label)
-        if metric in ("mse_one_shot", "mse_ddim"):
-            low, high = np.array([e.ci or (e.value,) * 2 for e in estimates]).T
-            ax.fill_between(sigmas, low, high, color=color, alpha=0.15, lw=0)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xticks(sigmas, [f"{s:g}" for s in sigmas])
-    ax.minorticks_off()
-    ax.set_xlabel("noise added to the gesture: std, share of the screen")
-    ax.set_ylabel("mean squared error of the recreation")
-    ax.set_title("How well noisy gestures are recreated, and the limit of what is possible")
-    ax.grid(color="0.92")
-    ax.spines[["top", "right"]].set_visible(False)
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9)
+
+    def curves(metrics: Mapping[str, str]) -> list[Curve]:  # metric -> its key of DENOISE_CURVES
+        return [
+            Curve(sigmas, [row[metric] for row in table.values()], *DENOISE_CURVES[key])
+            for metric, key in metrics.items()
+            if all(metric in row for row in table.values())
+        ]
+
+    ratios = curves({"r_ddim": "mse_ddim", "r": "mse_one_shot"})
+    panels = [
+        (Panel("", "mean squared error", log=True), curves({m: m for m in DENOISE_CURVES})),
+        (
+            Panel("", "error / least possible error", [(1.1, "goal: 1.1")], [(1, "limit")], True),
+            ratios,
+        ),
+    ][: 2 if ratios else 1]
+    figure = Figure(figsize=(6.5 * len(panels) + 1, 5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (panel, lines) in zip(axes, panels, strict=True):
+        draw_panel(ax, panel, lines)
+        scale_by(ax, sigmas, NOISE_LABEL)
+    found = ""
+    if ratios:
+        worst = max(e.value for e in ratios[-1].estimates)
+        found = f"  In one shot with at most {worst:.2f} times the least possible error"
+    figure.suptitle(
+        f"How well are noisy gestures recreated?{found}  (DDIM: {num_inference_steps} steps)",
+        fontsize=13,
+    )
     return figure

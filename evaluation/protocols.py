@@ -10,30 +10,35 @@ the trainer; this file adds the limits, the intervals and the verdict.
     denoise     x_0 noised to sigma; one-shot prediction, R = MSE/MMSE of the Bayes oracle on the
                 same x_t; and DDIM from there, R_ddim = MSE/MSE of DDIM with the exact score over
                 the same timesteps. The limit of both is 1.
-    generate    unconditional gestures: validity, type mix, durations, memorisation.
+    generate    unconditional gestures: validity, distribution, memorisation: distribution.py.
 
-Every interval is a 95 % percentile bootstrap over sequences. Resamples are the same for all rows
-of a table, and a ratio is resampled as a whole, so what is paired stays paired.
+The intervals: estimates.py.
 """
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior, exact_ddim, posterior_mean
 from evaluation.controls import LIMITS, Recreation, interpolation, nearest, zeros
+from evaluation.distribution import (  # noqa: F401 - generate: this module names all protocols
+    deviations,
+    draw_samples,
+    generate_table,
+    judge_samples,
+    make_reference,
+    score_samples,
+    validity,
+)
+from evaluation.estimates import Estimate, FloatArray, Table, bootstrap, verdict
 from train_diffusion_ddim import (
-    GESTURE_TYPES,
     PRESSED,
     DDIMScheduler,
-    classify_gestures,
     compute_reconstruction_metrics,
     denoise_one_shot,
     gesture_metrics,
@@ -46,11 +51,7 @@ from train_diffusion_ddim import (
     to_model_units,
 )
 
-FloatArray = npt.NDArray[np.float64]
-
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.7, 0.9)  # noise std in data units
-RESAMPLES = 1000
-SEED = 20210505
 
 # The plan's optimal line: metric -> (the score must be below or above, this value).
 PLAN_LINES: dict[str, tuple[str, float]] = {
@@ -60,53 +61,6 @@ PLAN_LINES: dict[str, tuple[str, float]] = {
     "spatial_accuracy": (">", 0.9),
     "gesture_type_accuracy": (">", 0.95),
 }
-TOLERANCE = 0.02  # of a valid gesture, share of the screen or of a press
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval, None where there is none, over n sequences."""
-
-    value: float
-    ci: tuple[float, float] | None
-    n: int
-
-
-Table = dict[str, dict[str, Estimate]]  # setting -> metric -> estimate
-
-
-# ----------------------------------------------------------------------------------------
-# INTERVALS
-# ----------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=16)
-def _resample_counts(n: int) -> FloatArray:
-    """How often each of n sequences is drawn in each resample, (RESAMPLES, n)."""
-    rng = np.random.default_rng([SEED, n])
-    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
-
-
-def bootstrap(numerator: npt.ArrayLike, denominator: npt.ArrayLike | None = None) -> Estimate:
-    """Estimate sum(numerator)/sum(denominator) over sequences: a mean, weighted mean or ratio.
-
-    Args:
-        numerator: (N,), finite.
-        denominator: (N,), at least 0; None = ones. Sequences where it is 0 do not count in n.
-
-    Returns:
-        The value; no interval below 2 sequences; NaN without any.
-    """
-    top = np.asarray(numerator, dtype=float)
-    bottom = np.ones_like(top) if denominator is None else np.asarray(denominator, dtype=float)
-    top, bottom = top[bottom > 0], bottom[bottom > 0]
-    if len(top) == 0:
-        return Estimate(float("nan"), None, 0)
-    value = float(top.sum() / bottom.sum())
-    if len(top) < 2:
-        return Estimate(value, None, len(top))
-    counts = _resample_counts(len(top))
-    low, high = np.percentile(counts @ top / (counts @ bottom), [2.5, 97.5])
-    return Estimate(value, (float(low), float(high)), len(top))
 
 
 def _numpy(x: Tensor) -> FloatArray:
@@ -196,7 +150,7 @@ def judge(table: Table, setting: str = "model") -> dict[str, dict[str, Any]]:
             "line": f"{side} {line:g}",
             "value": table[setting][metric].value,
             "ci": table[setting][metric].ci,
-            "verdict": _verdict(metric in met[setting], also),
+            "verdict": verdict(metric in met[setting], also),
             "controls_that_meet_it": also,
         }
     also = [name for name in controls if len(met[name]) == len(PLAN_LINES)]
@@ -204,7 +158,7 @@ def judge(table: Table, setting: str = "model") -> dict[str, dict[str, Any]]:
         "line": f"all {len(PLAN_LINES)}",
         "value": len(met[setting]),
         "ci": None,
-        "verdict": _verdict(len(met[setting]) == len(PLAN_LINES), also),
+        "verdict": verdict(len(met[setting]) == len(PLAN_LINES), also),
         "controls_that_meet_it": also,
     }
     return verdicts
@@ -213,12 +167,6 @@ def judge(table: Table, setting: str = "model") -> dict[str, dict[str, Any]]:
 def is_control(setting: str) -> bool:
     """Tell whether a setting is a control: neither the model nor the limit."""
     return not setting.startswith("model") and setting not in LIMITS
-
-
-def _verdict(met: bool, controls_that_meet_it: list[str]) -> str:
-    if not met:
-        return "not met"
-    return "not discriminating" if controls_that_meet_it else "met"
 
 
 # ----------------------------------------------------------------------------------------
@@ -342,153 +290,3 @@ def _exact_ddim(
     table = [scheduler.alpha_bar(i) for i in range(scheduler.num_timesteps)]
     walk = [t for t, _ in scheduler.timestep_pairs(steps, t)]
     return torch.from_numpy(exact_ddim(_numpy(x_t), table, walk, prior))
-
-
-# ----------------------------------------------------------------------------------------
-# GENERATE
-# ----------------------------------------------------------------------------------------
-
-
-def validity(samples: Tensor, prior: GesturePrior) -> dict[str, Tensor]:
-    """Tell which samples are gestures of the family, factor by factor.
-
-    Args:
-        samples: (B, L, C), data units, not rounded.
-        prior: its durations are the allowed ones.
-
-    Returns:
-        (B,) bool each:
-            one_press           the pressed frames are one run
-            duration_in_range   there are min_delta_t ... max_delta_t of them
-            press_binary        mean |press - (press > 0.5)| over all frames < 0.02
-            straight_and_even   RMS distance of x and y from their least-squares lines over the
-                                pressed frames < 0.02
-            idle_at_zero        mean |x|, |y| over the other frames < 0.02
-            valid               all of these
-    """
-    frames = (samples[..., 2] > PRESSED).sum(dim=1)
-    deviation = deviations(samples)
-    factors = {
-        "one_press": has_one_press(samples),
-        "duration_in_range": (prior.min_delta_t <= frames) & (frames <= prior.max_delta_t),
-        "press_binary": deviation["press_softness"] < TOLERANCE,
-        "straight_and_even": (deviation["line_rms"] < TOLERANCE) & (frames > 0),
-        "idle_at_zero": deviation["idle_xy"] < TOLERANCE,
-    }
-    return factors | {"valid": torch.stack(list(factors.values())).all(dim=0)}
-
-
-def deviations(samples: Tensor) -> dict[str, Tensor]:
-    """Return how far samples are from gestures of the family, (B,) each, 0 at best.
-
-    press_softness, line_rms and idle_xy are what `validity` holds against TOLERANCE.
-    """
-    pressed = samples[..., 2] > PRESSED  # (B, L)
-    idle_xy = samples[..., :2].abs().mean(dim=-1) * ~pressed
-    return {
-        "press_softness": (samples[..., 2] - pressed.to(samples)).abs().mean(dim=1),
-        "line_rms": _line_rms(samples),
-        "idle_xy": idle_xy.sum(dim=1) / (~pressed).sum(dim=1).clamp(min=1),
-    }
-
-
-def _line_rms(samples: Tensor) -> Tensor:
-    """RMS residual of x and y about their lines over the pressed frames, (B,); 0 without any."""
-    weight = (samples[..., 2:] > PRESSED).to(samples)  # (B, L, 1)
-    n = weight.sum(dim=1, keepdim=True).clamp(min=1)
-    frame = torch.arange(samples.shape[1], device=samples.device)[None, :, None]
-    xy = samples[..., :2]
-    time = frame - (weight * frame).sum(dim=1, keepdim=True) / n
-    residual = xy - (weight * xy).sum(dim=1, keepdim=True) / n
-    spread = (weight * time**2).sum(dim=1, keepdim=True).clamp(min=1e-6)
-    residual = residual - time * (weight * time * residual).sum(dim=1, keepdim=True) / spread
-    return ((weight * residual**2).sum(dim=(1, 2)) / (2 * n[:, 0, 0])).sqrt()
-
-
-class Reference(NamedTuple):
-    """Real gestures that generated ones are held against, (N, L, C) each, data units."""
-
-    x_train: Tensor
-    train: Tensor  # as many of them as `held_out` has
-    held_out: Tensor  # one half of the validation set
-    queries: Tensor  # the other half: what real data scores
-
-
-def make_reference(x_train: Tensor, x_val: Tensor) -> Reference:
-    """Split the validation set, and draw as many training gestures as are held out."""
-    order = torch.randperm(len(x_val), generator=torch.Generator().manual_seed(SEED))
-    queries, held_out = x_val[order.to(x_val.device)].tensor_split(2)
-    held_out = held_out if len(held_out) else queries  # a set of one gesture is both
-    rows = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(SEED))
-    return Reference(x_train, x_train[rows[: len(held_out)].to(x_train.device)], held_out, queries)
-
-
-def score_samples(samples: Tensor, prior: GesturePrior, real: Reference) -> dict[str, Estimate]:
-    """Score unconditional samples, (B, L, C), data units: `generate`'s metrics.
-
-    Truth is the training set by the same rules; type_mix_error is the largest of the
-    |share_*_minus_truth|. nn_distance_ratio = mean RMS distance to the
-    nearest training gesture over that to the nearest held-out one: 1 for new gestures, 0 for
-    copies; share_near_copies are the samples that lie less than half as far from training data.
-    """
-    scores = {name: bootstrap(_numpy(ok)) for name, ok in validity(samples, prior).items()}
-    deviation = deviations(samples)
-    scores |= {name: bootstrap(_numpy(value)) for name, value in deviation.items()}
-    touched = _numpy((samples[..., 2] > PRESSED).any(dim=1))  # without a touch there is no line
-    scores["line_rms"] = bootstrap(_numpy(deviation["line_rms"]), touched)
-    truth_types = classify_gestures(real.x_train)
-    types = classify_gestures(samples)
-    worst = 0.0
-    for i, name in enumerate(GESTURE_TYPES):
-        share = bootstrap(_numpy(types == i))
-        truth = float((truth_types == i).float().mean())
-        scores[f"share_{name}"] = share
-        scores[f"share_{name}_minus_truth"] = _shifted(share, truth)
-        worst = max(worst, abs(share.value - truth))
-    scores["type_mix_error"] = Estimate(worst, None, len(samples))
-    truth_frames = _one_press_frames(real.x_train)
-    frames = bootstrap(_one_press_frames(samples))
-    scores["mean_duration"] = frames
-    truth = float(truth_frames.mean()) if len(truth_frames) else float("nan")
-    scores["duration_bias"] = _shifted(frames, truth, scale=truth)
-    to_train, to_held_out = (_numpy(nearest(samples, bank)[0]) for bank in real[1:3])
-    scores["nn_distance_ratio"] = bootstrap(to_train, to_held_out)
-    scores["share_nearer_to_train"] = bootstrap(to_train < to_held_out)
-    scores["share_near_copies"] = bootstrap(to_train < 0.5 * to_held_out)
-    return scores
-
-
-def _shifted(estimate: Estimate, by: float, scale: float = 1.0) -> Estimate:
-    """Return (estimate - by)/scale."""
-    ci = estimate.ci and tuple((end - by) / scale for end in estimate.ci)
-    return Estimate((estimate.value - by) / scale, ci, estimate.n)  # type: ignore[arg-type]
-
-
-def _one_press_frames(x: Tensor) -> FloatArray:
-    """Durations of the gestures that press once, in frames."""
-    return _numpy((x[has_one_press(x)][..., 2] > PRESSED).sum(dim=1))
-
-
-def generate_table(samples: Mapping[str, Tensor], prior: GesturePrior, real: Reference) -> Table:
-    """Score samples beside real data and what copies it.
-
-    Args:
-        samples: by setting, unconditional samples, (B, L, C), data units.
-        prior: durations of a valid gesture.
-        real: training and held-out gestures.
-
-    Returns:
-        The samples' settings, and `validation_data` (the floor), `training_items` (drawn from
-        the reference: a memoriser), `one_training_item` (a collapsed sampler), `training_mean`,
-        `zeros`.
-    """
-    n = len(real.queries)
-    one = real.train[:1].expand(n, -1, -1)
-    controls = {
-        "validation_data": real.queries,
-        "training_items": real.train[:n],
-        "one_training_item": one,
-        "training_mean": real.x_train.mean(dim=0, keepdim=True).expand_as(one),
-        "zeros": torch.zeros_like(one),
-    }
-    return {name: score_samples(x, prior, real) for name, x in {**samples, **controls}.items()}

@@ -1,35 +1,127 @@
-"""Write what the protocols found: results.json, one CSV per protocol, report.md.
+"""Write what was found: results.json, one CSV per table, report.md; what the page shares with them.
 
 results.json is strict JSON (no NaN: null):
 
-    format      1
+    format      2
     about       checkpoint, weights' epoch and step, parameters, data, sampling, machine, date,
                 commit, command, wall_s
-    verdicts    metric or all_lines -> {line, value, ci, verdict, controls_that_meet_it}: keyframes
+    verdicts    one object per criterion of the plan, in its order: level, criterion (the plan's
+                words), protocol, setting, metric, how, line, value, ci, n, verdict,
+                controls_that_meet_it: control -> value
     protocols   protocol -> setting -> metric -> {value, ci: [low, high] or null, n}
 
-The settings and metrics are those of evaluation/protocols.py. A CSV has one row per setting and
-metric: setting, metric, value, ci_low, ci_high, n.
+The settings and metrics are those of the modules that measure them. A CSV has one row per setting
+and metric: setting, metric, value, ci_low, ci_high, n. reconstructions.csv holds the plan's table
+of reconstructions, one row per gesture.
 """
 
 import csv
+import io
 import json
 import math
 import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
 
 from evaluation.controls import LIMITS
-from evaluation.protocols import PLAN_LINES, Estimate, Table, is_control, lines_met
+from evaluation.distribution import FLOOR_SETTING
+from evaluation.estimates import Estimate, Table
+from evaluation.protocols import is_control
+from evaluation.verdicts import MISSING, Headline, Verdict, verdicts_to_json
+from train_diffusion_ddim import GESTURE_TYPES, classify_gestures, gesture_metrics
 
-RESULTS_FORMAT = 1
+RESULTS_FORMAT = 2
+
+
+class Picture(NamedTuple):
+    """A figure, the file that it is saved to, and one line that says what it shows."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A protocol or an analysis, as a reader is shown it.
+
+    Attributes:
+        name: its key in results.json, and the stem of its CSV.
+        title: a heading.
+        text: what is asked, and what the limit is.
+        table: all that was measured.
+        columns: metric -> heading of the metrics that are shown at once; the others are folded
+            away. All are, where the figures say it.
+        first: heading of the settings.
+        pictures: its figures.
+        claims: rows of a table in words, each heading -> cell.
+        limits: the settings that are limits, or how their names begin.
+    """
+
+    name: str
+    title: str
+    text: str
+    table: Table
+    columns: Mapping[str, str] = field(default_factory=dict)
+    first: str = ""
+    pictures: Sequence[Picture] = ()
+    claims: Sequence[Mapping[str, str]] = ()
+    limits: tuple[str, ...] = (*LIMITS, FLOOR_SETTING)
+
+    def kind(self, setting: str) -> str:
+        """Return whose row it is: "model", "control" or "limit"; "" where all are the model's."""
+        if not any(name.startswith("model") for name in self.table):
+            return ""
+        if setting.startswith(self.limits):
+            return "limit"
+        return "control" if is_control(setting) else "model"
+
+    @property
+    def other_metrics(self) -> list[str]:
+        """The metrics that `columns` leaves out, in their order."""
+        metrics = {name: None for row in self.table.values() for name in row}
+        return [name for name in metrics if name not in self.columns]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is written.
+
+    Attributes:
+        about: what stands at the head.
+        summary: the verdict in a few sentences.
+        headlines: the compact table.
+        verdicts: one per criterion of the plan.
+        sections: protocols and analyses, in the order of reading.
+        other_tables: by name, what only the verdicts need.
+        reconstructions: rows of the plan's table, one per gesture.
+    """
+
+    about: dict[str, Any]
+    summary: Sequence[str]
+    headlines: Sequence[Headline]
+    verdicts: Sequence[Verdict]
+    sections: Sequence[Section]
+    other_tables: Mapping[str, Table]
+    reconstructions: Sequence[Mapping[str, Any]]
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """All tables by name."""
+        return {s.name: s.table for s in self.sections} | dict(self.other_tables)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -60,36 +152,68 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_report(
-    folder: Path,
-    about: dict[str, Any],
-    verdicts: dict[str, dict[str, Any]],
-    protocols: dict[str, Table],
-    figures: dict[str, str],
-) -> None:
-    """Write all files but the figures.
+def reconstruction_rows(x_0: Tensor, recreated: Tensor, epoch: int) -> list[dict[str, Any]]:
+    """Return the plan's table of reconstructions, one row per gesture.
 
     Args:
-        folder: an existing folder.
-        about: what stands at the head of the report.
-        verdicts: of `protocols.judge`; empty if nothing could be judged.
-        protocols: tables by name.
-        figures: file name -> one line of caption.
+        x_0: (B, L, C), data units.
+        recreated: likewise.
+        epoch: of the checkpoint, from 0.
     """
+    types, recreated_types = classify_gestures(x_0), classify_gestures(recreated)
+    rows = []
+    for i, pair in enumerate(zip(x_0.split(1), recreated.split(1), strict=True)):
+        scores = gesture_metrics(*pair)
+        rows.append(
+            {
+                "epoch": epoch,
+                "sample_id": i,
+                "original_type": GESTURE_TYPES[types[i]],
+                "reconstructed_type": GESTURE_TYPES[recreated_types[i]],
+                "timing_accuracy": scores["temporal_iou"],
+                "spatial_accuracy": scores["spatial_accuracy"],
+                "overall_quality": sum(scores.values()) / len(scores),
+            }
+        )
+    return rows
+
+
+# ----------------------------------------------------------------------------------------
+# FILES
+# ----------------------------------------------------------------------------------------
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write all files but the page into an existing folder."""
     results = {
         "format": RESULTS_FORMAT,
-        "about": about,
-        "verdicts": verdicts,
-        "protocols": protocols_to_json(protocols),
+        "about": report.about,
+        "verdicts": verdicts_to_json(report.verdicts),
+        "protocols": protocols_to_json(report.tables),
     }
-    text = json.dumps(_finite(results), indent=1, allow_nan=False)
+    text = json.dumps(finite(results), indent=1, allow_nan=False)
     (folder / "results.json").write_text(text + "\n", "utf-8")
-    for name, table in protocols.items():
-        _write_csv(folder / f"{name}.csv", table)
-    (folder / "report.md").write_text(_markdown(about, verdicts, protocols, figures), "utf-8")
+    for name, table in report.tables.items():
+        if table:
+            write_csv(folder / f"{name}.csv", CSV_COLUMNS, csv_rows(table))
+    if report.reconstructions:
+        rows = [list(row.values()) for row in report.reconstructions]
+        write_csv(folder / "reconstructions.csv", list(report.reconstructions[0]), rows)
+    for section in report.sections:
+        for picture in section.pictures:
+            save_picture(picture, folder)
+    (folder / "report.md").write_text(to_markdown(report), "utf-8")
 
 
-def protocols_to_json(protocols: dict[str, Table]) -> dict[str, Any]:
+def save_picture(picture: Picture, folder: Path) -> None:
+    """Save a figure as a PNG of a few colours: a quarter of the bytes, and looks the same."""
+    data = io.BytesIO()
+    picture.figure.savefig(data, format="png", dpi=130)
+    few_colors = Image.open(data).convert("RGB").quantize(200)
+    few_colors.save(folder / picture.name, optimize=True)
+
+
+def protocols_to_json(protocols: Mapping[str, Table]) -> dict[str, Any]:
     """Turn estimates into {value, ci, n}."""
     return {
         protocol: {
@@ -100,22 +224,75 @@ def protocols_to_json(protocols: dict[str, Table]) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Replace what JSON cannot say, NaN and infinity, by None."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_csv(path: Path, table: Table) -> None:
+CSV_COLUMNS = ["setting", "metric", "value", "ci_low", "ci_high", "n"]
+
+
+def csv_rows(table: Table) -> list[list[Any]]:
+    """Return a table as rows of CSV_COLUMNS; where there is no interval, None."""
+    return [
+        [setting, metric, value, *(ci or (None, None)), n]
+        for setting, row in table.items()
+        for metric, (value, ci, n) in row.items()
+    ]
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV; None is an empty cell."""
     with open(path, "w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f)
-        writer.writerow(["setting", "metric", "value", "ci_low", "ci_high", "n"])
-        for setting, row in table.items():
-            for metric, (value, ci, n) in row.items():
-                writer.writerow([setting, metric, value, *(ci or ("", "")), n])
+        csv.writer(f).writerows([header, *rows])
+
+
+def log_to_wandb(report: Report, folder: Path, mode: str, project: str) -> None:
+    """Log the tables, the reconstructions and the figures as a W&B run of its own.
+
+    Nothing that W&B does stops the evaluation: its first fault is a warning.
+
+    Args:
+        report: what is logged.
+        folder: where the figures lie, and where W&B keeps its files.
+        mode: online, offline or disabled.
+        project: of W&B.
+    """
+    if mode == "disabled":
+        return
+    try:
+        wandb: Any = import_module("wandb")
+        run = wandb.init(
+            project=project,
+            job_type="evaluation",
+            config=finite(report.about),
+            dir=str(folder),
+            mode=mode,
+            settings=wandb.Settings(init_timeout=20, silent=True),
+        )
+        content: dict[str, Any] = {
+            f"evaluation/{name}": wandb.Table(CSV_COLUMNS, finite(csv_rows(table)))
+            for name, table in report.tables.items()
+            if table
+        }
+        verdicts = [list(row.values()) for row in verdict_rows(report.verdicts)]
+        content["evaluation/verdicts"] = wandb.Table(VERDICT_COLUMNS, verdicts)
+        if report.reconstructions:
+            rows = [list(row.values()) for row in report.reconstructions]
+            table = wandb.Table(list(report.reconstructions[0]), rows)
+            content["val/reconstruction_table"] = table
+        for section in report.sections:
+            for picture in section.pictures:
+                image = wandb.Image(str(folder / picture.name), caption=picture.caption)
+                content[f"evaluation/{Path(picture.name).stem}"] = image
+        run.log(content)
+        run.finish()
+    except Exception as e:  # of many kinds
+        print(f"warning: not logged to W&B ({type(e).__name__}: {e})", file=sys.stderr)
 
 
 # ----------------------------------------------------------------------------------------
@@ -123,19 +300,40 @@ def _write_csv(path: Path, table: Table) -> None:
 # ----------------------------------------------------------------------------------------
 
 
+MANY = 12  # settings that no table has as columns
+ROUNDING = 1e-12  # what is nearer to 0 is 0 but for the arithmetic
+
+
 def format_number(value: float) -> str:
-    """Four significant digits; a dash if not finite."""
-    return f"{value:.4g}" if math.isfinite(value) else "-"
+    """Three significant digits, four of a share above 0.99; a dash if not finite."""
+    if not math.isfinite(value):
+        return "–"
+    if isinstance(value, int) or abs(value) < ROUNDING:
+        return f"{value:.0f}"
+    if not 1e-4 <= abs(value) < 1e4:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    significant = 4 if 0.99 <= abs(value) < 1 else 3
+    decimals = significant - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(0, decimals)}f}"
 
 
 def format_estimate(estimate: Estimate | None, *, interval: bool = True) -> str:
     """Return "value [low, high]"."""
     if estimate is None:
-        return "-"
+        return "–"
     text = format_number(estimate.value)
-    if interval and estimate.ci:
-        text += f" [{format_number(estimate.ci[0])}, {format_number(estimate.ci[1])}]"
-    return text
+    return f"{text} {format_interval(estimate)}" if interval and estimate.ci else text
+
+
+def format_interval(estimate: Estimate) -> str:
+    """Return "[low, high]", or "" without an interval."""
+    return f"[{', '.join(map(format_number, estimate.ci))}]" if estimate.ci else ""
+
+
+def name_setting(setting: str) -> str:
+    """Return a setting as words: "sigma_0.4" is "sigma 0.4"."""
+    return setting.replace("_", " ")
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -147,165 +345,114 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" for line in [padded[0], rule, *padded[1:]])
 
 
-def verdict_table(verdicts: dict[str, dict[str, Any]]) -> str:
-    """Return the plan's lines, one a row."""
+VERDICT_COLUMNS = [
+    "level", "the plan's criterion", "judged by", "line", "value [95 %]", "verdict",
+    "controls that meet it",
+]  # fmt: skip
+
+
+def format_verdict(verdict: Verdict) -> str:
+    """Return the value that was judged, with its interval."""
+    criterion, estimate = verdict.criterion, verdict.estimate
+    if estimate and criterion.said == "yes":
+        return "yes" if estimate.value else "no"
+    return format_estimate(estimate)
+
+
+def format_remark(verdict: Verdict) -> str:
+    """Return the controls that meet the criterion, with their values, or why it is not measured."""
+    if verdict.verdict == "not measured":
+        return MISSING.get(verdict.criterion.table, "")
+    pairs = verdict.controls.items()
+    return ", ".join(f"{name_setting(name)} {format_number(value)}" for name, value in pairs)
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
+    """Return the verdict table as text, VERDICT_COLUMNS -> cell."""
+    rows = []
+    for v in verdicts:
+        judged_by = f"{v.criterion.table}: {v.criterion.metric}"
+        judged_by += f" ({v.criterion.how})" if v.criterion.how else ""
+        cells = [v.criterion.level, v.criterion.words, judged_by, v.criterion.line]
+        cells += [format_verdict(v), v.verdict, format_remark(v)]
+        rows.append(dict(zip(VERDICT_COLUMNS, cells, strict=True)))
+    return rows
+
+
+def headline_table(headlines: Sequence[Headline]) -> str:
+    """Return the compact table."""
     rows = [
         [
-            metric,
-            v["line"],
-            format_estimate(Estimate(v["value"], v["ci"], 0)),
-            v["verdict"],
-            ", ".join(v["controls_that_meet_it"]) or "none",
+            h.words,
+            format_estimate(h.verdict.estimate),
+            h.verdict.criterion.line,
+            f"{format_number(h.control)} {name_setting(h.control_name)}",
+            "–" if h.limit is None else format_number(h.limit),
+            h.verdict.verdict,
         ]
-        for metric, v in verdicts.items()
+        for h in headlines
     ]
-    header = ["keyframes", "the plan's line", "model [95 %]", "verdict", "controls that meet it"]
+    header = ["", "this model [95 %]", "asked", "best trivial answer", "limit", "verdict"]
     return format_table(header, rows)
 
 
-def keyframes_table(table: Table, *, interval: bool = True) -> str:
-    """Return the metrics of PLAN_LINES, one setting a row, with the lines that it meets."""
+def section_table(section: Section) -> str:
+    """Return the shown metrics of a section, one setting a row."""
     rows = []
-    for setting, scores in table.items():
-        met = lines_met(scores)
-        remark = f"{len(met)} of {len(PLAN_LINES)}"
-        if is_control(setting) and met:
-            remark += f", not discriminating: {', '.join(met)}"
-        values = [format_estimate(scores[name], interval=interval) for name in PLAN_LINES]
-        rows.append([f"{setting} (limit)" if setting in LIMITS else setting, *values, remark])
-    return format_table(["recreation by", *PLAN_LINES, "lines met"], rows)
+    for setting, row in section.table.items():
+        mark = " (limit)" if section.kind(setting) == "limit" else ""
+        cells = [format_estimate(row.get(metric)) for metric in section.columns]
+        rows.append([name_setting(setting) + mark, *cells])
+    return format_table([section.first, *section.columns.values()], rows)
 
 
-def wide_table(
-    table: Table, metrics: Sequence[str], first: str = "", *, interval: bool = True
-) -> str:
-    """Return some metrics, one setting a row."""
+def other_metrics_table(section: Section) -> str:
+    """Return the other metrics, one a row, one setting a column, without intervals."""
     rows = [
-        [setting, *(format_estimate(row.get(m), interval=interval) for m in metrics)]
-        for setting, row in table.items()
+        [m, *(format_estimate(row.get(m), interval=False) for row in section.table.values())]
+        for m in section.other_metrics
     ]
-    return format_table([first, *metrics], rows)
+    return format_table(["metric", *map(name_setting, section.table)], rows)
 
 
-def tall_table(table: Table) -> str:
-    """Return all metrics, one a row, one setting a column, without intervals."""
-    metrics = list(next(iter(table.values())))
-    rows = [
-        [m, *(format_estimate(row.get(m), interval=False) for row in table.values())]
-        for m in metrics
+def to_text(report: Report) -> str:
+    """Return the verdict for a terminal."""
+    return "\n\n".join([*report.summary, headline_table(report.headlines)])
+
+
+def to_markdown(report: Report) -> str:
+    """Return report.md: what report.html shows, without the replay."""
+    rows = [list(row.values()) for row in verdict_rows(report.verdicts)]
+    parts = [
+        f"# Report on {report.about['checkpoint']}",
+        *report.summary,
+        headline_table(report.headlines),
+        "## Every criterion of the plan",
+        format_table(VERDICT_COLUMNS, rows),
     ]
-    return format_table(["metric", *table], rows)
+    for section in report.sections:
+        parts += [f"## {section.title}", section.text]
+        parts += [f"![{p.caption}]({p.name})\n\n*{p.caption}*" for p in section.pictures]
+        if section.claims:
+            rows = [list(claim.values()) for claim in section.claims]
+            parts.append(format_table(list(section.claims[0]), rows))
+        if section.columns:
+            parts.append(section_table(section))
+        if section.columns and section.other_metrics and len(section.table) <= MANY:
+            parts += ["All other metrics:", other_metrics_table(section)]
+        elif section.other_metrics:
+            parts.append(f"All other metrics: {section.name}.csv")
+    parts += ["## How this was made", _about_lines(report.about)]
+    return "\n\n".join(parts) + "\n"
 
 
-DENOISE_LIMITS = ("r", "r_ddim", "mse_one_shot", "mse_mmse", "mse_ddim", "mse_exact_ddim")
-DENOISE_CONTROLS = (
-    "mse_one_shot",
-    "mse_identity",
-    "mse_zeros",
-    "mse_training_mean",
-    "mse_nearest_training_item",
-    "mse_untrained_model",
-)
-VALIDITY = (
-    "valid",
-    "one_press",
-    "duration_in_range",
-    "press_binary",
-    "straight_and_even",
-    "idle_at_zero",
-)
-TYPE_MIX = (
-    "type_mix_error",
-    "share_none",
-    "share_click",
-    "share_horizontal",
-    "share_vertical",
-    "share_diagonal",
-)
-DISTRIBUTION = (
-    "press_softness",
-    "line_rms",
-    "idle_xy",
-    "mean_duration",
-    "duration_bias",
-    "nn_distance_ratio",
-    "share_nearer_to_train",
-    "share_near_copies",
-)
-
-
-def summary(verdicts: dict[str, dict[str, Any]], protocols: dict[str, Table]) -> str:
-    """Return the main tables for a terminal."""
-    parts = []
-    if "keyframes" in protocols:
-        parts += [verdict_table(verdicts), keyframes_table(protocols["keyframes"], interval=False)]
-    parts.append(wide_table(protocols["denoise"], DENOISE_LIMITS[:2], "denoise"))
-    parts.append(
-        wide_table(
-            protocols["generate"],
-            (
-                "valid",
-                "one_press",
-                "line_rms",
-                "type_mix_error",
-                "duration_bias",
-                "nn_distance_ratio",
-            ),
-            "generate",
-            interval=False,
-        )
-    )
-    return "\n\n".join(parts)
-
-
-def _markdown(
-    about: dict[str, Any],
-    verdicts: dict[str, dict[str, Any]],
-    protocols: dict[str, Table],
-    figures: dict[str, str],
-) -> str:
-    """Return report.md."""
-    pages = [f"# Report on {about['checkpoint']}", _about_lines(about)]
-    if "keyframes" in protocols:
-        pages += [
-            "## keyframes: recreated from pure noise, given about 4 of 250 frames",
-            verdict_table(verdicts),
-            keyframes_table(protocols["keyframes"]),
-            tall_table(protocols["keyframes"]),
-        ]
-    if "keyframes_without_edge" in protocols:
-        pages += [
-            "## keyframes_without_edge: the gestures that give nothing to go by",
-            keyframes_table(protocols["keyframes_without_edge"]),
-        ]
-    pages += [
-        "## denoise: recreated from the original with noise of std sigma",
-        _denoise_note(protocols["denoise"]),
-        wide_table(protocols["denoise"], DENOISE_LIMITS, "noise"),
-        wide_table(protocols["denoise"], DENOISE_CONTROLS, "noise", interval=False),
-        "## generate: from pure noise, given nothing",
-        wide_table(protocols["generate"], VALIDITY, "samples"),
-        wide_table(protocols["generate"], TYPE_MIX, "samples"),
-        wide_table(protocols["generate"], DISTRIBUTION, "samples"),
-        *(f"![{caption}]({name})\n\n{caption}" for name, caption in figures.items()),
-    ]
-    return "\n\n".join(pages) + "\n"
-
-
-def _denoise_note(table: Table) -> str:
-    """Return what the ratios are, and over how many sequences."""
-    row = next(iter(table.values()))
-    return (
-        "r = mse_one_shot/mse_mmse, the Bayes limit, over "
-        f"{row['mse_one_shot'].n} sequences; r_ddim = mse_ddim/mse_exact_ddim, DDIM with the "
-        f"exact score, over the first {row['mse_ddim'].n}. A perfect model scores 1."
-    )
-
-
-def _about_lines(about: dict[str, Any]) -> str:
-    """Return the head of the report as a list."""
-    flat = {
+def flatten_about(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return the head of the report as text, nested entries on one line."""
+    return {
         key: ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         for key, value in about.items()
     }
-    return "\n".join(f"- {key}: {value}" for key, value in flat.items())
+
+
+def _about_lines(about: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {key}: {value}" for key, value in flatten_about(about).items())

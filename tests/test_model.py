@@ -217,7 +217,7 @@ def test_the_press_gate_is_a_product_in_data_units():
 
 
 def gestures_in_noise(std, frames=40, slope=0.0, B=64):
-    """Model units: frames 50 to 50 + `frames` pressed, x rising by `slope`, y still, noise `std`."""
+    """x_t: pressed for some frames from frame 50, x rising by `slope`, y still, noise `std`."""
     torch.manual_seed(2)
     x_0 = -torch.ones(B, 250, 3)
     x_0[:, 50 : 50 + frames, 0] = 0.2 + slope * torch.linspace(-0.5, 0.5, frames)

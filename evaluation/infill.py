@@ -1,0 +1,367 @@
+"""infill: the rest of a gesture from a few given frames that do not determine it.
+
+Given the touch-down alone, onset and start are known and the rest is open: type, duration, end.
+A paired error cannot judge that. The exact law can: it is sampled and averaged here in closed form.
+
+    p(delta_t | onset) ∝ 1/(L - delta_t + 1) where onset + delta_t <= L, the prior's 1/#onsets;
+    types in equal parts; the end uniform along the axes that move
+
+The rows: K answers to each of n gestures. `exact_posterior` and `exact_mean` are limits: draws from
+that law, and its mean, which is what a regression tends to. The mean has the least MSE of all
+answers, half that of a draw, and is no gesture: its press fades out.
+
+    model                    the trained denoiser, the given frames known
+    untrained_model          the same network before training
+    shuffled_condition       the model, given the frames of another gesture
+    one_training_item        always the same real gesture: valid, without diversity
+    random_training_items    real gestures that ignore the question
+    pasted_training_items    the same with the given frames put in, so that consistency is free
+    nearest_training_items   the K that are nearest to the given frames, likewise put in
+    interpolation            straight lines between the given frames, held outside them
+    training_mean, zeros
+
+The metrics, over the answers of each gesture first, then over gestures:
+
+    consistent             share of the answers within TOLERANCE of all given frames; free to who
+                           puts them in, as the sampler does
+    seam                   distance of a given pressed frame from where the next two, if pressed and
+                           not given, lead back to; 0 if what is new continues what is given
+    valid                  `validity`, and its factors; consistent_and_valid: both in one answer
+    press_softness         `deviations`
+    mse                    against the gesture that the frames were taken from
+    diversity              mean RMS distance between two answers
+    types_seen             how many of the plan's types are among the K answers
+    mean_duration          frames
+  with the exact law, for touch_down:
+    diversity_ratio        to that of exact_posterior
+    mean_rms               distance of the mean answer from exact_mean; with K draws it cannot
+                           vanish, and exact_posterior shows how near one gets
+    type_mix_error         largest distance of a type's share from that of the law
+    duration_ks            Kolmogorov-Smirnov distance of the durations from their law
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from augmentation.click_aug import Gestures, render
+from evaluation.bayes import GesturePrior
+from evaluation.controls import interpolate
+from evaluation.distribution import TOLERANCE, deviations, ks_distance, validity
+from evaluation.estimates import SEED, Estimate, FloatArray, Table, bootstrap
+from evaluation.protocols import is_linear_gesture
+from train_diffusion_ddim import (
+    GESTURE_TYPES,
+    KNOWN_STRATEGIES,
+    PRESSED,
+    DDIMScheduler,
+    classify_gestures,
+    generate,
+    has_press_edge,
+    progress,
+    takes_known_frames,
+)
+
+NUM_CONDITIONS = 32
+NUM_SAMPLES = 16  # K
+TRUTH_SAMPLES = 64  # per condition, of the law that shares of types are held against
+LIMITS = ("exact_posterior", "exact_mean")
+
+
+# ----------------------------------------------------------------------------------------
+# THE LAW — gestures given their touch-down
+# ----------------------------------------------------------------------------------------
+
+
+def duration_law(onset: np.ndarray, prior: GesturePrior) -> FloatArray:
+    """Return P(delta_t | onset), (n, durations of the prior), rows sum to 1.
+
+    Args:
+        onset: first touched frame, (n,) int, at most L - min_delta_t.
+        prior: the law of the gestures.
+    """
+    delta_t = np.arange(prior.min_delta_t, prior.max_delta_t + 1)
+    L = prior.sequence_length
+    weight = (onset[:, None] + delta_t <= L) / (L - delta_t + 1)
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+def read_touch_down(x_0: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first touched frame, (n,), and x, y there, (n, 2), of gestures that touch."""
+    onset = (x_0[..., 2] > PRESSED).int().argmax(dim=1)
+    start = x_0[torch.arange(len(x_0), device=x_0.device), onset, :2]
+    return onset.cpu().numpy(), start.cpu().numpy()
+
+
+def posterior_samples(
+    x_0: Tensor, prior: GesturePrior, num_samples: int, rng: np.random.Generator
+) -> Tensor:
+    """Draw gestures that touch down when and where x_0 does.
+
+    Args:
+        x_0: gestures of the prior, (n, L, C), data units; their touch-down alone is read.
+        prior: the law of the gestures.
+        num_samples: K.
+        rng: the source of randomness.
+
+    Returns:
+        (n, K, L, C) float32, on the device of x_0.
+    """
+    onset, start = read_touch_down(x_0)
+    cumulative = duration_law(onset, prior).cumsum(axis=1)
+    u = rng.random((len(onset), num_samples, 1))
+    delta_t = prior.min_delta_t + (cumulative[:, None, :-1] <= u).sum(axis=2).ravel()
+    pick = rng.integers(len(prior.kinds), size=delta_t.size)
+    start, onset = start.repeat(num_samples, axis=0), onset.repeat(num_samples)
+    end = np.where(prior.moves[pick], rng.random(start.shape, dtype=np.float32), start)
+    drawn = render(Gestures(prior.kinds[pick], onset, delta_t, start, end), prior.sequence_length)
+    return torch.from_numpy(drawn).to(x_0.device).unflatten(0, (len(x_0), num_samples))
+
+
+def posterior_mean_gesture(x_0: Tensor, prior: GesturePrior) -> Tensor:
+    """Return the mean of the gestures that touch down when and where x_0 does, (n, L, C).
+
+    Frames are linear in the end, so the mean over ends and types is the gesture to the mean end,
+    ½ where an axis moves.
+    """
+    onset, start = read_touch_down(x_0)
+    law = duration_law(onset, prior)
+    n, D = law.shape
+    end = start + prior.moves.mean(axis=0).astype(np.float32) * (0.5 - start)
+    delta_t = np.tile(np.arange(prior.min_delta_t, prior.max_delta_t + 1), n)
+    start, end, onset = (each.repeat(D, axis=0) for each in (start, end, onset))
+    gestures = Gestures(np.zeros(n * D, np.int8), onset, delta_t, start, end)
+    rendered = render(gestures, prior.sequence_length).reshape(n, D, prior.sequence_length, -1)
+    return torch.from_numpy(np.einsum("nd,ndlc->nlc", law, rendered)).to(x_0)
+
+
+class Law(NamedTuple):
+    """What the exact law says of n conditions."""
+
+    duration: FloatArray  # P(delta_t | onset), (n, D), from the shortest on
+    samples: Tensor  # as many draws as there are answers, (n, K, L, C)
+    mean: Tensor  # (n, L, C)
+    type_shares: FloatArray  # of GESTURE_TYPES, over all conditions
+
+
+def make_law(x_0: Tensor, prior: GesturePrior, num_samples: int) -> Law:
+    """Sample and average the gestures that touch down when and where x_0, (n, L, C), does."""
+    rng = np.random.default_rng(SEED)
+    truth = posterior_samples(x_0, prior, TRUTH_SAMPLES, rng)
+    return Law(
+        duration_law(read_touch_down(x_0)[0], prior),
+        posterior_samples(x_0, prior, num_samples, rng),
+        posterior_mean_gesture(x_0, prior),
+        type_shares(truth),
+    )
+
+
+def type_shares(answers: Tensor) -> FloatArray:
+    """Return the share of each of GESTURE_TYPES among answers, (n, K, L, C)."""
+    types = classify_gestures(answers.flatten(0, 1)).cpu().numpy()
+    return np.bincount(types, minlength=len(GESTURE_TYPES)) / types.size
+
+
+# ----------------------------------------------------------------------------------------
+# ANSWERS — K to each condition, (n, K, L, C), data units
+# ----------------------------------------------------------------------------------------
+
+
+def draw_known_mask(strategy: str, x_0: Tensor) -> Tensor:
+    """Return the given frames of each gesture, (n, L) bool: always the same draw."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return KNOWN_STRATEGIES[strategy][0](x_0.cpu()).to(x_0.device)
+
+
+def network_answers(
+    model: nn.Module,
+    untrained: nn.Module,
+    scheduler: DDIMScheduler,
+    x_0: Tensor,
+    known_mask: Tensor,
+    *,
+    num_samples: int,
+    sampling: dict[str, Any],
+) -> dict[str, Callable[[], Tensor]]:
+    """Return what asks the networks; arguments as in `infill`."""
+
+    def ask(network: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+        known, mask = (a.repeat_interleave(num_samples, dim=0) for a in (x, mask))
+        shape: Any = tuple(known.shape)
+        answers = generate(network, scheduler, shape, known=known, known_mask=mask, **sampling)
+        return answers.unflatten(0, (len(x), num_samples))
+
+    return {
+        "model": lambda: ask(model, x_0, known_mask),
+        "untrained_model": lambda: ask(untrained, x_0, known_mask),
+        "shuffled_condition": lambda: ask(model, x_0.roll(1, 0), known_mask.roll(1, 0)),
+    }
+
+
+def trivial_answers(
+    x_0: Tensor, known_mask: Tensor, x_train: Tensor, num_samples: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Return the controls that need no network; arguments as in `infill`."""
+    shape = (len(x_0), num_samples, *x_0.shape[1:])
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = torch.randint(len(x_train), shape[:2], generator=generator).to(x_train.device)
+
+    def put_in(answers: Tensor) -> Tensor:
+        return torch.where(known_mask[:, None, :, None], x_0[:, None], answers)
+
+    def nearest_items() -> Tensor:
+        rows = []
+        for x, mask in zip(x_0, known_mask, strict=True):
+            error = ((x_train[:, mask] - x[mask]) ** 2).sum(dim=(1, 2))
+            rows.append(error.argsort()[:num_samples])
+        return x_train[torch.stack(rows)]
+
+    return {
+        "one_training_item": lambda: x_train[0].expand(shape),
+        "random_training_items": lambda: x_train[drawn],
+        "pasted_training_items": lambda: put_in(x_train[drawn]),
+        "nearest_training_items": lambda: put_in(nearest_items()),
+        "interpolation": lambda: interpolate(x_0, known_mask)[:, None].expand(shape),
+        "training_mean": lambda: x_train.mean(dim=0).expand(shape),
+        "zeros": lambda: torch.zeros(shape, device=x_0.device),
+    }
+
+
+# ----------------------------------------------------------------------------------------
+# SCORES
+# ----------------------------------------------------------------------------------------
+
+
+def pairwise_rms(answers: Tensor) -> FloatArray:
+    """Return the mean RMS distance between two of the answers, (n,); 0 for a single answer."""
+    n, K = answers.shape[:2]
+    flat = answers.reshape(n, K, -1).double()
+    distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+    mean = distance.sum(dim=(1, 2)) / max(K * (K - 1), 1) / flat.shape[2] ** 0.5
+    return mean.cpu().numpy()
+
+
+def seam(answers: Tensor, x_0: Tensor, known_mask: Tensor) -> Estimate:
+    """Estimate how far a given frame lies from where the two new ones after it lead back to."""
+    pressed, xy = answers[..., 2] > PRESSED, answers[..., :2]
+    given = known_mask & (x_0[..., 2] > PRESSED)
+    joint = (given[:, :-2] & ~known_mask[:, 1:-1] & ~known_mask[:, 2:])[:, None]
+    joint = joint & pressed[:, :, 1:-1] & pressed[:, :, 2:]  # (n, K, L - 2)
+    gap = (x_0[:, None, :-2, :2] - 2 * xy[:, :, 1:-1] + xy[:, :, 2:]).norm(dim=-1)
+    return bootstrap((gap * joint).sum(dim=(1, 2)).cpu(), joint.sum(dim=(1, 2)).cpu())
+
+
+def score_answers(
+    answers: Tensor, x_0: Tensor, known_mask: Tensor, prior: GesturePrior
+) -> dict[str, Estimate]:
+    """Score answers, (n, K, L, C), data units, to known frames of x_0, (n, L, C).
+
+    Args:
+        answers: not rounded.
+        x_0: the gestures that the frames were taken from.
+        known_mask: the given frames, (n, L) bool.
+        prior: durations of a valid gesture.
+    """
+    flat, by_condition = answers.flatten(0, 1), answers.shape[:2]
+
+    def mean(each: Tensor) -> Estimate:
+        return bootstrap(each.reshape(by_condition).double().mean(dim=1).cpu())
+
+    error = answers - x_0[:, None]
+    wrong = error.abs().amax(dim=-1) * known_mask[:, None]
+    consistent = wrong.amax(dim=-1) < TOLERANCE  # (n, K)
+    factors = validity(flat, prior)
+    valid = factors["valid"].reshape(by_condition)
+    types = classify_gestures(flat).reshape(by_condition)
+    seen = [(types == kind).any(dim=1) for kind in range(1, len(GESTURE_TYPES))]
+    return {
+        "consistent": mean(consistent),
+        "seam": seam(answers, x_0, known_mask),
+        "consistent_and_valid": mean(consistent & valid),
+        **{name: mean(ok) for name, ok in factors.items()},
+        "press_softness": mean(deviations(flat)["press_softness"]),
+        "mse": mean((error**2).mean(dim=(2, 3))),
+        "diversity": bootstrap(pairwise_rms(answers)),
+        "types_seen": bootstrap(torch.stack(seen).sum(dim=0).cpu()),
+        "mean_duration": mean((flat[..., 2] > PRESSED).sum(dim=1)),
+    }
+
+
+def score_by_law(answers: Tensor, law: Law, prior: GesturePrior) -> dict[str, Estimate]:
+    """Score answers, (n, K, L, C), data units, against the exact law of their conditions."""
+    n, K = answers.shape[:2]
+    mean_error = ((answers.mean(dim=1) - law.mean) ** 2).mean(dim=(1, 2)).sqrt()
+    mix_error = np.abs(type_shares(answers) - law.type_shares).max()
+    # F(delta_t) of a discrete law, spread evenly over its steps, is uniform
+    steps = np.pad(law.duration.cumsum(axis=1), ((0, 0), (1, 0)))  # (n, D + 1)
+    frames = (answers[..., 2] > PRESSED).sum(dim=2).cpu().numpy() - prior.min_delta_t
+    low, high = (
+        np.take_along_axis(steps, np.clip(frames + i, 0, steps.shape[1] - 1), axis=1)
+        for i in (0, 1)
+    )
+    u = low + (high - low) * np.random.default_rng(SEED).random(low.shape)
+    return {
+        "diversity_ratio": bootstrap(pairwise_rms(answers), pairwise_rms(law.samples)),
+        "mean_rms": bootstrap(mean_error.cpu()),
+        "type_mix_error": Estimate(float(mix_error), None, n * K),
+        "duration_ks": Estimate(ks_distance(torch.from_numpy(u.ravel())), None, n * K),
+    }
+
+
+def infill(
+    model: nn.Module,
+    untrained: nn.Module,
+    scheduler: DDIMScheduler,
+    x_0: Tensor,
+    x_train: Tensor,
+    *,
+    prior: GesturePrior,
+    sampling: dict[str, Any],
+    strategy: str = "touch_down",
+    num_conditions: int = NUM_CONDITIONS,
+    num_samples: int = NUM_SAMPLES,
+) -> Table:
+    """Ask for K answers to the given frames of each of some gestures, and score them.
+
+    Args:
+        model: the denoiser.
+        untrained: the same network before training.
+        scheduler: their scheduler.
+        x_0: gestures, (B, L, C), data units; the first of the prior's family are taken, without
+            any the first with a press edge, and then nothing is held against the law.
+        x_train: (N, L, C), data units.
+        prior: the law of the gestures.
+        sampling: the arguments of `DDIMScheduler.sample` that the model is judged with.
+        strategy: a key of KNOWN_STRATEGIES: which frames are given. The law is that of touch_down.
+        num_conditions: most gestures, n.
+        num_samples: answers to each, K.
+
+    Returns:
+        The settings and metrics of this module's docstring; empty if no gesture has a press edge
+        or the model takes no known frames.
+    """
+    family = is_linear_gesture(x_0) & validity(x_0, prior)["duration_in_range"]
+    rows = family if family.any() else has_press_edge(x_0)
+    if not rows.any() or not takes_known_frames(model):
+        return {}
+    x_0 = x_0[rows][:num_conditions]
+    known_mask = draw_known_mask(strategy, x_0)
+    answers = network_answers(
+        model, untrained, scheduler, x_0, known_mask, num_samples=num_samples, sampling=sampling
+    )
+    answers |= trivial_answers(x_0, known_mask, x_train, num_samples)
+    law = make_law(x_0, prior, num_samples) if family.any() and strategy == "touch_down" else None
+    if law:
+        exact, mean = law.samples, law.mean[:, None].expand_as(law.samples)
+        answers |= {"exact_posterior": lambda: exact, "exact_mean": lambda: mean}
+    table: Table = {}
+    for name in progress(list(answers), f"infill: {strategy}"):
+        answered = answers[name]()
+        table[name] = score_answers(answered, x_0, known_mask, prior)
+        if law:
+            table[name] |= score_by_law(answered, law, prior)
+    return table

@@ -1,0 +1,385 @@
+"""The verdict must refuse trivial answers, accept perfect ones, and say what was not measured.
+
+Each control is put in the model's place and must be refused; a perfect recreation is not. The
+tables behind the plan's criteria are held against hand-worked values, and what W&B is given
+against a stand-in for it.
+
+    python -m pytest tests/test_report.py
+"""
+
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_evaluation import PRIOR, SMALL, gestures
+
+from evaluation import distribution, evidence, protocols, report, verdicts
+from evaluation.controls import make_controls, untrained_model
+from evaluation.estimates import Estimate
+from evaluation.verdicts import Criterion, Verdict
+from train_diffusion_ddim import (
+    TrainConfig,
+    TrainState,
+    build_scheduler,
+    compute_temporal_iou,
+    log_recreations,
+    save_checkpoint,
+)
+
+
+@pytest.fixture(scope="module")
+def keyframes():
+    """Keyframes tables of a perfect model, the controls and the limit, on 48 gestures."""
+    x_0, x_train = gestures(48), gestures(2000, seed=1)
+    config = TrainConfig(**SMALL)
+    net, scheduler = untrained_model(config, "cpu"), build_scheduler(config)
+    controls = make_controls(net, net, scheduler, x_train, config.sampling)
+    tables, recreated = protocols.keyframes(x_0, {"model": torch.clone, **controls})
+    groups = evidence.group_scores(x_0, recreated, tables["keyframes"])
+    return {"keyframes": tables["keyframes"], "keyframes_groups": groups}
+
+
+def by_metric(found):
+    return {v.criterion.metric: v for v in found}
+
+
+# ----------------------------------------------------------------------------------------
+# VERDICT
+# ----------------------------------------------------------------------------------------
+
+
+def put_in_place(tables, name):
+    """The tables with a control's scores as the model's."""
+    return {
+        protocol: {**table, "model": table[name]} if name in table else table
+        for protocol, table in tables.items()
+    }
+
+
+def test_every_control_in_place_of_the_model_is_refused(keyframes):
+    names = set(keyframes["keyframes"]) - {"model", "interpolation"}
+    assert {"zeros", "training_mean", "random_training_item", "nearest_training_item"} <= names
+    assert {"untrained_model", "shuffled_condition"} <= names
+    for name in names:
+        tables = put_in_place(keyframes, name)
+        found = verdicts.judge(tables)
+        together = by_metric(found)["lines_met"]
+        assert together.verdict == "not met", name
+        answer = verdicts.summarise(found, verdicts.headlines(tables, found))[0]
+        assert answer.startswith("No"), name
+        lines = [v for v in found if v.criterion.table == "keyframes"]
+        assert "met" not in {v.verdict for v in lines if name in v.controls}
+
+
+def test_every_trivial_denoiser_in_place_of_the_model_is_refused():
+    def row(mse):
+        return Estimate(mse, (mse, mse), 9)
+
+    names = ("identity", "zeros", "training_mean", "nearest_training_item", "untrained_model")
+    denoise = {}
+    for sigma, mmse in ((0.05, 0.1), (0.1, 0.2), (0.4, 0.5), (0.9, 0.01)):
+        mse = {f"mse_{name}": row(0.8) for name in names}
+        ratios = {"r": row(1 + sigma / 10), "r_ddim": row(1.0)}
+        denoise[f"sigma_{sigma}"] = {"mse_mmse": row(mmse), **mse, **ratios}
+    table = evidence.denoise_lines(denoise)
+    assert table["model"]["r"].value == 1.04  # the worst of 0.1 and 0.4; 0.9 has no line
+    assert table["zeros"]["r"].value == pytest.approx(0.8 / 0.2)
+    found = by_metric(verdicts.judge({"denoise_lines": table}))
+    assert found["r"].verdict == found["r_ddim"].verdict == "met"
+    for name in names:
+        tables = put_in_place({"denoise_lines": table}, name)
+        assert by_metric(verdicts.judge(tables))["r"].verdict == "not met"
+    assert evidence.denoise_lines({"sigma_0.4": {"mse_one_shot": row(1)}}) == {}
+
+
+def test_every_generator_that_is_none_is_refused():
+    real = distribution.make_reference(gestures(1200, seed=1), gestures(600, seed=2))
+    table = distribution.generate_table({"model": gestures(600, seed=3)}, PRIOR, real)
+    found = by_metric(verdicts.judge_generated(table, "model"))
+    assert found["coverage"].verdict == found["share_near_copies"].verdict == "met"
+    assert found["valid"].verdict == "not discriminating"  # always the same gesture is valid, too
+    for name in ("training_items", "one_training_item", "training_mean", "zeros"):
+        found = by_metric(verdicts.judge_generated(table, name))
+        assert found["all_lines"].verdict == "not met", name
+    assert verdicts.judge_generated(table, "model_steps_10") == []
+
+
+def test_perfect_recreation_is_not_refused(keyframes):
+    found = verdicts.judge(keyframes)
+    judged = [v for v in found if v.criterion.table.startswith("keyframes")]
+    assert {v.verdict for v in judged} == {"met", "not discriminating"}
+    # The known frames alone tell the type: no answer that keeps them can miss it.
+    named = by_metric(judged)
+    assert "given_frames_alone" in named["gesture_type_accuracy"].controls
+    assert "shuffled_condition" not in named["mse"].controls
+    assert named["lines_met"].verdict == named["spatial_accuracy"].verdict == "met"
+    rows = verdicts.headlines(keyframes, found)
+    assert [row.control_name for row in rows[:2]] == ["nearest_training_item"] * 2
+    assert verdicts.summarise(found, rows)[0].startswith("Yes")
+    limit = put_in_place(keyframes, "interpolation")
+    assert by_metric(verdicts.judge(limit))["lines_met"].verdict == "met"
+
+
+def test_a_line_that_a_control_meets_is_not_discriminating():
+    def judged(model, **others):
+        rows = {name: {"m": Estimate(value, None, 1)} for name, value in others.items()}
+        table = {"model": {"m": Estimate(model, None, 1)}, **rows}
+        criterion = Criterion("level", "words", "table", "m", low=0.5, high=2)
+        return verdicts.judge({"table": table}, criteria=(criterion,))[0]
+
+    assert judged(1.0).verdict == judged(1.0, control=3.0).verdict == "met"
+    found = judged(1.0, control=1.5, other=2.5)
+    assert (found.verdict, found.controls) == ("not discriminating", {"control": 1.5})
+    assert judged(2.0, control=1.0).verdict == judged(0.5).verdict == "not met"
+    assert judged(1.0, model_raw_weights=1.0, interpolation=1.0).verdict == "met"
+    assert judged(math.nan).verdict == "not measured"
+
+
+def test_what_is_missing_is_not_measured():
+    found = verdicts.judge({})
+    assert {v.verdict for v in found} == {"not measured"}
+    assert len(found) == len(verdicts.CRITERIA) and verdicts.headlines({}, found) == []
+    assert verdicts.summarise(found, [])[0].startswith("Nothing")
+    rows = {row["the plan's criterion"]: row for row in report.verdict_rows(found)}
+    fast = rows["Fast inference < 10ms per sequence on GPU"]
+    assert (fast["value [95 %]"], fast["controls that meet it"]) == ("–", "not run on a GPU")
+
+
+def test_lines_read_as_the_plan_has_them():
+    assert Criterion("", "", "", "", low=15).line == "> 15"
+    assert Criterion("", "", "", "", high=0.005).line == "< 0.005"
+    assert Criterion("", "", "", "", 0.5, 2).line == "0.5 to 2"
+    levels = [c.level for c in verdicts.CRITERIA]
+    counts = {level: levels.count(level) for level in dict.fromkeys(levels)}
+    # the plan's lists, with its speed judged twice, and one line more: all five at once
+    assert counts == {
+        "Key metrics": 6, "Targets while training": 4, "Minimum viable": 4, "Optimal": 4 + 2,
+        "Comparison baselines": 3, "Mac CPU test": 5, "CUDA GPU test": 5, "Beyond the plan": 7,
+    }  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------
+# WHAT IS JUDGED
+# ----------------------------------------------------------------------------------------
+
+
+def test_groups_of_gestures_against_loops(keyframes):
+    x_0 = gestures(48)
+    shifted = x_0.roll(1, dims=1)
+    tables, recreated = protocols.keyframes(x_0, {"model": lambda x: shifted})
+    row = evidence.group_scores(x_0, recreated, tables["keyframes"])["model"]
+    error = {"click": [], "horizontal": [], "vertical": [], "diagonal": []}
+    overlap = []
+    for a, b in zip(x_0, shifted, strict=True):
+        pressed = torch.nonzero(a[:, 2] > 0.5)[:, 0]
+        dx, dy = (a[pressed[-1], :2] - a[pressed[0], :2]).abs().tolist()
+        name = "click" if math.hypot(dx, dy) < 0.05 else "diagonal"
+        if name != "click" and (dx > 2 * dy or dy > 2 * dx):
+            name = "horizontal" if dx > dy else "vertical"
+        error[name].append(float(((a - b) ** 2).mean()))
+        if len(pressed) >= 20:
+            overlap.append(compute_temporal_iou(a[None, :, 2] > 0.5, b[None, :, 2] > 0.5))
+    means = {name: sum(values) / len(values) for name, values in error.items() if values}
+    for name, mean in means.items():
+        assert row[f"mse_{name}"].value == pytest.approx(mean, rel=1e-5)
+        assert row[f"mse_{name}"].n == len(error[name])
+    assert row["mse_worst_type"].value == pytest.approx(max(means.values()), rel=1e-5)
+    assert row["temporal_iou_complex"].value == pytest.approx(sum(overlap) / len(overlap))
+    assert row["temporal_iou_complex"].n == len(overlap)
+    ratios = [tables["keyframes"]["model"][f"variance_ratio_{c}"].value for c in "xyp"]
+    assert row["variance_ratio"].value == max(ratios, key=lambda r: abs(math.log(r)))
+    assert row["lines_met"].value == len(protocols.lines_met(tables["keyframes"]["model"]))
+
+
+def test_better_than_random_needs_intervals_apart():
+    def scores(mse, other):
+        rest = {m: Estimate(0.5, other, 9) for m in protocols.PLAN_LINES}
+        return rest | {"mse": Estimate(0.5, mse, 9)}
+
+    random = scores((0.4, 0.6), (0.4, 0.6))
+    assert evidence.metrics_beyond(scores((0.1, 0.39), (0.61, 0.7)), random) == 5
+    assert evidence.metrics_beyond(scores((0.1, 0.41), (0.61, 0.7)), random) == 4
+    assert evidence.metrics_beyond(scores((0.61, 0.7), (0.1, 0.39)), random) == 0
+
+
+def write_record(folder, losses, val_losses, num_epochs):
+    """A checkpoint of the last epoch, and metrics.jsonl with a later epoch that it has not seen."""
+    config = TrainConfig(**SMALL, num_epochs=num_epochs)
+    model, scheduler = untrained_model(config, "cpu"), build_scheduler(config)
+    state = TrainState(model, scheduler, config, config.num_epochs)
+    state.step, last = 10 * len(losses), len(losses) - 1
+    path = folder / f"diffusion_checkpoint_epoch_{last}.pth"
+    save_checkpoint(path, state.to_checkpoint(last, None))
+    rows = [{"step": 5, "train/loss": 1.0}]
+    for epoch, (a, b) in enumerate(zip([*losses, 9.0], [*val_losses, 0.0], strict=True)):
+        row = {"train/epoch_loss": a, "val/epoch": epoch, "val/loss": b}
+        rows.append({"step": 10 * (epoch + 1), **row})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_training_is_read_from_its_record(tmp_path):
+    losses = [10, 9, 8, 7, 6, 5, 5.5, 5, 3, 2]
+    val_losses = [9, 5, 3, 2.0, 2.3, 2.1, 2, 2.1, 2, 2]
+    path = write_record(tmp_path, losses, val_losses, num_epochs=10)
+    row = {name: e.value for name, e in evidence.training_table(str(path))["model"].items()}
+    assert row["finished"] == 1 and row["falls"] == 1
+    assert row["epochs_to_converge"] == 6  # epoch 5 is the last above 1.1·2
+    assert row["loss_ratio_3_epochs"] == pytest.approx(0.8)
+    path = write_record(tmp_path, [3, 4, 2, 3], [1, 1, 1, None], num_epochs=10)
+    row = {name: e.value for name, e in evidence.training_table(str(path))["model"].items()}
+    assert row["finished"] == 0 and row["falls"] == pytest.approx(1 / 3)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "train/epoch_loss"')
+    assert evidence.training_table(str(path)) == {}
+    (tmp_path / "metrics.jsonl").unlink()
+    assert evidence.training_table(str(path)) == {}
+
+
+def test_program_and_gpu_tests_of_the_plan(monkeypatch, keyframes):
+    """On the CPU in a GPU's place; the memory is all that needs one."""
+    config = TrainConfig(**SMALL, batch_size=4)
+    net, scheduler, x_0 = untrained_model(config, "cpu"), build_scheduler(config), gestures(6)
+    row = evidence.program_table(net, x_0, keyframes["keyframes"])["model"]
+    assert {name: e.value for name, e in row.items()} == {
+        "instantiated": 1, "shapes_right": 1, "metrics_finite": 1
+    }  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e8)
+    sampling = {"num_inference_steps": 2, "eta": 0.0, "sampler": "ddim"}
+    table = evidence.gpu_table(net, scheduler, x_0, config, sampling)
+    found = [v for v in verdicts.judge({"gpu": table}) if v.criterion.table == "gpu"]
+    assert len(found) == 7 and all(v.estimate for v in found)
+    values = {v.criterion.metric: v.estimate.value for v in found}
+    assert values["training_memory_gb"] == 0.2 and values["found"] == values["trained"] == 1
+    assert 0 < values["ms_per_sequence_of_256"] and 0.01 < values["forward_speedup"] < 100
+
+    def out_of_memory(*_):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(evidence, "train_step", out_of_memory)
+    assert evidence.train_on_gpu(x_0, scheduler, config)["trained"] == 0
+
+
+def test_baselines_are_compared_as_the_plan_asks():
+    def row(ratio):
+        return {"mse_ratio": Estimate(ratio, (ratio, ratio), 9)}
+
+    tables = {
+        "keyframes": {"diffusion": row(1.0), "regression": row(1.5)},
+        "reconstruction_vae_a": {"diffusion": row(1.0), "vae_a": row(0.5)},
+        "reconstruction_vae_b": {"diffusion": row(1.0), "vae_b": row(2.0)},
+    }
+    table = evidence.baselines_lines(tables)
+    found = by_metric(verdicts.judge({"baselines_lines": table}))
+    assert (found["regression"].verdict, found["vae"].verdict) == ("met", "not met")
+    assert found["vae"].estimate.value == 0.5
+    assert evidence.baselines_lines({"keyframes": {}}) == {}
+
+
+# ----------------------------------------------------------------------------------------
+# FORMATS
+# ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (5, "5"), (1.0, "1.00"), (0.9995, "0.9995"), (0.123456, "0.123"),
+        (-2.473, "-2.47"), (123.4, "123"), (9.337e-06, "9.34e-6"), (1e-17, "0"),
+        (0.0007, "0.000700"), (123456.0, "1.23e5"), (math.nan, "–"), (math.inf, "–"),
+    ],
+)  # fmt: skip
+def test_numbers_are_short(value, text):
+    assert report.format_number(value) == text
+
+
+def test_rows_are_told_apart():
+    def section(*settings):
+        return report.Section("name", "title", "text", {s: {} for s in settings})
+
+    kinds = section("model_steps_2", "zeros", "validation_data", "interpolation")
+    assert [kinds.kind(s) for s in kinds.table] == ["model", "control", "limit", "limit"]
+    assert section("sigma_0.1").kind("sigma_0.1") == ""
+
+
+def test_reconstruction_table_is_the_trainers():
+    x_0 = gestures(5)
+    recreated = x_0.roll(2, dims=1)
+    logged = []
+    log = SimpleNamespace(table=lambda step, rows: logged.extend(rows), figure=lambda *_: None)
+    log_recreations(log, 7, 3, x_0, recreated)
+    rows = report.reconstruction_rows(x_0, recreated, 3)
+    assert rows == logged
+    assert list(rows[0]) == [
+        "epoch", "sample_id", "original_type", "reconstructed_type",
+        "timing_accuracy", "spatial_accuracy", "overall_quality",
+    ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------
+# W&B
+# ----------------------------------------------------------------------------------------
+
+
+class StandIn:
+    """Keeps what it is told, as wandb would."""
+
+    def __init__(self):
+        self.logged, self.options, self.finished = {}, {}, False
+
+    def init(self, **options):
+        self.options = options
+        return self
+
+    def log(self, content):
+        self.logged |= content
+
+    def finish(self):
+        self.finished = True
+
+    Settings = staticmethod(lambda **options: options)
+    Table = staticmethod(lambda columns, data: {"columns": columns, "data": data})
+    Image = staticmethod(lambda path, caption: path)
+
+
+@pytest.fixture
+def small_report():
+    """A report of one table that has a number which is none."""
+    table = {"model": {"mse": Estimate(math.nan, None, 0), "mae": Estimate(0.5, (0.4, 0.6), 3)}}
+    criterion = Criterion("level", "words", "keyframes", "mae", high=1)
+    judged = [Verdict(criterion, "model", table["model"]["mae"], "met", {})]
+    picture = report.Picture("drawn.png", "caption", None)
+    section = report.Section("keyframes", "t", "t", table, {"mae": "MAE"}, pictures=[picture])
+    rows = report.reconstruction_rows(gestures(2), gestures(2), 0)
+    return report.Report({"checkpoint": "x"}, ["Yes."], [], judged, [section], {}, rows)
+
+
+def test_wandb_is_given_the_tables(monkeypatch, tmp_path, small_report):
+    wandb = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    report.log_to_wandb(small_report, tmp_path, "offline", "project")
+    assert wandb.finished and wandb.options["mode"] == "offline"
+    assert wandb.options["project"] == "project"
+    table = wandb.logged["val/reconstruction_table"]
+    assert table["columns"] == list(small_report.reconstructions[0]) and len(table["data"]) == 2
+    assert wandb.logged["evaluation/keyframes"]["data"] == [
+        ["model", "mse", None, None, None, 0],
+        ["model", "mae", 0.5, 0.4, 0.6, 3],
+    ]
+    assert wandb.logged["evaluation/verdicts"]["data"][0][-2] == "met"
+    assert wandb.logged["evaluation/drawn"] == str(tmp_path / "drawn.png")
+
+
+def test_wandb_never_stops_the_evaluation(monkeypatch, tmp_path, small_report, capsys):
+    def fail(**_):
+        raise RuntimeError("no network")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fail, Settings=dict))
+    report.log_to_wandb(small_report, tmp_path, "online", "project")
+    assert "no network" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "wandb", None)  # does not import
+    report.log_to_wandb(small_report, tmp_path, "offline", "project")
+    report.log_to_wandb(small_report, tmp_path, "disabled", "project")
