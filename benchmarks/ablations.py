@@ -21,22 +21,34 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "ablations.json"
 
+EARLIER = (  # the default that the first experiments varied
+    "--patch_size 10 --d_model 96 --num_layers 4 --optimizer adamw --no-noise_units "
+    "--known_share 0.2"
+)
 VARIANTS = {
     "default": "",
-    "unweighted loss": "--loss_weighting none",
-    "Min-SNR-5 loss": "--loss_weighting min_snr",
-    "predict v": "--prediction_type v --no-press_gate",
-    "predict eps": "--prediction_type epsilon --no-press_gate",
-    "no press gate": "--no-press_gate",
-    "no token overlap": "--no-token_overlap",
-    "no symmetries": "--no-symmetries",
-    "linear schedule": "--beta_schedule linear",
-    "patch 5, width 64": "--patch_size 5 --d_model 64",
-    "batch 64": "--batch_size 64",
-    "known share 0.5": "--known_share 0.5",
-    "width 64": "--d_model 64",
-    "t added, post-norm": "--no-adaln",
-    "sinusoidal positions": "--no-learned_positions",
+    "AdamW alone": "--optimizer adamw",
+    "no noise units": "--no-noise_units",
+    "4 layers": "--num_layers 4",
+    "2 layers": "--num_layers 2",
+    "patch 10, width 96": "--patch_size 10 --d_model 96",
+    "known share 0.1": "--known_share 0.1",
+    "known share 0.3": "--known_share 0.3",
+    "earlier default": EARLIER,
+    "earlier, unweighted loss": f"{EARLIER} --loss_weighting none",
+    "earlier, Min-SNR-5 loss": f"{EARLIER} --loss_weighting min_snr",
+    "earlier, predict v": f"{EARLIER} --prediction_type v --no-press_gate",
+    "earlier, predict eps": f"{EARLIER} --prediction_type epsilon --no-press_gate",
+    "earlier, no press gate": f"{EARLIER} --no-press_gate",
+    "earlier, no token overlap": f"{EARLIER} --no-token_overlap",
+    "earlier, no symmetries": f"{EARLIER} --no-symmetries",
+    "earlier, linear schedule": f"{EARLIER} --beta_schedule linear",
+    "earlier, patch 5, width 64": f"{EARLIER} --patch_size 5 --d_model 64",
+    "earlier, batch 64": f"{EARLIER} --batch_size 64",
+    "earlier, known share 0.5": f"{EARLIER} --known_share 0.5",
+    "earlier, width 64": f"{EARLIER} --d_model 64",
+    "earlier, t added, post-norm": f"{EARLIER} --no-adaln",
+    "earlier, sinusoidal positions": f"{EARLIER} --no-learned_positions",
 }
 COLUMNS = {
     "keyframes mse": "final/mse",
