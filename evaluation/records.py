@@ -84,7 +84,7 @@ def read_records(checkpoint: str | Path) -> dict[str, Table]:
     """Return the tables `frontier` and `convergence` if they exist; print a note if not."""
     tables: dict[str, Table] = {}
     for name, table, file in (
-        ("frontier", read_frontier(FRONTIER), FRONTIER),
+        ("frontier", read_frontier(FRONTIER), "benchmarks/results/frontier.json"),
         ("convergence", read_convergence(checkpoint), f"metrics.jsonl beside {checkpoint}"),
     ):
         if table:
