@@ -462,17 +462,15 @@ def run_analyses(s: Subject, size: Size, found: Findings) -> None:
         checkpoint=s.folders[0],
         budget=size.analyses,
     )
-    denoise = found.tables.get("denoise", {})
+    every = max(1, len(s.x_val) // s.config.val_sequences)  # as the trainer chooses its subset
+    epoch_x_0 = s.x_val[::every][: s.config.val_sequences]
+    is_whole = size.validation is None
     drawn = analysis_figures.draw_analyses(
         tables,
         patterns,
         num_inference_steps=s.sampling["num_inference_steps"],
         mean_duration=(s.prior.min_delta_t + s.prior.max_delta_t) / 2,
-        limits={
-            name.removeprefix("sigma_"): row["mse_mmse"].value
-            for name, row in denoise.items()
-            if "mse_mmse" in row
-        },
+        limits=analyses.denoise_limits(s.scheduler, epoch_x_0, s.prior) if is_whole else {},
     )
     parts = {
         "quality_by_group": ("quality_by_type", "quality_by_level"),
