@@ -33,6 +33,7 @@ OPTIONS = [
     {"patch_size": 4, "adaln": True, "learned_positions": True, "known_frames": True},
     {"patch_size": 5, "token_overlap": True},
     {"press_gate": True},
+    {"motion_gate": True, "patch_size": 5, "press_gate": True},
     {"noise_units": True},
     {"action_dim": 5},
     {"max_timesteps": 100, "dropout": 0.0},
@@ -214,6 +215,25 @@ def test_the_press_gate_is_a_product_in_data_units():
     raw, output = ((model(x_t, t) + 1) / 2 for model in (plain, gated))
     torch.testing.assert_close(output[..., 2], raw[..., 2])
     torch.testing.assert_close(output[..., :2], raw[..., 2:] * raw[..., :2])
+
+
+def test_the_motion_gate_mixes_rest_and_motion():
+    """By hand: set the output layer to constants; of x, y at rest and moving, and the logits."""
+    model, (x_t, t) = build(motion_gate=True), inputs()
+    nn.init.zeros_(model.output_projection.weight)
+    moving, press, resting, logits = [0.5, -0.5], [1.0], [0.1, 0.3], [math.log(3), -1000.0]
+    model.output_projection.bias.data = torch.tensor([*moving, *press, *resting, *logits])
+    output, motion = model(x_t, t, return_motion=True)
+    assert torch.equal(output, model(x_t, t)) and motion.shape == (3, L, 2)
+    torch.testing.assert_close(output[0, 0], torch.tensor([0.75 * 0.5 + 0.25 * 0.1, 0.3, 1.0]))
+    torch.testing.assert_close(motion[1, 7], torch.tensor(logits))
+
+
+def test_one_motion_logit_serves_a_token():
+    model, (x_t, t) = awake(build(motion_gate=True, patch_size=5)), inputs()
+    motion = model(x_t, t, return_motion=True)[1].reshape(3, L // 5, 5, 2)
+    assert torch.equal(motion, motion[:, :, :1].expand_as(motion))
+    assert motion.std(dim=1).min() > 0
 
 
 def gestures_in_noise(std, frames=40, slope=0.0, B=64):
