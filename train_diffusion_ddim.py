@@ -811,7 +811,7 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     return torch.cat([*given, flags], dim=-1)
 
 
-def in_noise_units(x_t: Tensor) -> Tensor:
+def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Tell every frame how x and y stand against the noise, on the same scale at every t.
 
     Whether a gesture moves or stands still is a slope against its noise. Left to x_t alone, where
@@ -819,16 +819,15 @@ def in_noise_units(x_t: Tensor) -> Tensor:
 
     Args:
         x_t: (B, L, C), model units, the last channel press.
+        alpha_bar_t: ᾱ_t of each, (B, 1, 1).
 
     Returns:
         (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited
         to 4; its sum up to the frame over the root of the number of pressed frames, doubled,
         likewise (the CUSUM test for a change of the mean); the probability of a press.
     """
-    # Neighbouring frames differ by noise alone nearly everywhere; |N(0, 2)| has the median 0.954.
-    change = (x_t[:, 1:] - x_t[:, :-1]).abs().flatten(1)
-    std = (change.median(dim=1).values / 0.954).clamp(0.01, 0.99)[:, None, None]
-    pressed = torch.sigmoid(2 * (1 - std**2) ** 0.5 * x_t[..., -1:] / std**2)  # Bayes, for ±1
+    std = (1 - alpha_bar_t).sqrt().clamp(min=0.01)
+    pressed = torch.sigmoid(2 * alpha_bar_t.sqrt() * x_t[..., -1:] / std**2)  # Bayes, for ±1
     frames = pressed.sum(dim=1, keepdim=True) + FLOOR
     mean = (pressed * x_t[..., :-1]).sum(dim=1, keepdim=True) / frames
     residual = pressed * (x_t[..., :-1] - mean) / std
@@ -847,14 +846,15 @@ class MinimalDiffusionTransformer(nn.Module):
         num_layers: transformer blocks.
         dim_feedforward: hidden width of the MLPs.
         dropout: rate on residual branches and MLPs; the attention weights have none.
-        max_timesteps: T, for the record.
+        max_timesteps: T.
         patch_size: frames per token; must divide seq_len.
         adaln: adaLN-zero blocks and a zero-initialised output, instead of adding the embedding
             of t to every token.
         learned_positions: learned instead of sinusoidal.
         token_overlap: embed each patch together with the patches before and after it.
         noise_units: read x and y also about their mean while pressed, and the sum of that up to
-            each frame, in units of the noise (`in_noise_units`).
+            each frame, in units of the noise of t under `beta_schedule` (`in_noise_units`).
+        beta_schedule: the scheduler's; read with `noise_units` only.
         press_gate: output x and y as press * (x, y while pressed). For a model that predicts
             x_0: as idle frames are zero, E[x] = P(press)·E[x | press], and the second factor has
             no jump to learn.
@@ -866,6 +866,8 @@ class MinimalDiffusionTransformer(nn.Module):
     Raises:
         UserError: nhead does not divide d_model, or patch_size seq_len.
     """
+
+    alphas_cumprod: Tensor
 
     def __init__(
         self,
@@ -883,6 +885,7 @@ class MinimalDiffusionTransformer(nn.Module):
         learned_positions: bool = False,
         token_overlap: bool = False,
         noise_units: bool = False,
+        beta_schedule: str = "linear",
         press_gate: bool = False,
         motion_gate: bool = False,
         known_frames: bool = False,
@@ -898,7 +901,10 @@ class MinimalDiffusionTransformer(nn.Module):
         self.press_gate, self.motion_gate = press_gate, motion_gate
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
-        in_channels += 2 * (action_dim - 1) + 1 if noise_units else 0
+        if noise_units:
+            in_channels += 2 * (action_dim - 1) + 1
+            table = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule).alphas_cumprod
+            self.register_buffer("alphas_cumprod", table, persistent=False)
         in_features = in_channels * patch_size * (3 if token_overlap else 1)
         self.action_embedding = nn.Linear(in_features, d_model)
         self.pos_encoder = PositionalEncoding(
@@ -940,7 +946,9 @@ class MinimalDiffusionTransformer(nn.Module):
         Returns: (B, L, C); with `return_motion` a tuple of it and the logits, (B, L, C - 1).
         """
         B, L, C = x_t.shape
-        x = torch.cat([x_t, in_noise_units(x_t)], dim=-1) if self.noise_units else x_t
+        x = x_t
+        if self.noise_units:
+            x = torch.cat([x_t, in_noise_units(x_t, self.alphas_cumprod[t, None, None])], dim=-1)
         if self.known_frames:
             if known is None or known_mask is None:
                 known, known_mask = x_t, torch.zeros(B, L, dtype=torch.bool, device=x_t.device)
@@ -1592,7 +1600,7 @@ def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreate
     log.figure(step, "val/noise_comparison", lambda: visualize_noise_comparison(x, y, z, title))
 
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

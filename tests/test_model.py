@@ -248,7 +248,7 @@ def gestures_in_noise(std, frames=40, slope=0.0, B=64):
 @pytest.mark.parametrize("std", [0.05, 0.2])
 def test_noise_units_do_not_depend_on_the_noise(std):
     """Distances have unit std, and their running sum is twice a Brownian bridge."""
-    features = in_noise_units(gestures_in_noise(std))
+    features = in_noise_units(gestures_in_noise(std), torch.tensor(1 - std**2))
     features[..., :4] = 4 * torch.atanh(features[..., :4] / 4)  # undo the limit
     inside = features[:, 50:90]
     assert (inside[..., -1] > 0.99).all() and (features[:, :45, -1] < 0.01).all()
@@ -261,7 +261,9 @@ def test_noise_units_do_not_depend_on_the_noise(std):
 def test_noise_units_tell_a_slope_from_noise():
     """The sum in the middle of a ramp is -d·sqrt(n)/(8 std), doubled, before the limit."""
     std, slope, frames = 0.2, 0.3, 40
-    middle = in_noise_units(gestures_in_noise(std, frames, slope))[:, 69, 2:4].mean(dim=0)
+    middle = in_noise_units(gestures_in_noise(std, frames, slope), torch.tensor(1 - std**2))[
+        :, 69, 2:4
+    ].mean(dim=0)
     expected = -2 * slope * (1 - std**2) ** 0.5 * frames**0.5 / (8 * std)
     assert middle[0] == pytest.approx(4 * math.tanh(expected / 4), rel=0.2)
     assert abs(middle[1]) < 0.4

@@ -143,7 +143,13 @@ def test_another_model_is_refused_with_both_values(refused, straight_run, name):
 
 
 def test_all_that_makes_a_model_is_checked():
-    assert set(tdd.MODEL_FLAGS) == {*OTHER_MODELS, "known_frames", "press_gate", "noise_units", "motion_gate"}
+    assert set(tdd.MODEL_FLAGS) == {
+        *OTHER_MODELS,
+        "known_frames",
+        "press_gate",
+        "noise_units",
+        "motion_gate",
+    }
     assert set(tdd.MODEL_FLAGS) <= {f.name for f in fields(tdd.TrainConfig)}
 
 
