@@ -2134,6 +2134,16 @@ def train_diffusion_model(
 # Flags that are not given are absent, so that a resumed run defaults to its own config.
 
 
+PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
+    "smoke": {  # seconds: does it run at all
+        **{"data_dir": "test_data_mini/train", "val_data_dir": "test_data_mini/val"},
+        **{"d_model": 32, "num_layers": 2, "batch_size": 2, "num_epochs": 3, "device": "cpu"},
+    },
+    "cpu": {},  # minutes on two cores: the defaults
+    "gpu": {"d_model": 96, "num_layers": 4, "num_epochs": 240, "lr": 2e-3},  # an hour of one core
+}
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Report a mistake as UserError, so that it ends in one line like all others."""
 
@@ -2151,6 +2161,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     training = parser.add_argument_group("training")
+    training.add_argument(
+        "--preset", choices=PRESETS, help="smoke: seconds; cpu: the defaults; gpu: the best recipe"
+    )
     for f in fields(TrainConfig):
         options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
         if f.type is bool:
@@ -2331,6 +2344,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_args(argv)
         names = {f.name for f in fields(TrainConfig)}
         given = {name: value for name, value in vars(args).items() if name in names}
+        given = PRESETS[getattr(args, "preset", "cpu")] | given
         sampling_flags = {"checkpoint", "output_dir", "known_data_dir", "known_strategy"}
         stray = sampling_flags & set(vars(args)) if "sample" not in args else set()
         if stray:
