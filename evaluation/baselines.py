@@ -107,12 +107,10 @@ class Regression(nn.Module):
         super().__init__()
         self.network: Any = network
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, known: Tensor | None = None, known_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, *given: Tensor, **options: bool) -> Any:
         """Map as `MinimalDiffusionTransformer.forward` does, whatever x_t and t are."""
         last = torch.full_like(t, self.network.max_timesteps - 1)
-        return self.network(torch.zeros_like(x_t), last, known, known_mask)
+        return self.network(torch.zeros_like(x_t), last, *given, **options)
 
 
 class GestureVAE(nn.Module):
