@@ -129,8 +129,7 @@ class TrainConfig:
     token_overlap: bool = flag(True, "let each token also read its two neighbours' frames")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     noise_units: bool = flag(True, "let the denoiser also read x, y in units of the noise")
-    press_gate: bool = flag(True, "predict x, y as press * (x, y while pressed); needs x0")
-    motion_gate: bool = flag(True, "predict x, y as a mixture of at rest and moving; needs x0")
+    gates: bool = flag(True, "predict by P(press) and P(x moves), P(y moves); needs x0")
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
     beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
@@ -139,7 +138,7 @@ class TrainConfig:
         "balanced", "of noise levels and known-frame strategies", choices=LOSS_WEIGHTINGS
     )
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
-    motion_weight: float = flag(1.0, "weight of the motion gate's cross-entropy", low=0)
+    gate_weight: float = flag(2.0, "weight of the gates' cross-entropy", low=0)
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
@@ -188,12 +187,10 @@ class TrainConfig:
                 f"got {self.num_inference_steps}"
             )
         check_sampler(self.sampler, self.eta, "--")
-        for gate in ("press_gate", "motion_gate"):
-            if getattr(self, gate) and self.prediction_type != "x0":
-                raise UserError(
-                    f"--{gate} needs --prediction_type x0, got {self.prediction_type}; "
-                    "add --no-press_gate --no-motion_gate"
-                )
+        if self.gates and self.prediction_type != "x0":
+            raise UserError(
+                f"--gates needs --prediction_type x0, got {self.prediction_type}; add --no-gates"
+            )
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -855,12 +852,10 @@ class MinimalDiffusionTransformer(nn.Module):
         noise_units: read x and y also about their mean while pressed, and the sum of that up to
             each frame, in units of the noise of t under `beta_schedule` (`in_noise_units`).
         beta_schedule: the scheduler's; read with `noise_units` only.
-        press_gate: output x and y as press * (x, y while pressed). For a model that predicts
-            x_0: as idle frames are zero, E[x] = P(press)·E[x | press], and the second factor has
-            no jump to learn.
-        motion_gate: output x and y as P(moves)·E[x | moves] + P(rests)·E[x | rests], of each axis
-            and token. Trained to tell the two apart (`motion_loss`), the denoiser learns that a
-            slope within the noise is none, which clicks and straight swipes hang on.
+        gates: for a model that predicts x_0, of gestures that are zero while idle: output
+            P(press) for press, and P(press)·(P(moves)·E[x | moves] + P(rests)·E[x | rests]) for x,
+            likewise y. Trained to tell these cases apart too (`gate_loss`), it learns what squared
+            error hardly teaches: that a slope within the noise is none.
         known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
 
     Raises:
@@ -886,8 +881,7 @@ class MinimalDiffusionTransformer(nn.Module):
         token_overlap: bool = False,
         noise_units: bool = False,
         beta_schedule: str = "linear",
-        press_gate: bool = False,
-        motion_gate: bool = False,
+        gates: bool = False,
         known_frames: bool = False,
     ) -> None:
         super().__init__()
@@ -897,8 +891,7 @@ class MinimalDiffusionTransformer(nn.Module):
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.known_frames = adaln, known_frames
-        self.token_overlap, self.noise_units = token_overlap, noise_units
-        self.press_gate, self.motion_gate = press_gate, motion_gate
+        self.token_overlap, self.noise_units, self.gates = token_overlap, noise_units, gates
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
         if noise_units:
@@ -916,7 +909,7 @@ class MinimalDiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             block(d_model, nhead, dim_feedforward, dropout) for _ in range(num_layers)
         )
-        axes = action_dim - 1 if motion_gate else 0  # each also at rest, and its logit per token
+        axes = action_dim - 1 if gates else 0  # each also at rest, and a logit of each per token
         self.output_projection = nn.Linear(d_model, (action_dim + axes) * patch_size + axes)
         if adaln:
             zero_init(self.output_projection)
@@ -932,7 +925,7 @@ class MinimalDiffusionTransformer(nn.Module):
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
         *,
-        return_motion: bool = False,
+        return_gates: bool = False,
     ) -> Any:
         """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t).
 
@@ -941,9 +934,9 @@ class MinimalDiffusionTransformer(nn.Module):
             t: diffusion index, (B,) int64 in [0, T).
             known: (B, L, C), model units; read only where the mask is set.
             known_mask: (B, L) bool; None = nothing is known.
-            return_motion: also return the logits of P(moves), for `motion_loss`.
+            return_gates: also return the logits of P(moves) of each axis and of P(press).
 
-        Returns: (B, L, C); with `return_motion` a tuple of it and the logits, (B, L, C - 1).
+        Returns: (B, L, C); with `return_gates` a tuple of it and the logits, (B, L, C).
         """
         B, L, C = x_t.shape
         x = x_t
@@ -971,18 +964,16 @@ class MinimalDiffusionTransformer(nn.Module):
         if self.adaln:
             shift, scale = self.output_modulation(F.silu(t_emb))[:, None].chunk(2, dim=-1)
             x = modulate(self.layer_norm(x), shift, scale)
-        output, motion = self.output_projection(x), None
-        if self.motion_gate:
-            motion = output[..., 1 - C :].repeat_interleave(self.patch_size, dim=1)
-            output = output[..., : 1 - C].reshape(B, L, 2 * C - 1)
-            moving, press, resting = output.split([C - 1, 1, C - 1], dim=-1)
-            xy = resting + torch.sigmoid(motion) * (moving - resting)
-        else:
-            xy, press = output.reshape(B, L, C).split([C - 1, 1], dim=-1)
-        if self.press_gate:
-            xy = to_model_units(to_data_units(press) * to_data_units(xy))
-        output = torch.cat([xy, press], dim=-1)
-        return (output, motion) if return_motion else output
+        output = self.output_projection(x)
+        if not self.gates:
+            return output.reshape(B, L, C)
+        moves = output[..., 1 - C :].repeat_interleave(self.patch_size, dim=1)  # (B, L, C - 1)
+        output = output[..., : 1 - C].reshape(B, L, 2 * C - 1)
+        moving, resting, press = output.split([C - 1, C - 1, 1], dim=-1)
+        xy = to_data_units(resting + torch.sigmoid(moves) * (moving - resting))
+        probability = torch.sigmoid(press)
+        output = to_model_units(torch.cat([probability * xy, probability], dim=-1))
+        return (output, torch.cat([moves, press], dim=-1)) if return_gates else output
 
 
 # ----------------------------------------------------------------------------------------
@@ -1807,7 +1798,7 @@ def gesture_losses(
     Returns:
         Of each of this process's gestures, (b,): the mean squared error; its task, the pair of
         known-frame strategy and noise level, int64 in [0, NUM_TASKS); its t, int64; its
-        `motion_loss`, 0 without a motion gate.
+        `gate_loss`, 0 without gates.
     """
     B, T = len(x_0), scheduler.num_timesteps
     # one t per stratum of T/B: less variance than independent draws
@@ -1821,26 +1812,29 @@ def gesture_losses(
     x_t, _ = scheduler.add_noise(x, t, eps)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
         given = (x, known_mask) if takes_known_frames(model) else ()
-        if config.motion_gate:
-            output, motion = model(x_t, t, *given, return_motion=True)
+        if config.gates:
+            output, logits = model(x_t, t, *given, return_gates=True)
         else:
-            output, motion = model(x_t, t, *given), None
+            output, logits = model(x_t, t, *given), None
     loss = (output.float() - scheduler.target(x, eps, t)).square().mean(dim=(1, 2))
-    entropy = torch.zeros_like(loss) if motion is None else motion_loss(motion.float(), x_0[rows])
+    entropy = torch.zeros_like(loss) if logits is None else gate_loss(logits.float(), x_0[rows])
     return loss, task[rows], t, entropy
 
 
-def motion_loss(logits: Tensor, x_0: Tensor) -> Tensor:
-    """Score logits of P(moves), (B, L, 2), by whether x and y of x_0 move while it is pressed.
+def gate_loss(logits: Tensor, x_0: Tensor) -> Tensor:
+    """Score logits of P(x moves), P(y moves), P(press), (B, L, 3), against x_0, data units.
 
-    Returns: cross-entropy summed over both axes, mean over the pressed frames, (B,), nats.
+    Returns: the cross-entropy of motion, mean over axes and pressed frames, plus that of press,
+    mean over frames, (B,), nats.
     """
     pressed = x_0[..., 2:] > PRESSED
     high = torch.where(pressed, x_0[..., :2], -1).amax(dim=1, keepdim=True)
     low = torch.where(pressed, x_0[..., :2], 2).amin(dim=1, keepdim=True)
-    moves = (high - low > PIXEL).to(logits.dtype).expand_as(logits)
-    entropy = F.binary_cross_entropy_with_logits(logits, moves, reduction="none")
-    return (entropy * pressed).sum(dim=(1, 2)) / pressed.sum(dim=(1, 2)).clamp(min=1)
+    moves = (high - low > PIXEL).expand(-1, x_0.shape[1], -1)
+    truth = torch.cat([moves, pressed], dim=-1).to(logits.dtype)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    motion = (entropy[..., :2].mean(dim=2) * pressed[..., 0]).sum(dim=1)
+    return motion / pressed.sum(dim=(1, 2)).clamp(min=1) + entropy[..., 2].mean(dim=1)
 
 
 def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:
@@ -1882,7 +1876,7 @@ def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # of all that a step draws
     if config.symmetries:
         x_0 = draw_symmetry(x_0)
-    loss, task, t, motion = gesture_losses(state.forward, scheduler, x_0, config, rows)
+    loss, task, t, entropy = gesture_losses(state.forward, scheduler, x_0, config, rows)
     whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
     weight = torch.ones_like(loss)
     if config.loss_weighting == "balanced":
@@ -1891,7 +1885,7 @@ def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
     elif config.loss_weighting == "min_snr":
         weight = min_snr_weight(scheduler, t, config.snr_gamma)
     state.model.zero_grad(set_to_none=True)
-    total = (weight * loss + config.motion_weight * motion).sum()
+    total = (weight * loss + config.gate_weight * entropy).sum()
     (total * world / len(x_0)).backward()  # processes average their gradients
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     mean_loss, lr = whole_loss.mean(), lr_at(state.step, state.total_steps, config)
@@ -1910,7 +1904,7 @@ def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
         torch._foreach_lerp_(averages, list[Tensor](state.model.parameters()), 1 - decay)
     state.step += 1
     scalars = {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": lr}
-    return scalars | ({"train/motion_loss": motion.detach().mean()} if config.motion_gate else {})
+    return scalars | ({"train/gate_loss": entropy.detach().mean()} if config.gates else {})
 
 
 def process_rank() -> tuple[int, int]:
@@ -2140,7 +2134,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
         **{"d_model": 32, "num_layers": 2, "batch_size": 2, "num_epochs": 3, "device": "cpu"},
     },
     "cpu": {},  # minutes on two cores: the defaults
-    "gpu": {"d_model": 96, "num_layers": 4, "num_epochs": 240, "lr": 2e-3},  # an hour of one core
+    "gpu": {  # the best recipe: seconds on a GPU each epoch, an hour in all on one core
+        **{"d_model": 96, "num_layers": 4, "num_epochs": 200, "lr": 2e-3, "known_share": 0.1},
+    },
 }
 
 
@@ -2204,8 +2200,8 @@ def pick_device(name: str) -> torch.device:
 
 MODEL_FLAGS = (
     *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
-    *("learned_positions", "token_overlap", "known_frames", "press_gate", "motion_gate"),
-    *("noise_units", "num_timesteps", "beta_schedule", "prediction_type"),
+    *("learned_positions", "token_overlap", "known_frames", "noise_units", "gates"),
+    *("num_timesteps", "beta_schedule", "prediction_type"),
 )
 
 
@@ -2288,10 +2284,10 @@ def train(
         for folder in (config.data_dir, config.val_data_dir)
     )
     idle = x_train[..., 2:] <= PRESSED
-    if (config.symmetries or config.press_gate) and (idle & (x_train[..., :2] > 0)).any():
+    if (config.symmetries or config.gates) and (idle & (x_train[..., :2] > 0)).any():
         raise UserError(
             f"{config.data_dir} moves while idle (x or y above 0 where press is 0); zero these "
-            "frames, or add --no-symmetries --no-press_gate"
+            "frames, or add --no-symmetries --no-gates"
         )
     if process_rank()[0] == 0:
         folder = claim_run_folder(config, resuming=resuming)

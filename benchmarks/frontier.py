@@ -34,6 +34,7 @@ from train_diffusion_ddim import (
     compute_reconstruction_metrics,
     denoise_one_shot,
     generate,
+    gesture_metrics,
     load_model,
     noise_bank,
     recreate,
@@ -76,7 +77,8 @@ def measure(checkpoint: str | Path) -> dict[str, Any]:
     x_0 = torch.from_numpy(DiffusionActionDataset(config.val_data_dir, config.seq_len).sequences)
     prior = read_prior(config.val_data_dir, x_0)
     steps = config.num_inference_steps
-    keyframes = compute_reconstruction_metrics(x_0, recreate(model, scheduler, x_0, steps))
+    recreated = recreate(model, scheduler, x_0, steps)
+    keyframes = compute_reconstruction_metrics(x_0, recreated) | gesture_metrics(x_0, recreated)
     samples = generate(model, scheduler, (NUM_GENERATED, *x_0.shape[1:]), steps)
     is_valid = validity(samples, prior)
     shape, one = (1, config.seq_len, 3), {"batch 1": {"num_inference_steps": steps}}

@@ -125,9 +125,7 @@ class GestureVAE(nn.Module):
         config = replace(config, known_frames=False, noise_units=False)  # there is no noise
         layers = max(1, config.num_layers // 2)
         rest = max(1, config.num_layers - layers)
-        self.encoder = build_model(
-            replace(config, num_layers=layers, press_gate=False, motion_gate=False)
-        )
+        self.encoder = build_model(replace(config, num_layers=layers, gates=False))
         decoder: Any = build_model(replace(config, num_layers=rest))
         decoder.timestep_embedding = nn.Linear(LATENT_DIM, config.d_model)
         self.decoder = decoder

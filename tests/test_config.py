@@ -123,11 +123,7 @@ def test_bad_values_are_one_line_before_any_data_is_read(refused, tmp_path, opti
     [
         (["--num_inference_steps", "11", "--num_timesteps", "10"], ["11", "10"]),
         (["--eta", "0.5", "--sampler", "dpmpp"], ["--eta", "0.5", "dpmpp"]),
-        (["--press_gate", "--prediction_type", "v"], ["--press_gate", "got v"]),
-        (
-            ["--no-press_gate", "--motion_gate", "--prediction_type", "v"],
-            ["--motion_gate", "got v"],
-        ),
+        (["--gates", "--prediction_type", "v"], ["--gates", "got v", "--no-gates"]),
         (["--d_model", "32", "--nhead", "5"], ["--nhead", "32", "5"]),
         (["--unknown", "1"], ["--unknown"]),
         (["--d_mod", "32"], ["--d_mod"]),  # no guessing

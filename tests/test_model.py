@@ -32,8 +32,8 @@ OPTIONS = [
     {"known_frames": True},
     {"patch_size": 4, "adaln": True, "learned_positions": True, "known_frames": True},
     {"patch_size": 5, "token_overlap": True},
-    {"press_gate": True},
-    {"motion_gate": True, "patch_size": 5, "press_gate": True},
+    {"gates": True},
+    {"gates": True, "patch_size": 5},
     {"noise_units": True},
     {"action_dim": 5},
     {"max_timesteps": 100, "dropout": 0.0},
@@ -208,32 +208,25 @@ def test_adaln_starts_as_zero_and_every_block_as_the_identity():
     assert model.output_projection.weight.grad.any()  # and it can leave zero
 
 
-def test_the_press_gate_is_a_product_in_data_units():
-    plain, gated = build(), build(press_gate=True)
-    gated.load_state_dict(plain.state_dict())
-    x_t, t = inputs()
-    raw, output = ((model(x_t, t) + 1) / 2 for model in (plain, gated))
-    torch.testing.assert_close(output[..., 2], raw[..., 2])
-    torch.testing.assert_close(output[..., :2], raw[..., 2:] * raw[..., :2])
-
-
-def test_the_motion_gate_mixes_rest_and_motion():
-    """By hand: set the output layer to constants; of x, y at rest and moving, and the logits."""
-    model, (x_t, t) = build(motion_gate=True), inputs()
+def test_the_gates_mix_rest_and_motion_and_multiply_by_press():
+    """By hand: a constant output layer; x and y moving, at rest, press; then who moves."""
+    model, (x_t, t) = build(gates=True), inputs()
     nn.init.zeros_(model.output_projection.weight)
-    moving, press, resting, logits = [0.5, -0.5], [1.0], [0.1, 0.3], [math.log(3), -1000.0]
-    model.output_projection.bias.data = torch.tensor([*moving, *press, *resting, *logits])
-    output, motion = model(x_t, t, return_motion=True)
-    assert torch.equal(output, model(x_t, t)) and motion.shape == (3, L, 2)
-    torch.testing.assert_close(output[0, 0], torch.tensor([0.75 * 0.5 + 0.25 * 0.1, 0.3, 1.0]))
-    torch.testing.assert_close(motion[1, 7], torch.tensor(logits))
+    moving, resting, press, moves = [0.5, -0.5], [0.1, 0.3], [math.log(4)], [math.log(3), -1000.0]
+    model.output_projection.bias.data = torch.tensor([*moving, *resting, *press, *moves])
+    output, logits = model(x_t, t, return_gates=True)
+    assert torch.equal(output, model(x_t, t)) and output.shape == logits.shape == (3, L, 3)
+    x, y = 0.75 * 0.5 + 0.25 * 0.1, 0.3  # model units; P(press) = 0.8 multiplies data units
+    expected = torch.tensor([0.8 * (x + 1) - 1, 0.8 * (y + 1) - 1, 2 * 0.8 - 1])
+    torch.testing.assert_close(output[0, 0], expected)
+    torch.testing.assert_close(logits[1, 7], torch.tensor([*moves, *press]))
 
 
 def test_one_motion_logit_serves_a_token():
-    model, (x_t, t) = awake(build(motion_gate=True, patch_size=5)), inputs()
-    motion = model(x_t, t, return_motion=True)[1].reshape(3, L // 5, 5, 2)
-    assert torch.equal(motion, motion[:, :, :1].expand_as(motion))
-    assert motion.std(dim=1).min() > 0
+    model, (x_t, t) = awake(build(gates=True, patch_size=5)), inputs()
+    logits = model(x_t, t, return_gates=True)[1].reshape(3, L // 5, 5, 3)
+    assert torch.equal(logits[..., :2], logits[:, :, :1, :2].expand(-1, -1, 5, -1))
+    assert (logits.std(dim=1) > 0).all() and (logits[..., 2].std(dim=2) > 0).all()
 
 
 def gestures_in_noise(std, frames=40, slope=0.0, B=64):
