@@ -122,7 +122,6 @@ def test_bad_values_are_one_line_before_any_data_is_read(refused, tmp_path, opti
     ("argv", "words"),
     [
         (["--num_inference_steps", "11", "--num_timesteps", "10"], ["11", "10"]),
-        (["--eta", "0.5", "--sampler", "dpmpp"], ["--eta", "0.5", "dpmpp"]),
         (["--gates", "--prediction_type", "v"], ["--gates", "got v", "--no-gates"]),
         (["--d_model", "32", "--nhead", "5"], ["--nhead", "32", "5"]),
         (["--unknown", "1"], ["--unknown"]),
