@@ -401,8 +401,9 @@ class DDIMScheduler(nn.Module):
                 f"the schedule must end in noise, alphas_cumprod[-1] in (0, 0.001), "
                 f"got {alphas_cumprod[-1]:.3g}; raise beta_end"
             )
-        # Float64, for int indices. The last entry makes index -1 mean x_0: ᾱ = 1.
+        # Float64, for int indices. The last entry makes index -1 mean x_0: ᾱ = 1, sigma = 0.
         self._alpha_bar = [*alphas_cumprod.tolist(), 1.0]
+        self._sigma = [0.5 * math.sqrt(1 / alpha_bar - 1) for alpha_bar in self._alpha_bar]
         self.register_buffer("betas", betas.float(), persistent=False)
         self.register_buffer("alphas", (1 - betas).float(), persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
@@ -416,12 +417,12 @@ class DDIMScheduler(nn.Module):
 
     def sigma(self, t: int) -> float:
         """Return the noise std of x_t / sqrt(ᾱ_t) in data units: 0.5·sqrt((1 - ᾱ_t)/ᾱ_t)."""
-        return 0.5 * math.sqrt(1 / self._alpha_bar[t] - 1)
+        return self._sigma[t]
 
     def timestep_at(self, sigma: float) -> int:
         """Return the t whose `sigma(t)` is nearest to `sigma` by ratio."""
         T = self.num_timesteps
-        above = min(bisect_left(range(T), sigma, key=self.sigma), T - 1)
+        above = bisect_left(self._sigma, sigma, hi=T - 1)
         below = max(above - 1, 0)
         return above if sigma**2 > self.sigma(above) * self.sigma(below) else below
 
