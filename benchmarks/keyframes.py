@@ -35,7 +35,8 @@ def train_until(
 
     Returns: the scores so far, {"steps", "seconds", "mse"}, and whether the target was reached.
     """
-    seconds, taken, curve = 0.0, 0, []
+    curve: list[Row] = []
+    seconds, taken = 0.0, 0
     while seconds < limit_s:
         start = time.perf_counter()
         for _ in range(every):
@@ -62,7 +63,9 @@ def measure(args: argparse.Namespace) -> list[Row]:
         args.every,
     )
     torch.manual_seed(0)
-    plan = PlanLoop(PlanNetwork(known_frames=True), x_train.numpy(), known_frames=True)
+    plan = PlanLoop(
+        PlanNetwork(known_frames=True), x_train.numpy(), known_frames=True, num_workers=args.workers
+    )
     limit_s = min(args.bound * ours[-1]["seconds"], args.limit_s)
     theirs, plan_reached = train_until(
         plan.step,
@@ -71,8 +74,8 @@ def measure(args: argparse.Namespace) -> list[Row]:
         limit_s,
         args.every,
     )
-    rows = [
-        {"": name, "reached": "yes" if done else "no, stopped"} | curve[-1]
+    rows: list[Row] = [
+        {"": name, "reached": "yes" if done else "no, stopped", **curve[-1]}
         for name, curve, done in (
             ("default recipe", ours, reached),
             ("plan's loop and network", theirs, plan_reached),
@@ -90,7 +93,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
 
 OPTIONS = {"threads": 2, "bound": 20.0, "limit_s": 400.0, "num_epochs": 3, "every": 10}
-OPTIONS |= {"target": 0.01, "val_sequences": 128, "data_dir": "diffusion_test_data"}
+OPTIONS |= {"workers": 4, "target": 0.01, "val_sequences": 128, "data_dir": "diffusion_test_data"}
 
 if __name__ == "__main__":
     main("keyframes", __doc__ or "", measure, OPTIONS)

@@ -97,10 +97,10 @@ def random_weights(model: nn.Module, scale: float = 0.02) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def default_model() -> tuple[nn.Module, tdd.DDIMScheduler]:
+def default_model(**knobs: Any) -> tuple[nn.Module, tdd.DDIMScheduler]:
     """Return the default denoiser with random weights, and its scheduler."""
     torch.manual_seed(0)
-    config = tdd.TrainConfig()
+    config = tdd.TrainConfig(**knobs)
     return random_weights(tdd.build_model(config)), tdd.build_scheduler(config)
 
 

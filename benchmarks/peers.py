@@ -6,6 +6,7 @@ each epoch a loss and ten sampling steps on three validation batches.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import train_diffusion_ddim as tdd
+
 
 class PlanNetwork(nn.Module):
     """The plan's denoiser out of torch's own encoder, attention dropout included.
@@ -149,7 +151,7 @@ def diffusers_sampler(
     from diffusers import DDIMScheduler
 
     prediction = {"x0": "sample", "v": "v_prediction"}.get(scheduler.prediction_type, "epsilon")
-    theirs = DDIMScheduler(
+    theirs: Any = DDIMScheduler(
         num_train_timesteps=scheduler.num_timesteps,
         trained_betas=scheduler.betas.numpy(),
         prediction_type=prediction,
@@ -189,7 +191,7 @@ OPERATORS: list[torch.library.Library] = []
 def lucidrains_sampler(
     model: nn.Module, scheduler: tdd.DDIMScheduler, shape: tuple[int, ...], steps: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return a sampler by denoising-diffusion-pytorch's GaussianDiffusion1D; it draws x_T itself."""
+    """Return a sampler by lucidrains' GaussianDiffusion1D; it draws its own x_T."""
     import_torchvision()
     from denoising_diffusion_pytorch import denoising_diffusion_pytorch_1d as peer
 

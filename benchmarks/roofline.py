@@ -9,6 +9,7 @@ as all inputs and outputs of all operators, as if nothing stayed in a cache.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,17 +60,17 @@ def attention_flops(function: Callable[[], Any]) -> float:
     return total
 
 
-def peaks(rounds: int) -> Row:
+def peaks(rounds: int, copy_mb: int) -> Row:
     """Return the machine's GEMM peaks in GFLOP/s and its copy bandwidth in GB/s."""
     found: Row = {}
     for dtype in (torch.float32, torch.bfloat16):
         rates = []
         for m, k, n in SHAPES:
             a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-            seconds = min(in_turn({"": lambda a=a, b=b: a @ b}, rounds)[""])
+            seconds = min(in_turn({"": partial(torch.mm, a, b)}, rounds)[""])
             rates.append(2e-9 * m * k * n / seconds)
         found[f"{str(dtype).removeprefix('torch.')} GEMM, GFLOP/s"] = max(rates)
-    source, target = torch.ones(2**27), torch.empty(2**27)  # 512 MB each
+    source, target = torch.ones(copy_mb * 2**18), torch.empty(copy_mb * 2**18)
     seconds = min(in_turn({"": lambda: target.copy_(source)}, rounds)[""])
     found["copy, GB/s"] = 2e-9 * source.numel() * 4 / seconds
     return found
@@ -86,7 +87,7 @@ def work(function: Callable[[], Any]) -> tuple[float, float]:
 
 def measure(args: argparse.Namespace) -> list[Row]:
     """Return the peaks, and a row per program against them."""
-    machine = peaks(args.rounds)
+    machine = peaks(args.rounds, args.copy_mb)
     gemm, copy = machine["float32 GEMM, GFLOP/s"] * 1e9, machine["copy, GB/s"] * 1e9
     x_train = torch.rand(64, tdd.SEQ_LEN, 3).round(decimals=1)
     model, _ = default_model()
@@ -112,5 +113,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     ]
 
 
+OPTIONS = {"rounds": 5, "threads": 2, "copy_mb": 512}
+
 if __name__ == "__main__":
-    main("roofline", __doc__ or "", measure, {"rounds": 5, "threads": 2})
+    main("roofline", __doc__ or "", measure, OPTIONS)

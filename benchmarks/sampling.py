@@ -9,6 +9,8 @@ diffusers' is "trailing", where both must agree. Progress bars are off.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -35,10 +37,14 @@ def candidates(batch: int, steps: int) -> tuple[dict[str, Callable[[], Any]], fl
     def ours() -> torch.Tensor:
         return scheduler.sample(model, shape, "cpu", steps, x_T=x_T)
 
-    peers = {name: make(model, scheduler, shape, steps) for name, make in SAMPLERS.items()}
+    peers = {
+        name: make(model, scheduler, shape, steps)
+        for name, make in SAMPLERS.items()
+        if find_spec(name.replace("-", "_"))
+    }
     difference = tdd.to_model_units(ours()) - peers["diffusers"](x_T)
     functions: dict[str, Callable[[], Any]] = {BARE: bare, "sample()": ours}
-    functions |= {name: lambda f=f: f(x_T) for name, f in peers.items()}
+    functions |= {name: partial(f, x_T) for name, f in peers.items()}
     return functions, float(difference.abs().max())
 
 

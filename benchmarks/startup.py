@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import ROOT, Row, in_turn, main, spread
 
@@ -22,9 +24,9 @@ MINI += ["--batch_size", "2", "--num_epochs", "1", "--log_interval", "1", "--dev
 MINI += ["--wandb_mode", "disabled"]
 
 
-def finish(command: list[str]) -> Callable[[], None]:
+def finish(command: list[str]) -> Callable[[], Any]:
     """Return a function that runs a command to its end, whatever it returns."""
-    return lambda: subprocess.run(command, cwd=ROOT, capture_output=True) and None
+    return partial(subprocess.run, command, cwd=ROOT, capture_output=True)
 
 
 def first_step() -> None:
@@ -50,7 +52,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
         "no data": finish([*SCRIPT, "--data_dir", "nowhere"]),
         "first step, mini set": first_step,
     }
-    seconds = in_turn(candidates, args.rounds, warm_up=1)
+    seconds = in_turn(candidates, args.rounds, warm_up=min(args.rounds - 1, 1))
     rows = []
     for name, values in seconds.items():
         over = spread([a - b for a, b in zip(values, seconds[base], strict=True)])
@@ -60,5 +62,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     return [{"title": "Seconds from the start of the process", "rows": rows}]
 
 
+OPTIONS = {"rounds": 5}
+
 if __name__ == "__main__":
-    main("startup", __doc__ or "", measure, {"rounds": 5})
+    main("startup", __doc__ or "", measure, OPTIONS)

@@ -67,9 +67,8 @@ def measure(args: argparse.Namespace) -> list[Row]:
     folders = (ROOT / args.data_dir / name for name in ("train", "val"))
     x_train, x_val = (torch.from_numpy(tdd.DiffusionActionDataset(f).sequences) for f in folders)
     size = {"d_model": args.d_model, "num_layers": args.num_layers, "batch_size": args.batch_size}
-    plan = PlanLoop(
-        PlanNetwork(args.d_model, num_layers=args.num_layers), x_train.numpy(), args.batch_size
-    )
+    network = PlanNetwork(args.d_model, num_layers=args.num_layers)
+    plan = PlanLoop(network, x_train.numpy(), args.batch_size, num_workers=args.workers)
     states = {
         "plan's network, our loop": our_state(x_train, **PLAN_NETWORK, **size, dropout=0.1),
         "the same without dropout": our_state(x_train, **PLAN_NETWORK, **size),
@@ -92,15 +91,15 @@ def measure(args: argparse.Namespace) -> list[Row]:
         min(args.rounds, 3),
         warm_up=1,
     )
-    epochs = []
+    epochs: list[Row] = []
     for name, seconds in validation.items():
-        row = next(row for row in rows if row[""] == name)
-        num_steps = -(-5000 // row["batch"])
-        train_s, val_s = num_steps * row["ms"] / 1000, spread(seconds)["median"]
-        epochs.append({"": name, "steps": num_steps, "train s": train_s, "validate s": val_s})
-    for row in epochs:
-        row["epoch s"] = row["train s"] + row["validate s"]
-        row["times faster"] = epochs[0]["epoch s"] / row["epoch s"] if row is not epochs[0] else 1.0
+        step = next(row for row in rows if row[""] == name)
+        num_steps = -(-5000 // step["batch"])
+        train_s, val_s = num_steps * step["ms"] / 1000, spread(seconds)["median"]
+        epoch: Row = {"": name, "steps": num_steps, "train s": train_s, "validate s": val_s}
+        epochs.append(epoch | {"epoch s": train_s + val_s})
+    for epoch in epochs:
+        epoch["times faster"] = epochs[0]["epoch s"] / epoch["epoch s"]
     title = f"One step: d_model {args.d_model}, {args.num_layers} layers, 250 frames"
     note = (
         "The default recipe reads five frames per token, and takes the smaller steps of batch "
@@ -114,7 +113,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
 
 OPTIONS = {"rounds": 5, "calls": 2, "batch_size": 64, "d_model": 64, "num_layers": 3}
-OPTIONS |= {"threads": 2, "data_dir": "diffusion_test_data"}
+OPTIONS |= {"threads": 2, "workers": 4, "data_dir": "diffusion_test_data"}
 
 if __name__ == "__main__":
     main("training", __doc__ or "", measure, OPTIONS)
