@@ -53,6 +53,7 @@ SEQ_LEN = 250  # frames: 0.5 s at 500 Hz
 CHANNELS = ("x", "y", "press")
 ACTION_DIM = len(CHANNELS)
 PRESSED = 0.5  # a frame is pressed above this, in data units
+PIXEL = 0.001  # of the screen; less is no motion
 FLOOR = 1e-8  # keeps ratios and logarithms finite
 
 BETA_SCHEDULES = ("linear", "cosine")
@@ -129,6 +130,7 @@ class TrainConfig:
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     noise_units: bool = flag(True, "let the denoiser also read x, y in units of the noise")
     press_gate: bool = flag(True, "predict x, y as press * (x, y while pressed); needs x0")
+    motion_gate: bool = flag(True, "predict x, y as a mixture of at rest and moving; needs x0")
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
     beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
@@ -137,6 +139,7 @@ class TrainConfig:
         "balanced", "of noise levels and known-frame strategies", choices=LOSS_WEIGHTINGS
     )
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
+    motion_weight: float = flag(1.0, "weight of the motion gate's cross-entropy", low=0)
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
@@ -185,11 +188,12 @@ class TrainConfig:
                 f"got {self.num_inference_steps}"
             )
         check_sampler(self.sampler, self.eta, "--")
-        if self.press_gate and self.prediction_type != "x0":
-            raise UserError(
-                f"--press_gate needs --prediction_type x0, got {self.prediction_type}; "
-                "add --no-press_gate"
-            )
+        for gate in ("press_gate", "motion_gate"):
+            if getattr(self, gate) and self.prediction_type != "x0":
+                raise UserError(
+                    f"--{gate} needs --prediction_type x0, got {self.prediction_type}; "
+                    "add --no-press_gate --no-motion_gate"
+                )
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -808,7 +812,7 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     return torch.cat([*given, flags], dim=-1)
 
 
-def in_noise_units(x_t: Tensor) -> Tensor:
+def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Tell every frame how x and y stand against the noise, on the same scale at every t.
 
     Whether a gesture moves or stands still is a slope against its noise. Left to x_t alone, where
@@ -816,16 +820,15 @@ def in_noise_units(x_t: Tensor) -> Tensor:
 
     Args:
         x_t: (B, L, C), model units, the last channel press.
+        alpha_bar_t: ᾱ_t of each, (B, 1, 1).
 
     Returns:
         (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited
         to 4; its sum up to the frame over the root of the number of pressed frames, doubled,
         likewise (the CUSUM test for a change of the mean); the probability of a press.
     """
-    # Neighbouring frames differ by noise alone nearly everywhere; |N(0, 2)| has the median 0.954.
-    change = (x_t[:, 1:] - x_t[:, :-1]).abs().flatten(1)
-    std = (change.median(dim=1).values / 0.954).clamp(0.01, 0.99)[:, None, None]
-    pressed = torch.sigmoid(2 * (1 - std**2) ** 0.5 * x_t[..., -1:] / std**2)  # Bayes, for ±1
+    std = (1 - alpha_bar_t).sqrt().clamp(min=0.01)
+    pressed = torch.sigmoid(2 * alpha_bar_t.sqrt() * x_t[..., -1:] / std**2)  # Bayes, for ±1
     frames = pressed.sum(dim=1, keepdim=True) + FLOOR
     mean = (pressed * x_t[..., :-1]).sum(dim=1, keepdim=True) / frames
     residual = pressed * (x_t[..., :-1] - mean) / std
@@ -844,22 +847,28 @@ class MinimalDiffusionTransformer(nn.Module):
         num_layers: transformer blocks.
         dim_feedforward: hidden width of the MLPs.
         dropout: rate on residual branches and MLPs; the attention weights have none.
-        max_timesteps: T, for the record.
+        max_timesteps: T.
         patch_size: frames per token; must divide seq_len.
         adaln: adaLN-zero blocks and a zero-initialised output, instead of adding the embedding
             of t to every token.
         learned_positions: learned instead of sinusoidal.
         token_overlap: embed each patch together with the patches before and after it.
         noise_units: read x and y also about their mean while pressed, and the sum of that up to
-            each frame, in units of the noise (`in_noise_units`).
+            each frame, in units of the noise of t under `beta_schedule` (`in_noise_units`).
+        beta_schedule: the scheduler's; read with `noise_units` only.
         press_gate: output x and y as press * (x, y while pressed). For a model that predicts
             x_0: as idle frames are zero, E[x] = P(press)·E[x | press], and the second factor has
             no jump to learn.
+        motion_gate: output x and y as P(moves)·E[x | moves] + P(rests)·E[x | rests], of each axis
+            and token. Trained to tell the two apart (`motion_loss`), the denoiser learns that a
+            slope within the noise is none, which clicks and straight swipes hang on.
         known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
 
     Raises:
         UserError: nhead does not divide d_model, or patch_size seq_len.
     """
+
+    alphas_cumprod: Tensor
 
     def __init__(
         self,
@@ -877,7 +886,9 @@ class MinimalDiffusionTransformer(nn.Module):
         learned_positions: bool = False,
         token_overlap: bool = False,
         noise_units: bool = False,
+        beta_schedule: str = "linear",
         press_gate: bool = False,
+        motion_gate: bool = False,
         known_frames: bool = False,
     ) -> None:
         super().__init__()
@@ -887,11 +898,14 @@ class MinimalDiffusionTransformer(nn.Module):
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.known_frames = adaln, known_frames
-        self.token_overlap, self.press_gate = token_overlap, press_gate
-        self.noise_units = noise_units
+        self.token_overlap, self.noise_units = token_overlap, noise_units
+        self.press_gate, self.motion_gate = press_gate, motion_gate
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
-        in_channels += 2 * (action_dim - 1) + 1 if noise_units else 0
+        if noise_units:
+            in_channels += 2 * (action_dim - 1) + 1
+            table = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule).alphas_cumprod
+            self.register_buffer("alphas_cumprod", table, persistent=False)
         in_features = in_channels * patch_size * (3 if token_overlap else 1)
         self.action_embedding = nn.Linear(in_features, d_model)
         self.pos_encoder = PositionalEncoding(
@@ -903,7 +917,8 @@ class MinimalDiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             block(d_model, nhead, dim_feedforward, dropout) for _ in range(num_layers)
         )
-        self.output_projection = nn.Linear(d_model, action_dim * patch_size)
+        axes = action_dim - 1 if motion_gate else 0  # each also at rest, and its logit per token
+        self.output_projection = nn.Linear(d_model, (action_dim + axes) * patch_size + axes)
         if adaln:
             zero_init(self.output_projection)
             self.output_modulation = zero_init(nn.Linear(d_model, 2 * d_model))
@@ -912,8 +927,14 @@ class MinimalDiffusionTransformer(nn.Module):
             )
 
     def forward(
-        self, x_t: Tensor, t: Tensor, known: Tensor | None = None, known_mask: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        *,
+        return_motion: bool = False,
+    ) -> Any:
         """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t).
 
         Args:
@@ -921,11 +942,14 @@ class MinimalDiffusionTransformer(nn.Module):
             t: diffusion index, (B,) int64 in [0, T).
             known: (B, L, C), model units; read only where the mask is set.
             known_mask: (B, L) bool; None = nothing is known.
+            return_motion: also return the logits of P(moves), for `motion_loss`.
 
-        Returns: (B, L, C).
+        Returns: (B, L, C); with `return_motion` a tuple of it and the logits, (B, L, C - 1).
         """
         B, L, C = x_t.shape
-        x = torch.cat([x_t, in_noise_units(x_t)], dim=-1) if self.noise_units else x_t
+        x = x_t
+        if self.noise_units:
+            x = torch.cat([x_t, in_noise_units(x_t, self.alphas_cumprod[t, None, None])], dim=-1)
         if self.known_frames:
             if known is None or known_mask is None:
                 known, known_mask = x_t, torch.zeros(B, L, dtype=torch.bool, device=x_t.device)
@@ -948,12 +972,18 @@ class MinimalDiffusionTransformer(nn.Module):
         if self.adaln:
             shift, scale = self.output_modulation(F.silu(t_emb))[:, None].chunk(2, dim=-1)
             x = modulate(self.layer_norm(x), shift, scale)
-        output = self.output_projection(x).reshape(B, L, C)
+        output, motion = self.output_projection(x), None
+        if self.motion_gate:
+            motion = output[..., 1 - C :].repeat_interleave(self.patch_size, dim=1)
+            output = output[..., : 1 - C].reshape(B, L, 2 * C - 1)
+            moving, press, resting = output.split([C - 1, 1, C - 1], dim=-1)
+            xy = resting + torch.sigmoid(motion) * (moving - resting)
+        else:
+            xy, press = output.reshape(B, L, C).split([C - 1, 1], dim=-1)
         if self.press_gate:
-            press = to_data_units(output[..., 2:])
-            xy = to_model_units(press * to_data_units(output[..., :2]))
-            output = torch.cat([xy, output[..., 2:]], dim=-1)
-        return output
+            xy = to_model_units(to_data_units(press) * to_data_units(xy))
+        output = torch.cat([xy, press], dim=-1)
+        return (output, motion) if return_motion else output
 
 
 # ----------------------------------------------------------------------------------------
@@ -1571,7 +1601,7 @@ def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreate
     log.figure(step, "val/noise_comparison", lambda: visualize_noise_comparison(x, y, z, title))
 
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -1769,7 +1799,7 @@ def gesture_losses(
     x_0: Tensor,
     config: TrainConfig,
     rows: slice = slice(None),
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noise a batch x_0, (B, L, C), data units; predict; compare.
 
     `rows` is the share of this process. t, eps and masks are drawn for the whole batch, so that
@@ -1777,7 +1807,8 @@ def gesture_losses(
 
     Returns:
         Of each of this process's gestures, (b,): the mean squared error; its task, the pair of
-        known-frame strategy and noise level, int64 in [0, NUM_TASKS); its t, int64.
+        known-frame strategy and noise level, int64 in [0, NUM_TASKS); its t, int64; its
+        `motion_loss`, 0 without a motion gate.
     """
     B, T = len(x_0), scheduler.num_timesteps
     # one t per stratum of T/B: less variance than independent draws
@@ -1790,9 +1821,27 @@ def gesture_losses(
     x, t, eps, known_mask = to_model_units(x_0)[rows], t[rows], eps[rows], known_mask[rows]
     x_t, _ = scheduler.add_noise(x, t, eps)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
-        output = model(x_t, t, x, known_mask) if takes_known_frames(model) else model(x_t, t)
-    error = output.float() - scheduler.target(x, eps, t)
-    return error.square().mean(dim=(1, 2)), task[rows], t
+        given = (x, known_mask) if takes_known_frames(model) else ()
+        if config.motion_gate:
+            output, motion = model(x_t, t, *given, return_motion=True)
+        else:
+            output, motion = model(x_t, t, *given), None
+    loss = (output.float() - scheduler.target(x, eps, t)).square().mean(dim=(1, 2))
+    entropy = torch.zeros_like(loss) if motion is None else motion_loss(motion.float(), x_0[rows])
+    return loss, task[rows], t, entropy
+
+
+def motion_loss(logits: Tensor, x_0: Tensor) -> Tensor:
+    """Score logits of P(moves), (B, L, 2), by whether x and y of x_0 move while it is pressed.
+
+    Returns: cross-entropy summed over both axes, mean over the pressed frames, (B,), nats.
+    """
+    pressed = x_0[..., 2:] > PRESSED
+    high = torch.where(pressed, x_0[..., :2], -1).amax(dim=1, keepdim=True)
+    low = torch.where(pressed, x_0[..., :2], 2).amin(dim=1, keepdim=True)
+    moves = (high - low > PIXEL).to(logits.dtype).expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, moves, reduction="none")
+    return (entropy * pressed).sum(dim=(1, 2)) / pressed.sum(dim=(1, 2)).clamp(min=1)
 
 
 def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:
@@ -1834,7 +1883,7 @@ def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # of all that a step draws
     if config.symmetries:
         x_0 = draw_symmetry(x_0)
-    loss, task, t = gesture_losses(state.forward, scheduler, x_0, config, rows)
+    loss, task, t, motion = gesture_losses(state.forward, scheduler, x_0, config, rows)
     whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
     weight = torch.ones_like(loss)
     if config.loss_weighting == "balanced":
@@ -1843,7 +1892,8 @@ def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
     elif config.loss_weighting == "min_snr":
         weight = min_snr_weight(scheduler, t, config.snr_gamma)
     state.model.zero_grad(set_to_none=True)
-    ((weight * loss).sum() * world / len(x_0)).backward()  # processes average their gradients
+    total = (weight * loss + config.motion_weight * motion).sum()
+    (total * world / len(x_0)).backward()  # processes average their gradients
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     mean_loss, lr = whole_loss.mean(), lr_at(state.step, state.total_steps, config)
     if not torch.isfinite(mean_loss + grad_norm):
@@ -1860,7 +1910,8 @@ def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
         averages: list[Tensor] = list(state.ema.parameters())
         torch._foreach_lerp_(averages, list[Tensor](state.model.parameters()), 1 - decay)
     state.step += 1
-    return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": lr}
+    scalars = {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": lr}
+    return scalars | ({"train/motion_loss": motion.detach().mean()} if config.motion_gate else {})
 
 
 def process_rank() -> tuple[int, int]:
@@ -2084,6 +2135,16 @@ def train_diffusion_model(
 # Flags that are not given are absent, so that a resumed run defaults to its own config.
 
 
+PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
+    "smoke": {  # seconds: does it run at all
+        **{"data_dir": "test_data_mini/train", "val_data_dir": "test_data_mini/val"},
+        **{"d_model": 32, "num_layers": 2, "batch_size": 2, "num_epochs": 3, "device": "cpu"},
+    },
+    "cpu": {},  # minutes on two cores: the defaults
+    "gpu": {"d_model": 96, "num_layers": 4, "num_epochs": 240, "lr": 2e-3},  # an hour of one core
+}
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Report a mistake as UserError, so that it ends in one line like all others."""
 
@@ -2101,6 +2162,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     training = parser.add_argument_group("training")
+    training.add_argument(
+        "--preset", choices=PRESETS, help="smoke: seconds; cpu: the defaults; gpu: the best recipe"
+    )
     for f in fields(TrainConfig):
         options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
         if f.type is bool:
@@ -2141,8 +2205,8 @@ def pick_device(name: str) -> torch.device:
 
 MODEL_FLAGS = (
     *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
-    *("learned_positions", "token_overlap", "known_frames", "press_gate", "noise_units"),
-    *("num_timesteps", "beta_schedule", "prediction_type"),
+    *("learned_positions", "token_overlap", "known_frames", "press_gate", "motion_gate"),
+    *("noise_units", "num_timesteps", "beta_schedule", "prediction_type"),
 )
 
 
@@ -2281,6 +2345,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_args(argv)
         names = {f.name for f in fields(TrainConfig)}
         given = {name: value for name, value in vars(args).items() if name in names}
+        given = PRESETS[getattr(args, "preset", "cpu")] | given
         sampling_flags = {"checkpoint", "output_dir", "known_data_dir", "known_strategy"}
         stray = sampling_flags & set(vars(args)) if "sample" not in args else set()
         if stray:

@@ -38,6 +38,7 @@ TINY = {
     "beta_schedule": "cosine",
     "prediction_type": "v",
     "press_gate": False,
+    "motion_gate": False,
     "num_inference_steps": 3,
     "batch_size": 4,
     "num_epochs": 2,

@@ -33,6 +33,7 @@ OPTIONS = [
     {"patch_size": 4, "adaln": True, "learned_positions": True, "known_frames": True},
     {"patch_size": 5, "token_overlap": True},
     {"press_gate": True},
+    {"motion_gate": True, "patch_size": 5, "press_gate": True},
     {"noise_units": True},
     {"action_dim": 5},
     {"max_timesteps": 100, "dropout": 0.0},
@@ -216,6 +217,25 @@ def test_the_press_gate_is_a_product_in_data_units():
     torch.testing.assert_close(output[..., :2], raw[..., 2:] * raw[..., :2])
 
 
+def test_the_motion_gate_mixes_rest_and_motion():
+    """By hand: set the output layer to constants; of x, y at rest and moving, and the logits."""
+    model, (x_t, t) = build(motion_gate=True), inputs()
+    nn.init.zeros_(model.output_projection.weight)
+    moving, press, resting, logits = [0.5, -0.5], [1.0], [0.1, 0.3], [math.log(3), -1000.0]
+    model.output_projection.bias.data = torch.tensor([*moving, *press, *resting, *logits])
+    output, motion = model(x_t, t, return_motion=True)
+    assert torch.equal(output, model(x_t, t)) and motion.shape == (3, L, 2)
+    torch.testing.assert_close(output[0, 0], torch.tensor([0.75 * 0.5 + 0.25 * 0.1, 0.3, 1.0]))
+    torch.testing.assert_close(motion[1, 7], torch.tensor(logits))
+
+
+def test_one_motion_logit_serves_a_token():
+    model, (x_t, t) = awake(build(motion_gate=True, patch_size=5)), inputs()
+    motion = model(x_t, t, return_motion=True)[1].reshape(3, L // 5, 5, 2)
+    assert torch.equal(motion, motion[:, :, :1].expand_as(motion))
+    assert motion.std(dim=1).min() > 0
+
+
 def gestures_in_noise(std, frames=40, slope=0.0, B=64):
     """x_t: pressed for some frames from frame 50, x rising by `slope`, y still, noise `std`."""
     torch.manual_seed(2)
@@ -228,7 +248,7 @@ def gestures_in_noise(std, frames=40, slope=0.0, B=64):
 @pytest.mark.parametrize("std", [0.05, 0.2])
 def test_noise_units_do_not_depend_on_the_noise(std):
     """Distances have unit std, and their running sum is twice a Brownian bridge."""
-    features = in_noise_units(gestures_in_noise(std))
+    features = in_noise_units(gestures_in_noise(std), torch.tensor(1 - std**2))
     features[..., :4] = 4 * torch.atanh(features[..., :4] / 4)  # undo the limit
     inside = features[:, 50:90]
     assert (inside[..., -1] > 0.99).all() and (features[:, :45, -1] < 0.01).all()
@@ -241,7 +261,9 @@ def test_noise_units_do_not_depend_on_the_noise(std):
 def test_noise_units_tell_a_slope_from_noise():
     """The sum in the middle of a ramp is -d·sqrt(n)/(8 std), doubled, before the limit."""
     std, slope, frames = 0.2, 0.3, 40
-    middle = in_noise_units(gestures_in_noise(std, frames, slope))[:, 69, 2:4].mean(dim=0)
+    middle = in_noise_units(gestures_in_noise(std, frames, slope), torch.tensor(1 - std**2))[
+        :, 69, 2:4
+    ].mean(dim=0)
     expected = -2 * slope * (1 - std**2) ** 0.5 * frames**0.5 / (8 * std)
     assert middle[0] == pytest.approx(4 * math.tanh(expected / 4), rel=0.2)
     assert abs(middle[1]) < 0.4

@@ -143,7 +143,13 @@ def test_another_model_is_refused_with_both_values(refused, straight_run, name):
 
 
 def test_all_that_makes_a_model_is_checked():
-    assert set(tdd.MODEL_FLAGS) == {*OTHER_MODELS, "known_frames", "press_gate", "noise_units"}
+    assert set(tdd.MODEL_FLAGS) == {
+        *OTHER_MODELS,
+        "known_frames",
+        "press_gate",
+        "noise_units",
+        "motion_gate",
+    }
     assert set(tdd.MODEL_FLAGS) <= {f.name for f in fields(tdd.TrainConfig)}
 
 
@@ -387,7 +393,7 @@ def test_the_gradient_is_that_of_the_weighted_mean(fresh, loss_weighting):
     scalars = train_step(state, x_0)
 
     seed_of_step(config, 0)
-    loss, task, t = tdd.gesture_losses(reference, scheduler, x_0, config)
+    loss, task, t, _ = tdd.gesture_losses(reference, scheduler, x_0, config)
     weight = {
         "none": torch.ones(8),
         "min_snr": tdd.min_snr_weight(scheduler, t, config.snr_gamma),
@@ -467,7 +473,8 @@ def test_what_the_model_is_asked_in_training(fresh):
     _, scheduler, config = fresh(prediction_type="epsilon", known_share=0.5)
     model, x_0 = Recorder(), make_gestures(25)
     torch.manual_seed(0)
-    loss, task, t = tdd.gesture_losses(model, scheduler, x_0, config)
+    loss, task, t, motion = tdd.gesture_losses(model, scheduler, x_0, config)
+    assert not motion.any()
     x_t, given_t, known, mask = model.calls[0]
     assert torch.equal(t, given_t)
     assert sorted((t // 2).tolist()) == list(range(25))  # one t in each 25th of [0, 50)
@@ -492,6 +499,33 @@ def test_the_rows_of_several_processes_are_those_of_one(fresh):
     for whole, even, odd in zip(*parts, strict=True):
         torch.testing.assert_close(whole[0::2], even)
         torch.testing.assert_close(whole[1::2], odd)
+
+
+def test_motion_is_scored_on_the_pressed_frames_of_each_axis():
+    """By hand: x moves by 0.2, y by less than a pixel; a gesture without a press scores 0."""
+    x_0 = torch.zeros(2, L, 3)
+    x_0[0, 4:14, 0] = torch.linspace(0.3, 0.5, 10)
+    x_0[0, 4:14, 1] = torch.linspace(0.6, 0.6005, 10)
+    x_0[0, 4:14, 2] = 1
+    logits = torch.full((2, L, 2), 100.0)  # wrong, where it must not matter
+    logits[0, 4:14] = torch.tensor([math.log(4), math.log(2)])  # P(moves) = 4/5 and 2/3
+    expected = -math.log(4 / 5) - math.log(1 / 3)
+    torch.testing.assert_close(tdd.motion_loss(logits, x_0), torch.tensor([expected, 0.0]))
+
+
+def test_the_motion_gate_is_trained_by_its_own_loss(fresh):
+    recipe = {"press_gate": True, "motion_gate": True, "prediction_type": "x0", "dropout": 0.0}
+    recipe |= {"loss_weighting": "none", "symmetries": False, "grad_clip": 1e9}
+    state, scheduler, config = fresh(**recipe, motion_weight=0.5)
+    reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
+    scalars = train_step(state, x_0)
+    seed_of_step(config, 0)
+    loss, _, _, motion = tdd.gesture_losses(reference, scheduler, x_0, config)
+    (loss + 0.5 * motion).mean().backward()
+    for p, q in zip(state.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-7)
+    assert float(scalars["train/motion_loss"]) == pytest.approx(motion.mean().item(), rel=1e-5)
+    assert motion.mean().item() == pytest.approx(2 * math.log(2), rel=1e-5)  # it starts undecided
 
 
 def test_bf16_is_near_float32(fresh):
