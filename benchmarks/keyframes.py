@@ -92,7 +92,13 @@ def measure(args: argparse.Namespace) -> list[Row]:
     ]
 
 
-OPTIONS = {"threads": 2, "bound": 20.0, "limit_s": 400.0, "num_epochs": 3, "every": 10}
+OPTIONS: dict[str, Any] = {
+    "threads": 2,
+    "bound": 20.0,
+    "limit_s": 400.0,
+    "num_epochs": 3,
+    "every": 10,
+}
 OPTIONS |= {"workers": 4, "target": 0.01, "val_sequences": 128, "data_dir": "diffusion_test_data"}
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ One step is batch, noise, forward, backward, clipping, optimizer and EMA. The ep
 """
 
 import argparse
+import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ PLAN_NETWORK: dict[str, Any] = {
     "known_frames": False,
     "noise_units": False,
     "press_gate": False,
+    "motion_gate": False,
     "prediction_type": "epsilon",
     "beta_schedule": "linear",
     "loss_weighting": "none",
@@ -62,8 +66,30 @@ def per_gesture(rows: list[Row], batch_sizes: dict[str, int], plan: str) -> None
         row["times faster per gesture"] = reference / (row["ms"] / row["batch"])
 
 
+def variants_table(x_train: torch.Tensor, args: argparse.Namespace) -> Row:
+    """Return the default recipe's step with options that help elsewhere, and by threads."""
+    options: dict[str, dict[str, bool]] = {"as it is": {}, "--amp (bf16)": {"amp": True}}
+    if shutil.which("g++"):
+        options["--compile"] = {"compile": True}
+    steps = {name: our_step(our_state(x_train, **o), x_train) for name, o in options.items()}
+
+    def on_threads(step: Callable[[], Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        step()
+
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+        step = our_step(our_state(x_train), x_train)
+        steps[f"{threads} thread(s)"] = partial(on_threads, step, threads)
+    rows = compare(in_turn(steps, 4 * args.rounds), "as it is")
+    torch.set_num_threads(args.threads)
+    return {
+        "title": f"The default recipe's step, {args.threads} thread(s) but where said",
+        "rows": rows,
+    }
+
+
 def measure(args: argparse.Namespace) -> list[Row]:
-    """Return the tables of steps and of epochs."""
+    """Return the tables of steps, of epochs and of options."""
     folders = (ROOT / args.data_dir / name for name in ("train", "val"))
     x_train, x_val = (torch.from_numpy(tdd.DiffusionActionDataset(f).sequences) for f in folders)
     size = {"d_model": args.d_model, "num_layers": args.num_layers, "batch_size": args.batch_size}
@@ -109,11 +135,18 @@ def measure(args: argparse.Namespace) -> list[Row]:
     return [
         {"title": title, "rows": rows, "note": note},
         {"title": "An epoch of 5,000 gestures, by the medians above", "rows": epochs},
+        *([variants_table(x_train, args)] if args.variants else []),
     ]
 
 
-OPTIONS = {"rounds": 5, "calls": 2, "batch_size": 64, "d_model": 64, "num_layers": 3}
-OPTIONS |= {"threads": 2, "workers": 4, "data_dir": "diffusion_test_data"}
+OPTIONS: dict[str, Any] = {
+    "rounds": 5,
+    "calls": 2,
+    "batch_size": 64,
+    "d_model": 64,
+    "num_layers": 3,
+}
+OPTIONS |= {"threads": 2, "workers": 4, "variants": 1, "data_dir": "diffusion_test_data"}
 
 if __name__ == "__main__":
     main("training", __doc__ or "", measure, OPTIONS)

@@ -18,7 +18,19 @@ from benchmarks import cost_curves, measure, report, roofline
 
 MINI = ["--data_dir", "test_data_mini"]
 TINY = {
-    "training": ["--batch_size", "2", "--d_model", "8", "--num_layers", "1", "--calls", "1", *MINI],
+    "training": [
+        "--batch_size",
+        "2",
+        "--d_model",
+        "8",
+        "--num_layers",
+        "1",
+        "--calls",
+        "1",
+        "--variants",
+        "0",
+        *MINI,
+    ],
     "keyframes": ["--limit_s", "0.01", "--every", "1", "--val_sequences", "2", *MINI],
     "sampling": ["--steps", "2", "--batches", "1"],
     "latency": ["--steps", "2", "--step_counts", "1", "--compiled", "0", "--num_layers", "1"],
