@@ -1,8 +1,9 @@
 # make train: install, run the main job and report on it.  make test: install and run the tests.
+# make bench: install the programs to compare with, measure all, write docs/BENCHMARKS.md.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check fmt train-mini browser clean
+.PHONY: train test check fmt train-mini bench browser clean
 
 train: .venv/runtime
 	$(BIN)/python train_diffusion_ddim.py
@@ -12,6 +13,9 @@ train-mini: .venv/runtime
 	$(BIN)/python train_diffusion_ddim.py --data_dir test_data_mini/train \
 		--val_data_dir test_data_mini/val --batch_size 2 --num_epochs 3 --lr 1e-3 \
 		--d_model 32 --num_layers 2 --nhead 2 --wandb_project ddim-test --device cpu
+
+bench: .venv/bench
+	$(BIN)/python -m benchmarks
 
 test: .venv/development browser
 	$(BIN)/python -m pytest -rs
@@ -47,6 +51,10 @@ fmt: .venv/development
 
 .venv/development: requirements-dev.txt requirements.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@ .venv/runtime
+
+.venv/bench: requirements-bench.txt requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	touch $@ .venv/runtime
 
 clean:

@@ -247,19 +247,48 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
             f"{path} must hold whole gestures of {seq_len} frames, got {len(rows)} rows, "
             f"{len(rows) % seq_len} left over; set --seq_len or regenerate it"
         )
-    bad = np.argwhere(~np.isfinite(rows))
-    if len(bad):
+    low, high = float(rows.min()), float(rows.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = np.argwhere(~np.isfinite(rows))
         raise UserError(
             f"{path} holds {len(bad)} NaN or infinite values, the first in row {bad[0][0]}, "
             f"column {CHANNELS[bad[0][1]]}; regenerate it"
         )
-    low, high = float(rows.min()), float(rows.max())
     if low < -1e-6 or high > 1 + 1e-6:
         raise UserError(
             f"{path} must lie in [0, 1], got [{low:g}, {high:g}]; if these are pixels, divide by "
             "the screen's width and height"
         )
-    return rows.astype(np.float32, order="C").clip(0, 1).reshape(-1, seq_len, ACTION_DIM)
+    rows = rows.astype(np.float32, order="C", copy=False)
+    return rows.clip(0, 1, out=rows).reshape(-1, seq_len, ACTION_DIM)
+
+
+def memory_limit() -> int:
+    """Return the bytes of memory that there are: the machine's, or its container's."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
+
+
+def read_all_actions(paths: list[Path], seq_len: int) -> np.ndarray:
+    """Read files as one float32 array (N, seq_len, 3), without holding any of it twice."""
+    size, limit = sum(path.stat().st_size for path in paths if path.is_file()), memory_limit()
+    if size > 0.9 * limit:
+        raise UserError(
+            f"{paths[0].parent} holds {size / 1e9:.1f} GB of gestures, too much for "
+            f"{limit / 1e9:.1f} GB of memory; train on a part of the files"
+        )
+    if len(paths) == 1:
+        return read_actions(paths[0], seq_len)
+    # Room for twice as many, should they be float16; memory is taken only where it is written.
+    sequences = np.empty((size // (2 * seq_len * ACTION_DIM), seq_len, ACTION_DIM), np.float32)
+    count = 0
+    for path in paths:
+        x = read_actions(path, seq_len)
+        sequences[count : count + len(x)] = x
+        count += len(x)
+    return sequences[:count]
 
 
 class DiffusionActionDataset(Dataset):
@@ -282,7 +311,7 @@ class DiffusionActionDataset(Dataset):
                 f"no *_actions.npy in {self.data_dir}; make some with "
                 "python -m augmentation.generate_click_dataset"
             )
-        self.sequences = np.concatenate([read_actions(p, seq_len) for p in self.action_files])
+        self.sequences = read_all_actions(self.action_files, seq_len)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -404,8 +433,9 @@ class DDIMScheduler(nn.Module):
                 f"the schedule must end in noise, alphas_cumprod[-1] in (0, 0.001), "
                 f"got {alphas_cumprod[-1]:.3g}; raise beta_end"
             )
-        # Float64, for int indices. The last entry makes index -1 mean x_0: ᾱ = 1.
+        # Float64, for int indices. The last entry makes index -1 mean x_0: ᾱ = 1, sigma = 0.
         self._alpha_bar = [*alphas_cumprod.tolist(), 1.0]
+        self._sigma = [0.5 * math.sqrt(1 / alpha_bar - 1) for alpha_bar in self._alpha_bar]
         self.register_buffer("betas", betas.float(), persistent=False)
         self.register_buffer("alphas", (1 - betas).float(), persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
@@ -419,12 +449,12 @@ class DDIMScheduler(nn.Module):
 
     def sigma(self, t: int) -> float:
         """Return the noise std of x_t / sqrt(ᾱ_t) in data units: 0.5·sqrt((1 - ᾱ_t)/ᾱ_t)."""
-        return 0.5 * math.sqrt(1 / self._alpha_bar[t] - 1)
+        return self._sigma[t]
 
     def timestep_at(self, sigma: float) -> int:
         """Return the t whose `sigma(t)` is nearest to `sigma` by ratio."""
         T = self.num_timesteps
-        above = min(bisect_left(range(T), sigma, key=self.sigma), T - 1)
+        above = bisect_left(self._sigma, sigma, hi=T - 1)
         below = max(above - 1, 0)
         return above if sigma**2 > self.sigma(above) * self.sigma(below) else below
 
@@ -2290,8 +2320,8 @@ def train(
         torch.from_numpy(DiffusionActionDataset(folder, config.seq_len).sequences)
         for folder in (config.data_dir, config.val_data_dir)
     )
-    idle = x_train[..., 2:] <= PRESSED
-    if (config.symmetries or config.gates) and (idle & (x_train[..., :2] > 0)).any():
+    strays = ((x[..., 2:] <= PRESSED) & (x[..., :2] > 0) for x in x_train.split(4096))
+    if (config.symmetries or config.gates) and any(bool(s.any()) for s in strays):
         raise UserError(
             f"{config.data_dir} moves while idle (x or y above 0 where press is 0); zero these "
             "frames, or add --no-symmetries --no-gates"

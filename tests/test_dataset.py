@@ -15,12 +15,13 @@ import struct
 import numpy as np
 import pytest
 import torch
-from conftest import L, make_gestures, press
+from conftest import L, make_gestures, press, python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch.utils.data import DataLoader
 
+import train_diffusion_ddim
 from augmentation.click_aug import generate_augmented_dataset
 from train_diffusion_ddim import (
     DiffusionActionDataset,
@@ -243,6 +244,36 @@ def test_any_bytes_load_or_are_refused(tmp_path_factory, changes, length):
     else:
         assert x.dtype == np.float32 and x.shape[1:] == (L, 3) and len(x)
         assert x.min() >= 0 and x.max() <= 1
+
+
+@pytest.mark.parametrize("num_files", [1, 16])
+def test_a_set_is_held_once_in_memory(tmp_path, num_files):
+    gestures = np.full((16000 // num_files, 250, 3), 0.5, np.float32)  # 48 MB in all
+    for i in range(num_files):
+        np.save(tmp_path / f"batch_{i}_actions.npy", gestures)
+    code = (
+        "import resource, sys, train_diffusion_ddim as tdd;"
+        "peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "before = peak(); data = tdd.DiffusionActionDataset(sys.argv[1]);"
+        "print((peak() - before) / data.sequences.nbytes)"
+    )
+    done = python("-c", code, tmp_path)
+    assert float(done.stdout) < 1.2, done.stderr  # of 16 files one more is there at a time
+
+
+def test_a_set_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
+    np.save(tmp_path / "x_actions.npy", ROWS)
+    monkeypatch.setattr(train_diffusion_ddim, "memory_limit", lambda: 1000)
+    with pytest.raises(UserError, match="GB of memory"):
+        DiffusionActionDataset(tmp_path, L)
+
+
+def test_files_of_different_types_are_read_in_order(tmp_path):
+    arrays = [ROWS.astype(kind)[:n] for kind, n in (("<f2", 20), ("<f8", 60), (">f4", 40))]
+    for i, array in enumerate(arrays):
+        np.save(tmp_path / f"{i}_actions.npy", array)
+    expected = np.concatenate([a.astype(np.float32) for a in arrays]).reshape(-1, L, 3)
+    np.testing.assert_array_equal(DiffusionActionDataset(tmp_path, L).sequences, expected)
 
 
 def test_units_are_each_others_inverse():

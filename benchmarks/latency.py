@@ -1,0 +1,79 @@
+"""Latency: one gesture, from noise and its known frames to actions
+
+    python -m benchmarks.latency [--rounds 40]
+
+The planner's number: batch 1, one thread, the default network with random weights. Beside
+`sample()` stand the same with the denoiser compiled, and what `python -m export` writes.
+"""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train_diffusion_ddim as tdd
+from benchmarks.measure import Row, compare, default_model, in_turn, main
+from export import runtime
+from export.__main__ import WholeSampler, check_parity, example_inputs, export
+
+OURS = "sample()"
+
+
+def steps_table(model: Any, scheduler: tdd.DDIMScheduler, args: argparse.Namespace) -> Row:
+    """Return the time of `sample()` by number of steps, and of 2M at the same number."""
+    rows, shape = [], (1, tdd.SEQ_LEN, tdd.ACTION_DIM)
+    for steps in args.step_counts:
+        functions: dict[str, Callable[[], Any]] = {
+            name: partial(scheduler.sample, model, shape, "cpu", steps, sampler=name)
+            for name in tdd.SAMPLERS
+        }
+        seconds = in_turn(functions, args.rounds)
+        row: Row = {"steps": steps}
+        row |= {f"{r['']} ms": r["ms"] for r in compare(seconds, tdd.SAMPLERS[0])}
+        rows.append(row)
+    return {"title": "`sample()` by number of steps, nothing known", "rows": rows}
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    """Return the table of engines and the table of steps."""
+    model, scheduler = default_model(num_layers=args.num_layers)
+    inputs = example_inputs(model, 1)
+    arrays = [a.numpy() for a in inputs]
+    eager = WholeSampler(model, scheduler, args.steps).eval()
+    functions: dict[str, Callable[[], Any]] = {OURS: partial(eager, *inputs)}
+    has_compiler = bool(args.compiled and shutil.which("g++"))
+    if has_compiler:
+        compiled: Any = torch.compile(model, dynamic=False)
+        half = WholeSampler(compiled, scheduler, args.steps).eval()
+        functions["sample() of torch.compile(model)"] = partial(half, *inputs)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "exported"
+        export(model, scheduler, folder, args.steps, compiled=has_compiler)
+        differences = check_parity(model, scheduler, folder, args.steps)
+        for engine in differences:
+            sampler = runtime.Sampler(folder, engine, args.threads)
+            functions[f"export, {engine}"] = partial(sampler, *arrays)
+        rows = compare(in_turn(functions, args.rounds), OURS)
+    for row in rows:
+        engine = row[""].removeprefix("export, ")
+        row["largest difference"] = differences.get(engine, 0.0)
+    note = "`export, compiled` is sampler.pt2: all steps as one program (AOTInductor, frozen)."
+    title = f"Batch 1, {args.steps} steps, known frames, {args.threads} thread(s)"
+    return [{"title": title, "rows": rows, "note": note}, steps_table(model, scheduler, args)]
+
+
+OPTIONS: dict[str, Any] = {
+    "rounds": 40,
+    "steps": 10,
+    "step_counts": [1, 2, 3, 5, 10, 20, 50],
+    "compiled": 1,
+}
+OPTIONS["num_layers"] = tdd.TrainConfig().num_layers
+
+if __name__ == "__main__":
+    main("latency", __doc__ or "", measure, OPTIONS)

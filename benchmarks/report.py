@@ -1,0 +1,67 @@
+"""Write docs/BENCHMARKS.md from benchmarks/results/*.json.
+
+python -m benchmarks.report
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+INTRODUCTION = ROOT / "benchmarks" / "introduction.md"
+ORDER = tuple(
+    "training keyframes sampling latency roofline cost_curves startup scaling loading".split()
+)
+
+
+def show(value: Any) -> str:
+    """Return a cell: three digits for numbers, a range for a pair."""
+    if isinstance(value, list):
+        return " - ".join(show(item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return rows of equal keys as a markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    lines += ["| " + " | ".join(show(value) for value in row.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the section of one result file."""
+    options = " ".join(
+        f"--{k} " + (" ".join(map(str, v)) if isinstance(v, list) else str(v))
+        for k, v in result["arguments"].items()
+    )
+    machine = f"{result['processor']}, {result['cores']} cores, {result['memory_gb']} GB"
+    packages = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
+    lines = [
+        f"## {result['title']}",
+        "",
+        f"`python -m benchmarks.{result['name']} {options}`; {machine}; {packages}; "
+        f"commit {result['commit']}, {result['date']}; load before {result['load_before']:.1f}, "
+        f"{result['seconds']:.0f} s.",
+    ]
+    for part in result["tables"]:
+        lines += ["", f"**{part['title']}**", "", table(part["rows"])]
+        if part.get("note"):
+            lines += ["", part["note"]]
+    return "\n".join(lines) + "\n"
+
+
+def main(results: Path = ROOT / "benchmarks" / "results", output: Path | None = None) -> None:
+    """Write the document."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*-*.json"))]
+    found = [result for result in found if result.get("name") in ORDER]
+    found.sort(key=lambda result: ORDER.index(result["name"]))
+    sections = [INTRODUCTION.read_text("utf-8"), *map(markdown, found)]
+    (output or ROOT / "docs" / "BENCHMARKS.md").write_text("\n".join(sections), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

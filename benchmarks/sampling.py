@@ -1,0 +1,65 @@
+"""Sampling overhead: `sample()` against bare forward passes and against three libraries
+
+    python -m benchmarks.sampling [--rounds 60]
+
+All walk from noise to actions in the same number of DDIM steps with the same default network,
+weights, shapes and threads, without known frames; the spacing is each library's own, ours and
+diffusers' is "trailing", where both must agree. Progress bars are off.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+import train_diffusion_ddim as tdd
+from benchmarks.measure import Row, compare, default_model, in_turn, main
+from benchmarks.peers import SAMPLERS
+
+BARE = "bare forward passes"
+
+
+def candidates(batch: int, steps: int) -> tuple[dict[str, Callable[[], Any]], float]:
+    """Return what to time at one batch size, and the largest difference to diffusers."""
+    model, _ = default_model()
+    config = tdd.TrainConfig(spacing="trailing")
+    scheduler, shape = tdd.build_scheduler(config), (batch, config.seq_len, tdd.ACTION_DIM)
+    x_T, t = torch.randn(shape), torch.full((batch,), config.num_timesteps // 2)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(steps):
+            model(x_T, t)
+
+    def ours() -> torch.Tensor:
+        return scheduler.sample(model, shape, "cpu", steps, x_T=x_T)
+
+    peers = {
+        name: make(model, scheduler, shape, steps)
+        for name, make in SAMPLERS.items()
+        if find_spec(name.replace("-", "_"))
+    }
+    difference = tdd.to_model_units(ours()) - peers["diffusers"](x_T)
+    functions: dict[str, Callable[[], Any]] = {BARE: bare, "sample()": ours}
+    functions |= {name: partial(f, x_T) for name, f in peers.items()}
+    return functions, float(difference.abs().max())
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    """Return one table per batch size."""
+    tables = []
+    for batch in args.batches:
+        functions, difference = candidates(batch, args.steps)
+        rows = compare(in_turn(functions, args.rounds), BARE)
+        note = f"Largest difference between `sample()` and diffusers: {difference:.1e}."
+        tables.append({"title": f"Batch {batch}, {args.steps} steps", "rows": rows, "note": note})
+    return tables
+
+
+OPTIONS = {"rounds": 60, "steps": 10, "batches": [1, 8]}
+
+if __name__ == "__main__":
+    main("sampling", __doc__ or "", measure, OPTIONS)

@@ -1,0 +1,128 @@
+"""Scaling: one process and two by torchrun, at the same global batch
+
+    python -m benchmarks.scaling [--batch_sizes 32 256] [--epochs 1]
+
+Each run is the trainer's own command line, one thread per process, gloo, on the first gestures of
+the data set. The losses of all steps are compared; eight GPUs are computed, not measured.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+
+import train_diffusion_ddim as tdd
+from benchmarks.measure import ROOT, Row, in_turn, main
+
+LINK_GB_S = 300.0  # one direction of NVLink 4 between two data-centre GPUs, from its data sheet
+
+
+def run_trainer(folder: Path, data: Path, processes: int, flags: list[str]) -> list[Row]:
+    """Train briefly on one or more processes; return the lines of metrics.jsonl."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launcher, "train_diffusion_ddim.py", "--data_dir", str(data), "--device", "cpu"]
+    command += ["--val_data_dir", "test_data_mini/val", "--log_interval", "1"]
+    command += ["--wandb_mode", "disabled", "--save_dir", str(folder), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def all_reduce_s(processes: int, numel: int, rounds: int) -> float:
+    """Return the median time that gloo takes to sum one float32 vector over local processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc_per_node={processes}", "-m", "benchmarks.scaling", "--worker"]
+        command += [str(numel), str(rounds), str(Path(folder) / "seconds")]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        return float((Path(folder) / "seconds").read_text())
+
+
+def worker(numel: int, rounds: int, path: str) -> None:
+    """Be one process of `all_reduce_s`; the first writes the median."""
+    torch.distributed.init_process_group("gloo")
+    vector = torch.ones(numel)
+    seconds = in_turn({"": lambda: torch.distributed.all_reduce(vector)}, rounds)[""]
+    if tdd.process_rank()[0] == 0:
+        Path(path).write_text(str(sorted(seconds)[rounds // 2]))
+    torch.distributed.destroy_process_group()
+
+
+def paper_table(parameters: int, gloo_s: float, step_s: float) -> Row:
+    """Return step times computed from a step's time on one device and the all-reduce's volume."""
+    rows: list[Row] = []
+    for devices in (1, 2, 4, 8):
+        moved = 2 * (devices - 1) / devices * parameters * 4  # bytes through each link, ring
+        row: Row = {"GPUs": devices, "MB over each link": moved / 1e6}
+        rows.append(row | {"ms of all-reduce": moved / LINK_GB_S / 1e6})
+    note = (
+        f"Computed, not measured: a ring at {LINK_GB_S:.0f} GB/s, without its latency of some "
+        f"10 us per call, which exceeds it. Gloo on this machine took {gloo_s * 1e3:.2f} ms for "
+        f"the {parameters:,} gradients of a step, {step_s * 1e3:.1f} ms the step. On "
+        "GPUs the step itself is bound by kernel launches until the batch is thousands."
+    )
+    return {"title": "Eight GPUs, on paper", "rows": rows, "note": note}
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    """Return the table of runs and the one on paper."""
+    x_train = tdd.DiffusionActionDataset(ROOT / args.data_dir).sequences[: args.num_sequences]
+    rows: list[Row] = []
+    seconds: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "data"
+        data.mkdir()
+        np.save(data / "batch_000000_actions.npy", x_train)
+        for batch_size in args.batch_sizes:
+            flags = ["--batch_size", str(batch_size), "--num_epochs", str(args.epochs)]
+            losses: dict[int, list[float]] = {}
+            for processes in args.processes:
+                folder = Path(name) / f"run_{batch_size}_{processes}"
+                started = time.perf_counter()
+                lines = run_trainer(folder, data, processes, flags)
+                wall_s = time.perf_counter() - started
+                losses[processes] = [r["train/loss"] for r in lines if "train/loss" in r]
+                epoch_s = min(r["train/epoch_s"] for r in lines if "train/epoch_s" in r)
+                seconds[processes] = epoch_s / (len(losses[processes]) / args.epochs)
+                gaps = zip(losses[1], losses[processes], strict=True)
+                row: Row = {"global batch": batch_size, "processes": processes}
+                row |= {"ms per step": 1000 * seconds[processes], "wall s": wall_s}
+                row |= {"times faster": seconds[1] / seconds[processes]}
+                row |= {"largest difference of losses": max(abs(a - b) for a, b in gaps)}
+                rows.append(row)
+    parameters = sum(p.numel() for p in tdd.build_model(tdd.TrainConfig()).parameters())
+    gloo_s = all_reduce_s(max(args.processes), parameters, 50)
+    return [
+        {"title": f"{args.epochs} epoch(s) of {len(x_train)} gestures", "rows": rows},
+        paper_table(parameters, gloo_s, seconds[max(args.processes)]),
+    ]
+
+
+OPTIONS: dict[str, Any] = {
+    "batch_sizes": [32, 256],
+    "processes": [1, 2],
+    "epochs": 1,
+    "num_sequences": 2560,
+}
+OPTIONS |= {"data_dir": "diffusion_test_data/train"}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    else:
+        main("scaling", __doc__ or "", measure, OPTIONS)

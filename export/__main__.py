@@ -1,0 +1,244 @@
+"""Export a trained denoiser with its schedule, and check that nothing is lost on the way.
+
+    python -m export --checkpoint runs/NAME --output_dir exported
+
+writes schedule.json, denoiser.pt2 (torch.export, any batch size), denoiser.onnx where onnxscript
+is installed, sampler.pt2 (all steps at batch 1 as one compiled program) where a C++ compiler is,
+and runtime.py, which samples from them without this project. Then it prints, for each, the
+largest difference to `DDIMScheduler.sample` and the time of one gesture on one thread.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import train_diffusion_ddim as tdd
+from export import runtime
+
+PARITY = 1e-4  # largest difference that is taken for rounding, data units
+
+
+class WholeSampler(nn.Module):
+    """All DDIM steps as one module, so that what depends on t alone becomes a constant."""
+
+    def __init__(self, model: nn.Module, scheduler: tdd.DDIMScheduler, steps: int) -> None:
+        super().__init__()
+        self.model, self.scheduler, self.steps = model, scheduler, steps
+
+    def forward(self, x_T: Tensor, *given: Tensor) -> Tensor:
+        """Map x_T (B, L, C), and known frames and mask if there are, to x_0, data units."""
+        known: dict[str, Any] = dict(zip(("known", "known_mask"), given, strict=False))
+        shape = tuple(x_T.shape)
+        return self.scheduler.sample(self.model, shape, "cpu", self.steps, x_T=x_T, **known)
+
+
+def describe_schedule(model: nn.Module, scheduler: tdd.DDIMScheduler, steps: int) -> dict[str, Any]:
+    """Return the content of schedule.json; its coefficients are read off the scheduler itself.
+
+    Both maps are linear before clipping, so their values at 1 and 0 are their coefficients.
+    """
+    one, zero = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
+    rows = []
+    for t, t_prev in scheduler.timestep_pairs(steps):
+        values = {
+            "a": scheduler.predict_x_0(one, zero, t, clip=False),
+            "b": scheduler.predict_x_0(zero, one, t, clip=False),
+            "c": scheduler.step(one, zero, t, t_prev),
+            "d": scheduler.step(zero, one, t, t_prev),
+        }
+        rows.append({"t": t, **{name: value.item() for name, value in values.items()}})
+    return {
+        "known_frames": tdd.takes_known_frames(model),
+        "clip_sample": scheduler.clip_sample,
+        "shape": ["B", getattr(model, "seq_len", tdd.SEQ_LEN), tdd.ACTION_DIM],
+        "steps": rows,
+    }
+
+
+def example_inputs(model: nn.Module, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Return x_T and, if the model takes them, known frames (B, L, C) and a mask (B, L)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, getattr(model, "seq_len", tdd.SEQ_LEN), tdd.ACTION_DIM)
+    x_T = torch.randn(shape, generator=generator)
+    if not tdd.takes_known_frames(model):
+        return (x_T,)
+    known = torch.rand(shape, generator=generator)
+    return x_T, known, torch.rand(shape[:2], generator=generator) < 0.02
+
+
+def plain_operators() -> dict[Any, Callable[..., Any]]:
+    """Return what the ONNX exporter lacks, written in operators that it has."""
+    aten = torch.ops.aten
+
+    def median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+        values, indices = torch.sort(x, dim=dim)
+        middle = (x.shape[dim] - 1) // 2
+        return values.select(dim, middle), indices.select(dim, middle)
+
+    def running(reduce: Callable[..., Tensor], worst: int) -> Callable[..., Any]:
+        def scan(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+            later = torch.ones(x.shape[dim], x.shape[dim], dtype=torch.bool).triu(1)
+            return reduce(torch.where(later, worst, x[:, None, :]), dim=-1), torch.zeros_like(x)
+
+        return scan
+
+    def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
+        return torch.cat([t.to(torch.float32).unsqueeze(dim) for t in tensors], dim=dim)
+
+    far = 10**6  # beyond any frame
+    return {
+        aten.median.dim: median,
+        aten.cummax.default: running(torch.amax, -far),
+        aten.cummin.default: running(torch.amin, far),
+        aten.stack.default: stack,
+    }
+
+
+def write_denoiser(model: nn.Module, folder: Path) -> None:
+    """Write denoiser.pt2 and, where onnxscript is installed, denoiser.onnx."""
+    x_t, *given = example_inputs(model, 2)
+    inputs = (x_t, torch.tensor([1, 0]), *given)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(model, inputs, dynamic_shapes=({0: batch},) * len(inputs))
+    torch.export.save(program, folder / runtime.FILES["torch"])
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        tdd.say("note: no denoiser.onnx; pip install onnx onnxscript brings it")
+        return
+    names = ("x_t", "t", "known", "known_mask")[: len(inputs)]
+    plain = program.run_decompositions(plain_operators())
+    try:
+        onnx: Any = torch.onnx.export(
+            plain, input_names=names, output_names=["output"], dynamo=True, verbose=False
+        )
+        onnx.save(folder / runtime.FILES["onnx"])
+    except torch.onnx.OnnxExporterError as e:
+        tdd.say(f"note: no denoiser.onnx; torch cannot translate it ({str(e).splitlines()[0]})")
+
+
+def write_sampler(model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, steps: int) -> None:
+    """Write sampler.pt2 where a C++ compiler is; takes a minute."""
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        tdd.say("note: no sampler.pt2; it needs a C++ compiler")
+        return
+    whole = WholeSampler(model, scheduler, steps).eval()
+    program = torch.export.export(whole, example_inputs(model, 1))
+    torch._inductor.aoti_compile_and_package(
+        program,
+        package_path=str(folder / runtime.FILES["compiled"]),
+        inductor_configs={"freezing": True},
+    )
+
+
+def export(
+    model: nn.Module,
+    scheduler: tdd.DDIMScheduler,
+    folder: Path,
+    steps: int,
+    *,
+    compiled: bool = True,
+) -> None:
+    """Write all files of a denoiser, on the CPU and in eval mode, into a new folder."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as e:
+        raise tdd.UserError(f"cannot make --output_dir {folder} ({e}); choose another") from None
+    text = json.dumps(describe_schedule(model, scheduler, steps), indent=1)
+    (folder / "schedule.json").write_text(text + "\n", "utf-8")
+    shutil.copy(runtime.__file__, folder / "runtime.py")
+    write_denoiser(model, folder)
+    if compiled:
+        write_sampler(model, scheduler, folder, steps)
+
+
+def check_parity(
+    model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, steps: int
+) -> dict[str, float]:
+    """Return each engine's largest difference to `sample`, with and without known frames."""
+    whole, found = WholeSampler(model, scheduler, steps).eval(), {}
+    for engine, name in runtime.FILES.items():
+        if not (folder / name).exists():
+            continue
+        try:
+            sampler = runtime.Sampler(folder, engine)
+        except ImportError:
+            continue  # no onnxruntime
+        differences = []
+        for seed in range(4):
+            inputs = example_inputs(model, 1, seed)
+            for arguments in (inputs, inputs[:1]):
+                theirs = sampler(*(a.numpy() for a in arguments))
+                differences.append(np.abs(theirs - whole(*arguments).numpy()).max())
+        found[engine] = float(max(differences))
+    return found
+
+
+def milliseconds(function: Callable[[], Any], calls: int = 30) -> float:
+    """Return the median time of a call."""
+    seconds = []
+    for _ in range(calls + 3):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return 1000 * sorted(seconds[3:])[calls // 2]
+
+
+def report(
+    model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, steps: int
+) -> dict[str, float]:
+    """Print parity and time of every engine; return the differences."""
+    torch.set_num_threads(1)
+    inputs = example_inputs(model, 1)
+    whole = WholeSampler(model, scheduler, steps).eval()
+    tdd.say(f"one gesture, {steps} steps, one thread:")
+    tdd.say(f"  {'sample()':10} {milliseconds(lambda: whole(*inputs)):7.2f} ms")
+    differences = check_parity(model, scheduler, folder, steps)
+    for engine, difference in differences.items():
+        sampler, arrays = runtime.Sampler(folder, engine), [a.numpy() for a in inputs]
+        ms = milliseconds(lambda s=sampler, a=arrays: s(*a))  # type: ignore[misc]
+        tdd.say(f"  {engine:10} {ms:7.2f} ms, largest difference {difference:.1e}")
+    return differences
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0 done, 1 an export that differs, 2 the user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", required=True, help="checkpoint or run folder")
+    parser.add_argument("--output_dir", required=True, help="a new folder")
+    parser.add_argument("--num_inference_steps", type=int, help="default: those of the run")
+    parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args(argv)
+    try:
+        model, scheduler, config = tdd.load_model(args.checkpoint)
+        steps = args.num_inference_steps or config.num_inference_steps
+        if config.sampler != "ddim" or config.eta:
+            tdd.say("note: the exported loop is DDIM with eta 0, not the run's own sampler")
+        folder = Path(args.output_dir)
+        export(model, scheduler, folder, steps, compiled=args.compiled)
+    except tdd.UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    differences = report(model, scheduler, folder, steps)
+    if max(differences.values()) > PARITY:
+        print(f"error: an export differs by more than {PARITY}", file=sys.stderr)
+        return 1
+    tdd.say(f"files in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

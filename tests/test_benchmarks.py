@@ -1,0 +1,101 @@
+"""Every benchmark runs to its table, on sizes too small to measure anything.
+
+Why: a benchmark that broke months ago is noticed when its number is needed. The arithmetic of the
+tables is checked on made-up times.
+
+    python -m pytest tests/test_benchmarks.py
+"""
+
+import importlib
+import json
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import cost_curves, measure, report, roofline
+
+MINI = ["--data_dir", "test_data_mini"]
+TINY = {
+    "training": [
+        "--batch_size",
+        "2",
+        "--d_model",
+        "8",
+        "--num_layers",
+        "1",
+        "--calls",
+        "1",
+        "--variants",
+        "0",
+        *MINI,
+    ],
+    "keyframes": ["--limit_s", "0.01", "--every", "1", "--val_sequences", "2", *MINI],
+    "sampling": ["--steps", "2", "--batches", "1"],
+    "latency": ["--steps", "2", "--step_counts", "1", "--compiled", "0", "--num_layers", "1"],
+    "roofline": ["--copy_mb", "1"],
+    "cost_curves": [
+        *("--seq_lens", "20", "40", "--widths", "8", "16", "--batch_sizes", "2", "4"),
+        *("--set_sizes", "10", "20", "--step_counts", "1", "2", "--batches", "1", "2"),
+    ],
+    "startup": [],
+    "scaling": ["--processes", "1", "--batch_sizes", "8", "--data_dir", "test_data_mini/train"],
+    "loading": ["--sizes", "25", "--per_file", "10", "--data_dir", "test_data_mini/train"],
+}
+
+
+@pytest.mark.parametrize("name", report.ORDER)
+def test_benchmark_runs(name, tmp_path, capsys):
+    module = importlib.import_module(f"benchmarks.{name}")
+    flags = [*TINY[name], "--threads", "1", "--output_dir", str(tmp_path)]
+    flags += ["--rounds", "1"] if "rounds" in module.OPTIONS else []
+    flags += ["--workers", "0"] if "workers" in module.OPTIONS else []
+    measure.main(name, module.__doc__, module.measure, module.OPTIONS, flags)
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["commit"] and result["versions"]["torch"] and result["processor"]
+    for table in result["tables"]:
+        assert table["rows"] and all(row.keys() == table["rows"][0].keys() for row in table["rows"])
+    assert f"## {result['title']}" in capsys.readouterr().out
+    report.main(tmp_path, tmp_path / "BENCHMARKS.md")
+    assert result["tables"][0]["title"] in (tmp_path / "BENCHMARKS.md").read_text("utf-8")
+
+
+def test_ratios_are_formed_within_a_round():
+    seconds = {"ours": [1.0, 10.0, 1.0], "theirs": [2.0, 20.0, 4.0]}  # the second was disturbed
+    ours, theirs = measure.compare(seconds, "ours")
+    assert ours["ratio"] == 1 and theirs["ratio"] == 2 and theirs["ms max"] == 20000
+    assert measure.compare(seconds, "theirs", faster=True)[0]["times faster"] == 2
+
+
+def test_turns_are_taken_in_turn():
+    calls = []
+    names = {name: lambda n=name: calls.append(n) for name in "ab"}
+    seconds = measure.in_turn(names, rounds=2, warm_up=1)
+    assert calls == list("ababab") and [len(v) for v in seconds.values()] == [2, 2]
+
+
+def test_slope_of_a_power_law():
+    sizes = [1, 2, 4, 8]
+    assert math.isclose(measure.log_log_slope(sizes, [3 * s**1.5 for s in sizes]), 1.5)
+
+
+def test_work_of_a_linear_layer_and_of_attention():
+    layer, x = torch.nn.Linear(8, 16, bias=False), torch.randn(4, 8)
+    flops, moved = roofline.work(lambda: layer(x))
+    assert flops == 2 * 4 * 8 * 16 and moved == 4 * (4 * 8 + 8 * 16 + 4 * 16)
+    q = torch.randn(2, 3, 10, 4)  # (B, heads, L, D): two products of 2·L·L·D each
+    flops, _ = roofline.work(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    assert flops == 2 * 3 * 2 * (2 * 10 * 10 * 4)
+
+
+def test_kept_bytes_counts_each_storage_once():
+    x = torch.randn(5, requires_grad=True)
+    assert cost_curves.kept_bytes(lambda: (x * x, x * x)) == 20
+
+
+def test_the_document_is_what_the_results_say(tmp_path):
+    report.main(output=tmp_path / "BENCHMARKS.md")
+    committed = (ROOT / "docs" / "BENCHMARKS.md").read_text("utf-8")
+    assert (tmp_path / "BENCHMARKS.md").read_text("utf-8") == committed
