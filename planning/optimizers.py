@@ -96,9 +96,14 @@ class Objective:
         return gradient
 
     def guidance(self, actions: Tensor) -> Tensor:
-        """Return costs to be differentiated by a sampler, (I*K, L, 3) → (I*K,); three each."""
+        """Return costs to be differentiated by a sampler, (I*K, L, 3) → (I*K,); three each.
+
+        The backward pass happens elsewhere: its time is taken to be twice that of the forward.
+        """
+        began = time.perf_counter()
         batch = actions.unflatten(0, (self.num, -1))
         costs = self.cost_fn(batch)
+        self.world_seconds += (FORWARD + BACKWARD) * (time.perf_counter() - began)
         self._record(batch.detach(), costs.detach(), FORWARD + BACKWARD)
         return costs.flatten()
 
