@@ -48,8 +48,8 @@ class Size:
 
     instances: int = 200
     seeds: int = 3
-    tuning: int = 50
-    bank: int = 16384
+    tuning: int = 25
+    bank: int = 8192
     long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)
     extra: int = 200  # instances of the stages temperature and surrogate
     timed: int = 5  # plans that are timed
@@ -249,10 +249,7 @@ def row_key(row: Row) -> tuple[Any, ...]:
 
 
 def time_methods(
-    methods: Mapping[str, Method],
-    settings: Mapping[str, dict[str, Any]],
-    repeats: int,
-    path: Path,
+    methods: Mapping[str, Method], settings: Mapping[str, dict[str, Any]], repeats: int, path: Path
 ) -> None:
     """Time single plans on this thread: the median over `repeats` of seconds, in all and sampler.
 

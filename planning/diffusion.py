@@ -116,7 +116,7 @@ def diffusion_es(
     *,
     sigma: float = 0.4,
     elites: int = 5,
-    steps: int = 3,
+    steps: int = 2,
 ) -> None:
     """Evolve gestures whose mutations are partial noising and denoising (arXiv:2402.06559).
 

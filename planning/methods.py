@@ -48,7 +48,7 @@ STEPS = grid("lr", 0.01, 0.03, 0.1, 0.3)
 def cost_methods() -> dict[str, Method]:
     """Return the methods that learn nothing."""
     return {
-        "shoot_noise": Method("shooting, white noise", COST, partial(opt.shoot, draw=opt.draw_noise)),
+        "shoot_noise": Method("shooting, noise", COST, partial(opt.shoot, draw=opt.draw_noise)),
         "shoot_true": Method("shooting, true generator", COST, opt.shoot),
         "adam_zeros": Method("Adam raw, 10 steps from zeros", COST, opt.adam_zeros, STEPS),
         "adam_raw": Method("Adam raw, one start", COST, opt.adam_raw, STEPS),

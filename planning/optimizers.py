@@ -8,7 +8,6 @@ every moment. It plans for I instances at once: candidates are (I, K, L, 3), cos
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,12 +21,6 @@ Draw = Callable[[int, int, np.random.Generator], Tensor]  # I, K, rng → (I, K,
 FORWARD, BACKWARD = 1, 2  # evaluations that they count
 CHUNK = 512  # candidates at a time: their intermediate values stay near the processor
 ROUND = 50  # candidates that a method without rounds of its own draws at a time
-
-
-class Planner(Protocol):
-    """What every method is."""
-
-    def __call__(self, objective: "Objective", rng: np.random.Generator) -> None: ...
 
 
 class Objective:
@@ -316,10 +309,7 @@ def cem_ramp(
 
 
 def mppi(
-    objective: Objective,
-    rng: np.random.Generator,
-    std: float = 0.1,
-    temperature: float = 1e-3,
+    objective: Objective, rng: np.random.Generator, std: float = 0.1, temperature: float = 1e-3
 ) -> None:
     """MPPI: weigh actions with smooth noise by exp(-cost/temperature), five rounds.
 
@@ -335,10 +325,7 @@ def mppi(
 
 
 def annealed(
-    objective: Objective,
-    rng: np.random.Generator,
-    lowest: float = 0.05,
-    temperature: float = 1e-3,
+    objective: Objective, rng: np.random.Generator, lowest: float = 0.05, temperature: float = 1e-3
 ) -> None:
     """Model-based diffusion without data: weighted means under falling noise, from noise.
 

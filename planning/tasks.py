@@ -158,10 +158,10 @@ def make_instances(task: str, num: int, seed: int) -> Instances:
     if task == "decoy":
         link[:, 1:3] = 0  # the two buttons that every decoy scene has
     value = torch.zeros(num, NUM_WIDGETS)
-    value[kind == TOGGLE] = torch.from_numpy(rng.integers(0, 2, int((kind == TOGGLE).sum()))).float()
-    scenes = Scenes(
-        kind, gather("pos"), gather("half"), gather("low"), gather("high"), value, link
-    )
+    value[kind == TOGGLE] = torch.from_numpy(
+        rng.integers(0, 2, int((kind == TOGGLE).sum()))
+    ).float()
+    scenes = Scenes(kind, gather("pos"), gather("half"), gather("low"), gather("high"), value, link)
     pos, value = scenes.pos.clone(), scenes.value.clone()
     pos[:, 0] = torch.tensor(np.array([g[0] for g in goals])).float()
     value[:, 0] = torch.tensor([g[1] for g in goals])
