@@ -939,9 +939,8 @@ class MinimalDiffusionTransformer(nn.Module):
                 nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model)
             )
         if context_dim:
-            self.context_mlp = nn.Sequential(
-                nn.Linear(context_dim, 4 * d_model), nn.SiLU(), nn.Linear(4 * d_model, d_model)
-            )
+            last = zero_init(nn.Linear(4 * d_model, d_model))  # at first, a goal changes nothing
+            self.context_mlp = nn.Sequential(nn.Linear(context_dim, 4 * d_model), nn.SiLU(), last)
 
     def forward(
         self,

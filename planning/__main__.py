@@ -9,6 +9,7 @@ into --output_dir, and with --document the tables and figures of docs/PLANNING.m
 
 import argparse
 import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 
 from evaluation.report import describe_machine, describe_run
 from planning import benchmark as bench
-from planning import surrogate
+from planning import document, surrogate
 from planning.diffusion import DiffusionPrior
-from planning.methods import Method, cost_methods, prior_methods
+from planning.goals import load_policy
+from planning.methods import Method, cost_methods, goal_methods, prior_methods
 from planning.world import World
 from train_diffusion_ddim import OneLineParser, UserError, newest_checkpoint, say
 
@@ -38,6 +40,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", metavar="PATH", help="denoiser; default: the newest run under runs/")
+    add("--goals", metavar="DIR", help="what python -m planning.goals left; default: runs/goals")
     add("--output_dir", metavar="DIR", help="default: planning/results, or runs/planning_quick")
     add("--quick", action="store_true", help="10 instances, one seed, no tuning; under 2 minutes")
     add("--only", nargs="+", metavar="METHOD", help="run these methods only")
@@ -72,7 +75,7 @@ def claim_folder(folder: Path, checkpoint: Path, replace: bool) -> None:
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     mark = folder / "checkpoint.json"
     rows_path = folder / "results.jsonl"
-    if mark.exists() and bench.json.loads(mark.read_text())["sha256"] != digest:
+    if mark.exists() and json.loads(mark.read_text())["sha256"] != digest:
         if not replace:
             raise UserError(
                 f"{folder} holds results of another checkpoint; add --replace to drop them, or "
@@ -80,9 +83,9 @@ def claim_folder(folder: Path, checkpoint: Path, replace: bool) -> None:
             )
         free = cost_methods()
         kept = [row for row in bench.read_rows(rows_path) if row["method"] in free]
-        rows_path.write_text("".join(bench.json.dumps(row) + "\n" for row in kept), "utf-8")
+        rows_path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
         for name in ("tuning.json", "timing.json"):
-            content = bench.json.loads((folder / name).read_text())
+            content = json.loads((folder / name).read_text())
             bench.write_json(folder / name, {k: v for k, v in content.items() if k in free})
         for old in (folder / "cache").glob("*"):
             old.unlink()
@@ -119,7 +122,15 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     cache.mkdir(exist_ok=True)
     prior = load_prior(checkpoint, size.bank, cache)
     methods = cost_methods() | prior_methods(prior)
+    goals_folder = Path(args.goals or "runs/goals")
+    if args.goals or (goals_folder / "seconds.json").exists():
+        methods |= goal_methods(load_policy(goals_folder))
+    else:
+        say(f"note: no goal-trained methods: nothing in {goals_folder}; see planning.goals --help")
     if args.only:
+        unknown = sorted(set(args.only) - set(methods))
+        if unknown:
+            raise UserError(f"--only knows {', '.join(methods)}; got {', '.join(unknown)}")
         methods = {name: methods[name] for name in args.only}
     settings = settings_of(folder, methods, size)
     jobs = bench.plan_jobs(methods, size)
@@ -132,6 +143,9 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     about = describe_run(argv) | {"machine": describe_machine(torch.device("cpu"))}
     about |= {"checkpoint": checkpoint.name, "command": " ".join(["python -m planning", *argv])}
     bench.write_json(folder / "about.json", about)
+    say(document.summary(folder, methods))
+    if args.document:
+        document.write(folder, methods)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 A result is one line of results.jsonl per (stage, method, task, seed): written as it comes, so an
 interrupted run goes on where it stopped. Stages:
 
-    main         every method, 250 evaluations, 200 instances per seed
+    main         every method, 250 evaluations, 50 instances per seed
     long         some methods, 1,000 and 8,000 evaluations, fewer instances
     temperature  some methods, at other reaches of the gradient
     surrogate    some methods, with the learned world model in place of the soft one
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from evaluation.bayes import DEFAULT_PRIOR
 from evaluation.distribution import validity
-from planning.methods import Method
+from planning.goals import context_of
+from planning.methods import GOAL, Method
 from planning.optimizers import Objective, model_cost
 from planning.tasks import TASKS, Instances, is_solved, make_instances
 from planning.world import World, energy, hard_world, observe, soft_world
@@ -46,12 +47,12 @@ Row = dict[str, Any]
 class Size:
     """How much of the benchmark to run."""
 
-    instances: int = 200
-    seeds: int = 3
-    tuning: int = 25
+    instances: int = 50  # per seed
+    seeds: int = 12
+    tuning: int = 10
     bank: int = 8192
     long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)
-    extra: int = 200  # instances of the stages temperature and surrogate
+    extra: int = 100  # instances of the stages temperature and surrogate
     timed: int = 5  # plans that are timed
 
 
@@ -111,7 +112,7 @@ def run_job(job: Job, method: Method, settings: dict[str, Any], model: World) ->
     milestones = [m for m in LONG_MILESTONES if m <= job.budget]
     objective = Objective(model_cost(instances, model), job.instances, job.budget, milestones)
     began = time.perf_counter()
-    method.run(objective, rng_for(*job.key), **settings)
+    method.run(objective, rng_for(*job.key), **settings, **goal_of(method, instances))
     objective.finish()
     row: Row = {
         "stage": job.stage,
@@ -126,6 +127,11 @@ def run_job(job: Job, method: Method, settings: dict[str, Any], model: World) ->
         "batch_s": round(time.perf_counter() - began, 3),
     }
     return row | judge_answers(instances, objective)
+
+
+def goal_of(method: Method, instances: Instances) -> dict[str, Tensor]:
+    """Return what a goal-trained method is told beside the account."""
+    return {"context": context_of(instances)} if method.group == GOAL else {}
 
 
 def judge_answers(instances: Instances, objective: Objective) -> Row:
@@ -184,7 +190,8 @@ def tune(methods: Mapping[str, Method], size: Size, path: Path) -> dict[str, dic
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     missing = [n for n, m in methods.items() if n not in found and size.tuning]
     for name in progress(missing, "tuning"):
-        method, rows = methods[name], []
+        method = methods[name]
+        rows: list[Row] = []
         for settings in method.trials if len(method.trials) > 1 else ():
             jobs = [Job("tuning", name, t, TUNING_SEED, size.tuning) for t in TASKS]
             done = [run_job(job, method, settings, soft_world) for job in jobs]
@@ -272,7 +279,7 @@ def _timed(
     for i in range(repeats):
         objective = Objective(model_cost(instances), 1, BUDGET, MILESTONES)
         began = time.perf_counter()
-        method.run(objective, rng_for("timing", i), **settings)
+        method.run(objective, rng_for("timing", i), **settings, **goal_of(method, instances))
         total = time.perf_counter() - began
         objective.finish()
         at = {str(m): min(kept[2], total) for m, kept in objective.kept.items()}

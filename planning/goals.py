@@ -69,7 +69,7 @@ def hindsight_pairs(num: int, seed: int) -> tuple[Tensor, Tensor]:
     contexts: list[Tensor] = []
     gestures: list[Tensor] = []
     while sum(map(len, gestures)) < num:
-        scenes, actions, after = draw_transitions(4 * CHUNK, seed + 17 * len(gestures), scenes=1200)
+        scenes, actions, after = draw_transitions(20 * CHUNK, seed + len(gestures), scenes=2400)
         moved = torch.linalg.vector_norm(after.pos - scenes.pos, dim=-1) > UNCHANGED
         moved |= (after.value - scenes.value).abs() > UNCHANGED
         rows = moved.any(dim=1).nonzero()[:, 0]
@@ -138,8 +138,6 @@ def train_denoiser(
     torch.manual_seed(config.seed)
     model = MinimalDiffusionTransformer(**{**plain.options, "context_dim": CONTEXT_DIM})
     model.load_state_dict(plain.state_dict(), strict=False)
-    nn.init.zeros_(model.context_mlp[-1].weight)
-    nn.init.zeros_(model.context_mlp[-1].bias)
     train_loop(model, scheduler, gestures, gestures[:64], config, context=context)
 
 
@@ -253,7 +251,7 @@ def train_all(checkpoint: Path, folder: Path, pairs: int, epochs: int, steps: in
     seconds["denoiser"] = time.perf_counter() - start
     np.save(folder / "context.npy", context.half().numpy())
     np.save(folder / "gestures.npy", gestures.half().numpy())
-    torch.save(seconds, folder / "seconds.pt")
+    (folder / "seconds.json").write_text(json.dumps(seconds), "utf-8")
     say(f"seconds: { {k: round(v) for k, v in seconds.items()} }")
 
 
@@ -263,7 +261,7 @@ def load_policy(folder: Path) -> GoalPolicy:
     Raises:
         UserError: it is not there.
     """
-    if not (folder / "seconds.pt").exists():
+    if not (folder / "seconds.json").exists():
         raise UserError(
             f"no goal-trained models in {folder}; train them: "
             f"python -m planning.goals --checkpoint runs/RUN --output_dir {folder}"

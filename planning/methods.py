@@ -12,6 +12,7 @@ from typing import Any
 
 from planning import optimizers as opt
 from planning.diffusion import DiffusionPrior, diffusion_es, guided
+from planning.goals import GoalPolicy, cfg_ddim, nearest_goal, regress_ends, regress_gesture
 
 COST, PRIOR, GOAL = "cost only", "learned prior", "goal trained"
 
@@ -23,16 +24,16 @@ class Method:
     Attributes:
         label: its name in tables and figures.
         group: COST, PRIOR or GOAL.
-        run: `run(objective, rng, **settings)`.
+        run: `run(objective, rng, **settings)`; goal-trained ones also take `context`.
         trials: the settings that are tried on the tuning instances; at most four each.
-        seeds: repetitions on new instances; fewer where a sampler is too dear for one core.
+        seeds: of 50 instances each; fewer where a sampler is too dear for one core.
     """
 
     label: str
     group: str
     run: Callable[..., None]
     trials: tuple[dict[str, Any], ...] = ({},)
-    seeds: int = 3
+    seeds: int = 12
 
 
 def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
@@ -82,20 +83,39 @@ def prior_methods(prior: DiffusionPrior) -> dict[str, Method]:
         "ddim_adam": Method("DDIM + Adam 6-D", PRIOR, partial(refine, draw=draw), REFINE),
         "ddim_cem": Method("DDIM + CEM 6-D", PRIOR, partial(local, draw=draw), LOCAL_CEM),
         "ddim_guided": Method(
-            "DDIM, guided", PRIOR, partial(guided, prior=prior), grid("scale", *scales), seeds=1
+            "DDIM, guided", PRIOR, partial(guided, prior=prior), grid("scale", *scales), seeds=4
         ),
         "ddim_guided_smooth": Method(
             "DDIM, guided, smoothed",
             PRIOR,
             partial(guided, prior=prior, smoothing=0.05),
             grid("scale", *scales),
-            seeds=1,
+            seeds=4,
         ),
         "diffusion_es": Method(
             "Diffusion-ES",
             PRIOR,
             partial(diffusion_es, prior=prior),
             grid("sigma", 0.1, 0.2, 0.4, 0.8),
-            seeds=1,
+            seeds=4,
         ),
+    }
+
+
+def goal_methods(policy: GoalPolicy) -> dict[str, Method]:
+    """Return the methods that were trained on goals."""
+    cfg, ends = partial(cfg_ddim, policy=policy), partial(regress_ends, policy=policy)
+    return {
+        "cfg_ddim": Method("DDIM given the goal", GOAL, cfg, grid("scale", 1.0, 1.5, 2.0, 3.0), 4),
+        "cfg_ddim_adam": Method(
+            "DDIM given the goal + Adam 6-D", GOAL, partial(cfg, refine=True), STEPS, 4
+        ),
+        "regress_gesture": Method(
+            "regression to the gesture", GOAL, partial(regress_gesture, policy=policy)
+        ),
+        "regress_ends": Method("regression to 6 parameters", GOAL, ends),
+        "regress_ends_adam": Method(
+            "regression to 6 parameters + Adam 6-D", GOAL, partial(ends, refine=True), STEPS
+        ),
+        "nearest_goal": Method("nearest goal", GOAL, partial(nearest_goal, policy=policy)),
     }

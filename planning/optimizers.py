@@ -55,19 +55,20 @@ class Objective:
         self.kept: dict[int, tuple[Tensor, Tensor, float]] = {}
         self._pending = sorted(milestones)
         self._start = time.perf_counter()
-        self._deadline = self._start + seconds
+        self._deadline, self._longest = self._start + seconds, 0.0
 
     @property
     def left(self) -> int:
-        """Evaluations left per instance; 0 when the time is over."""
-        return 0 if time.perf_counter() > self._deadline else self.budget - self.used
+        """Evaluations left per instance; 0 when one more call would not end in time."""
+        late = time.perf_counter() + self._longest > self._deadline
+        return 0 if late else self.budget - self.used
 
     def __call__(self, actions: Tensor) -> Tensor:
         """Return the costs of candidates, (I, K, L, 3) → (I, K), at one evaluation each."""
         began = time.perf_counter()
         with torch.no_grad():
             costs = self.cost_fn(actions)
-        self.world_seconds += time.perf_counter() - began
+        self._account(time.perf_counter() - began)
         self._record(actions, costs, FORWARD)
         return costs
 
@@ -84,7 +85,7 @@ class Objective:
             actions = z if decode is None else decode(z)
             costs = self.cost_fn(actions)
             (gradient,) = torch.autograd.grad(costs.sum(), z)
-        self.world_seconds += time.perf_counter() - began
+        self._account(time.perf_counter() - began)
         self._record(actions.detach(), costs.detach(), FORWARD + BACKWARD)
         return gradient
 
@@ -96,9 +97,13 @@ class Objective:
         began = time.perf_counter()
         batch = actions.unflatten(0, (self.num, -1))
         costs = self.cost_fn(batch)
-        self.world_seconds += (FORWARD + BACKWARD) * (time.perf_counter() - began)
+        self._account((FORWARD + BACKWARD) * (time.perf_counter() - began))
         self._record(batch.detach(), costs.detach(), FORWARD + BACKWARD)
         return costs.flatten()
+
+    def _account(self, seconds: float) -> None:
+        self.world_seconds += seconds
+        self._longest = max(self._longest, seconds)
 
     def finish(self) -> None:
         """Keep the best so far for the milestones that were not reached."""
