@@ -8,6 +8,7 @@ trained one, with the goal as its context; a regression to the gesture; a regres
 parameters, at a fixed time; and a look-up of the nearest goal. All read the same context.
 """
 
+import json
 import sys
 import time
 from dataclasses import dataclass, replace
