@@ -130,6 +130,7 @@ class TrainConfig:
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     noise_units: bool = flag(True, "let the denoiser also read x, y in units of the noise")
     gates: bool = flag(True, "predict by P(press) and P(x moves), P(y moves); needs x0")
+    context_dim: int = flag(0, "width of the goal vectors in *_context.npy; 0 = none", low=0)
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
     beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
@@ -140,6 +141,7 @@ class TrainConfig:
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
     gate_weight: float = flag(2.0, "weight of the gates' cross-entropy", low=0)
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
+    context_dropout: float = flag(0.1, "share of a batch that sees no goal", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
@@ -188,6 +190,8 @@ class TrainConfig:
                 f"got {self.num_inference_steps}"
             )
         check_sampler(self.sampler, self.eta, "--")
+        if self.context_dim and self.symmetries:
+            raise UserError("--context_dim needs --no-symmetries: a mirrored gesture has no goal")
         if self.gates and self.prediction_type != "x0":
             raise UserError(
                 f"--gates needs --prediction_type x0, got {self.prediction_type}; add --no-gates"
@@ -318,6 +322,19 @@ class DiffusionActionDataset(Dataset):
 
     def __getitem__(self, idx: int) -> Tensor:
         return torch.from_numpy(self.sequences[idx])
+
+
+def read_context(data_dir: str | Path, num: int, context_dim: int) -> Tensor:
+    """Read the goal vectors beside `num` gestures, all `*_context.npy`; (num, context_dim)."""
+    paths = sorted(Path(data_dir).glob("*_context.npy"))
+    parts = [np.load(path, allow_pickle=False) for path in paths]
+    shapes = [part.shape for part in parts]
+    if not parts or any(s[1:] != (context_dim,) for s in shapes) or sum(map(len, parts)) != num:
+        raise UserError(
+            f"{data_dir} must hold *_context.npy with {num} rows of --context_dim {context_dim}, "
+            f"one per gesture, got {shapes}"
+        )
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
 
 
 def draw_symmetry(x_0: Tensor) -> Tensor:
@@ -589,6 +606,8 @@ class DDIMScheduler(nn.Module):
         sampler: str = "ddim",
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_scale: float = 1.0,
         x_T: Tensor | None = None,
         start_t: int | None = None,
         generator: torch.Generator | None = None,
@@ -610,6 +629,9 @@ class DDIMScheduler(nn.Module):
                 deterministic steps.
             known: (B, L, C), data units; read only where the mask is set.
             known_mask: (B, L) bool; these frames are given and come back unchanged.
+            context: goals, (B, context_dim), for a model that was trained with them.
+            context_scale: w of classifier-free guidance, (1 - w)·output(no goal) + w·output(goal)
+                (arXiv:2207.12598); 1 = the goal as it is, at half the cost.
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
             start_t: the index to start from; None = the noisiest of the spacing.
             generator: CPU source of x_T and of z, so that the device does not change the draw.
@@ -626,11 +648,16 @@ class DDIMScheduler(nn.Module):
         given: tuple[Tensor, ...] = ()
         if known is not None and known_mask is not None:
             given = (to_model_units(known.to(x_t)), known_mask.to(device))
+        goal = {} if context is None else {"context": context.to(device)}
         ts = torch.tensor([t for t, _ in pairs], device=device)
         last: tuple[Tensor, int] | None = None  # x_0_pred of the step before, and its t
         with eval_mode(model):
             for i, (t, t_prev) in enumerate(pairs):
-                x_0_pred = self.predict_x_0(model(x_t, ts[i].expand(len(x_t)), *given), x_t, t)
+                now = (x_t, ts[i].expand(len(x_t)), *given)
+                output = model(*now, **goal)
+                if goal and context_scale != 1:
+                    output = torch.lerp(model(*now), output, context_scale)
+                x_0_pred = self.predict_x_0(output, x_t, t)
                 if cost_fn is not None:
                     x_0_pred = self._descend(x_0_pred, cost_fn, guidance_scale)
                 if given:
@@ -894,6 +921,7 @@ class MinimalDiffusionTransformer(nn.Module):
             likewise y. Trained to tell these cases apart too (`gate_loss`), it learns what squared
             error hardly teaches: that a slope within the noise is none.
         known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
+        context_dim: width of a goal vector that joins the embedding of t; 0 = no goals.
 
     Raises:
         UserError: nhead does not divide d_model, or patch_size seq_len.
@@ -920,6 +948,7 @@ class MinimalDiffusionTransformer(nn.Module):
         beta_schedule: str = "linear",
         gates: bool = False,
         known_frames: bool = False,
+        context_dim: int = 0,
     ) -> None:
         super().__init__()
         self.options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -929,6 +958,7 @@ class MinimalDiffusionTransformer(nn.Module):
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.known_frames = adaln, known_frames
         self.token_overlap, self.noise_units, self.gates = token_overlap, noise_units, gates
+        self.context_dim = context_dim
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
         if noise_units:
@@ -954,6 +984,9 @@ class MinimalDiffusionTransformer(nn.Module):
             self.timestep_mlp = nn.Sequential(
                 nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model)
             )
+        if context_dim:
+            last = zero_init(nn.Linear(4 * d_model, d_model))  # at first, a goal changes nothing
+            self.context_mlp = nn.Sequential(nn.Linear(context_dim, 4 * d_model), nn.SiLU(), last)
 
     def forward(
         self,
@@ -961,6 +994,7 @@ class MinimalDiffusionTransformer(nn.Module):
         t: Tensor,
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
+        context: Tensor | None = None,
         *,
         return_gates: bool = False,
     ) -> Any:
@@ -971,6 +1005,7 @@ class MinimalDiffusionTransformer(nn.Module):
             t: diffusion index, (B,) int64 in [0, T).
             known: (B, L, C), model units; read only where the mask is set.
             known_mask: (B, L) bool; None = nothing is known.
+            context: (B, context_dim); None, or a row of zeros, = no goal.
             return_gates: also return the logits of P(moves) of each axis and of P(press).
 
         Returns: (B, L, C); with `return_gates` a tuple of it and the logits, (B, L, C).
@@ -994,7 +1029,13 @@ class MinimalDiffusionTransformer(nn.Module):
         t_emb = self.timestep_embedding(t)  # (B, D)
         if self.adaln:
             t_emb = self.timestep_mlp(t_emb)
-        else:
+        if context is not None:
+            if context.shape != (B, self.context_dim):
+                raise UserError(
+                    f"context must be {[B, self.context_dim]}, got {list(context.shape)}"
+                )
+            t_emb = t_emb + self.context_mlp(context) * (context != 0).any(dim=1, keepdim=True)
+        if not self.adaln:
             x = self.layer_norm(x + t_emb[:, None])
         for block in self.blocks:
             x = block(x, t_emb)  # (B, tokens, D)
@@ -1826,6 +1867,7 @@ def gesture_losses(
     x_0: Tensor,
     config: TrainConfig,
     rows: slice = slice(None),
+    context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noise a batch x_0, (B, L, C), data units; predict; compare.
 
@@ -1843,6 +1885,10 @@ def gesture_losses(
     t = (u * T).long().clamp(max=T - 1)
     eps = torch.randn_like(x_0)
     known_mask, drawn = draw_known_mask(x_0, config.known_share)
+    goal = {}
+    if context is not None:
+        kept = torch.rand(B, 1, device=x_0.device) >= config.context_dropout
+        goal = {"context": (context * kept)[rows]}
     task = drawn * NOISE_LEVELS + t * NOISE_LEVELS // T
 
     x, t, eps, known_mask = to_model_units(x_0)[rows], t[rows], eps[rows], known_mask[rows]
@@ -1850,9 +1896,9 @@ def gesture_losses(
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
         given = (x, known_mask) if takes_known_frames(model) else ()
         if config.gates:
-            output, logits = model(x_t, t, *given, return_gates=True)
+            output, logits = model(x_t, t, *given, **goal, return_gates=True)
         else:
-            output, logits = model(x_t, t, *given), None
+            output, logits = model(x_t, t, *given, **goal), None
     loss = (output.float() - scheduler.target(x, eps, t)).square().mean(dim=(1, 2))
     entropy = torch.zeros_like(loss) if logits is None else gate_loss(logits.float(), x_0[rows])
     return loss, task[rows], t, entropy
@@ -1899,7 +1945,7 @@ def min_snr_weight(scheduler: DDIMScheduler, t: Tensor, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) / divisor[scheduler.prediction_type]
 
 
-def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
+def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) -> dict[str, Any]:
     """Update weights and EMA from one batch x_0, (B, L, C), data units; `state` moves on by a step.
 
     Returns: the scalars of the step, by the keys under which they are logged.
@@ -1913,7 +1959,7 @@ def train_step(state: TrainState, x_0: Tensor) -> dict[str, Any]:
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # of all that a step draws
     if config.symmetries:
         x_0 = draw_symmetry(x_0)
-    loss, task, t, entropy = gesture_losses(state.forward, scheduler, x_0, config, rows)
+    loss, task, t, entropy = gesture_losses(state.forward, scheduler, x_0, config, rows, context)
     whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
     weight = torch.ones_like(loss)
     if config.loss_weighting == "balanced":
@@ -1969,7 +2015,9 @@ def progress(items: Iterable, title: str) -> Iterable:
     return tqdm(items, title, disable=None, leave=False)
 
 
-def train_epoch(state: TrainState, x_train: Tensor, log: RunLogger | None) -> float:
+def train_epoch(
+    state: TrainState, x_train: Tensor, log: RunLogger | None, context: Tensor | None = None
+) -> float:
     """Train for the epoch at whose start `state` is; return the mean loss of its steps.
 
     `log` receives the scalars of every `log_interval`-th step, and is None on all ranks but 0.
@@ -1981,7 +2029,7 @@ def train_epoch(state: TrainState, x_train: Tensor, log: RunLogger | None) -> fl
     title = f"epoch {epoch + 1}/{config.num_epochs}"
     state.model.train()
     for batch in progress(batches, title) if log else batches:
-        scalars = train_step(state, x_train[batch])
+        scalars = train_step(state, x_train[batch], None if context is None else context[batch])
         losses.append(scalars["train/loss"])
         if log and state.step % config.log_interval == 0:
             scalars["train/epoch"] = state.step / state.steps_per_epoch
@@ -2087,10 +2135,12 @@ def train_loop(
     x_val: Tensor,
     config: TrainConfig,
     resume: dict[str, Any] | None = None,
+    context: Tensor | None = None,
 ) -> nn.Module:
     """Train on gestures (N, L, C), validate every epoch, leave a run folder; return the EMA model.
 
-    All tensors and modules are on one device; `resume` is a loaded checkpoint to continue.
+    All tensors and modules are on one device; `resume` is a loaded checkpoint to continue;
+    `context` are goals beside the gestures, (N, context_dim). Validation is without goals.
     """
     config = describe(model, scheduler, config)
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
@@ -2106,7 +2156,7 @@ def train_loop(
     log = RunLogger(Path(config.save_dir), config, logged, wandb_id) if is_first else None
     while state.step < state.total_steps:
         started = time.perf_counter()
-        loss = train_epoch(state, x_train, log)
+        loss = train_epoch(state, x_train, log, context)
         seconds = time.perf_counter() - started
         if log:
             finish_epoch(state, x_val, log, {"train/epoch_loss": loss, "train/epoch_s": seconds})
@@ -2238,7 +2288,7 @@ def pick_device(name: str) -> torch.device:
 MODEL_FLAGS = (
     *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
     *("learned_positions", "token_overlap", "known_frames", "noise_units", "gates"),
-    *("num_timesteps", "beta_schedule", "prediction_type"),
+    *("context_dim", "num_timesteps", "beta_schedule", "prediction_type"),
 )
 
 
@@ -2333,7 +2383,11 @@ def train(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
             f"{len(x_train)} + {len(x_val)} gestures, run folder {folder}"
         )
-    return train_loop(model, scheduler, x_train.to(device), x_val.to(device), config, resume)
+    context = None
+    if config.context_dim:
+        context = read_context(config.data_dir, len(x_train), config.context_dim).to(device)
+    x_train, x_val = x_train.to(device), x_val.to(device)
+    return train_loop(model, scheduler, x_train, x_val, config, resume, context)
 
 
 def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:

@@ -199,3 +199,15 @@ def straight_run(tmp_path_factory, tiny_flags):
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout, "utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tmp_path_factory):
+    """A run folder with the checkpoint of a small untrained denoiser of 250 frames."""
+    folder = tmp_path_factory.mktemp("untrained")
+    config = tdd.TrainConfig(d_model=16, num_layers=1, nhead=2, patch_size=25, num_timesteps=50)
+    torch.manual_seed(0)
+    model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
+    state = tdd.TrainState(model, scheduler, config, config.num_epochs)
+    tdd.save_checkpoint(folder / "diffusion_checkpoint_epoch_0.pth", state.to_checkpoint(0, None))
+    return folder

@@ -1,0 +1,165 @@
+"""The planning benchmark: cost-only, learned-prior and goal-trained planners on the GUI world.
+
+    python -m planning --checkpoint runs/RUN          # everything; goes on where it stopped
+    python -m planning --quick                        # two minutes, a look at all parts
+
+writes results.jsonl (a line per method, task and seed), tuning.json, timing.json and about.json
+into --output_dir, and with --document the tables and figures of docs/PLANNING.md.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.report import describe_machine, describe_run
+from planning import benchmark as bench
+from planning import document, surrogate
+from planning.diffusion import DiffusionPrior
+from planning.goals import load_policy
+from planning.methods import Method, cost_methods, goal_methods, prior_methods
+from planning.world import World
+from train_diffusion_ddim import OneLineParser, UserError, newest_checkpoint, say
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = OneLineParser(
+        prog="python -m planning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="PATH", help="denoiser; default: the newest run under runs/")
+    add("--goals", metavar="DIR", help="what python -m planning.goals left; default: runs/goals")
+    add("--output_dir", metavar="DIR", help="default: planning/results, or runs/planning_quick")
+    add("--quick", action="store_true", help="10 instances, one seed, no tuning; under 2 minutes")
+    add("--only", nargs="+", metavar="METHOD", help="run these methods only")
+    add("--threads", type=int, default=1, metavar="N", help="threads of torch; default: 1")
+    add("--replace", action="store_true", help="drop results of another checkpoint")
+    add("--document", action="store_true", help="rewrite the tables and figures of the document")
+    return parser.parse_args(argv)
+
+
+def find_checkpoint(path: str | None) -> Path:
+    """Return the checkpoint to use: the one given, else that of the newest run under runs/."""
+    if path:
+        return newest_checkpoint(path)
+    found = sorted(Path("runs").glob("*/diffusion_checkpoint_epoch_*.pth"))
+    if not found:
+        raise UserError(
+            "no --checkpoint given and none under runs/; train one first: "
+            "python train_diffusion_ddim.py"
+        )
+    return newest_checkpoint(max(found, key=lambda p: p.stat().st_mtime).parent)
+
+
+def claim_folder(folder: Path, checkpoint: Path, replace: bool) -> None:
+    """Make the folder, or check that its results are of this checkpoint.
+
+    Cost-only results do not depend on it and stay.
+
+    Raises:
+        UserError: they are of another, and `replace` is not set.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    mark = folder / "checkpoint.json"
+    rows_path = folder / "results.jsonl"
+    if mark.exists() and json.loads(mark.read_text())["sha256"] != digest:
+        if not replace:
+            raise UserError(
+                f"{folder} holds results of another checkpoint; add --replace to drop them, or "
+                "choose another --output_dir"
+            )
+        free = cost_methods()
+        kept = [row for row in bench.read_rows(rows_path) if row["method"] in free]
+        rows_path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        for name in ("tuning.json", "timing.json"):
+            content = json.loads((folder / name).read_text())
+            bench.write_json(folder / name, {k: v for k, v in content.items() if k in free})
+        for old in (folder / "cache").glob("*"):
+            old.unlink()
+    bench.write_json(mark, {"path": checkpoint.name, "sha256": digest})
+
+
+def load_prior(checkpoint: Path, bank: int, cache: Path) -> DiffusionPrior:
+    """Load the denoiser, with a bank of its gestures; the bank is kept in `cache`."""
+    prior = DiffusionPrior.load(str(checkpoint))
+    path = cache / "bank.npy"
+    if path.exists():
+        prior.bank = torch.from_numpy(np.load(path, allow_pickle=False))
+    if prior.bank is None or len(prior.bank) != bank:
+        say(f"drawing {bank} gestures from {checkpoint}")
+        prior.fill_bank(bank, seed=0)
+        np.save(path, np.asarray(prior.bank))
+    return prior
+
+
+def settings_of(folder: Path, methods: Mapping[str, Method], size: bench.Size) -> dict[str, Any]:
+    """Return the settings of each method: tuned here, or as tuned for the committed results."""
+    own = folder / "tuning.json"
+    return bench.tune(methods, size, own if size.tuning or own.exists() else RESULTS / own.name)
+
+
+def run(args: argparse.Namespace, argv: list[str]) -> None:
+    """Do it all."""
+    torch.set_num_threads(args.threads)
+    size = bench.QUICK if args.quick else bench.FULL
+    folder = Path(args.output_dir or ("runs/planning_quick" if args.quick else RESULTS))
+    checkpoint = find_checkpoint(args.checkpoint)
+    claim_folder(folder, checkpoint, args.replace or args.quick)
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    prior = load_prior(checkpoint, size.bank, cache)
+    methods = cost_methods() | prior_methods(prior)
+    goals_folder = Path(args.goals or "runs/goals")
+    if args.goals or (goals_folder / "seconds.json").exists():
+        methods |= goal_methods(load_policy(goals_folder))
+    else:
+        say(f"note: no goal-trained methods: nothing in {goals_folder}; see planning.goals --help")
+    if args.only:
+        unknown = sorted(set(args.only) - set(methods))
+        if unknown:
+            raise UserError(f"--only knows {', '.join(methods)}; got {', '.join(unknown)}")
+        methods = {name: methods[name] for name in args.only}
+    settings = settings_of(folder, methods, size)
+    jobs = bench.plan_jobs(methods, size)
+    learned = surrogate.load_or_train(cache / "surrogate.pt", steps=300 if args.quick else 3000)
+    models: dict[str, World] = {"surrogate": learned}
+    bench.run_jobs(jobs, methods, settings, models, folder / "results.jsonl")
+    bank, prior.bank = prior.bank, None
+    bench.time_methods(methods, settings, size.timed, folder / "timing.json")
+    prior.bank = bank
+    about = describe_run(argv) | {"machine": describe_machine(torch.device("cpu"))}
+    about |= {"checkpoint": checkpoint.name, "command": " ".join(["python -m planning", *argv])}
+    bench.write_json(folder / "about.json", about)
+    say(document.summary(folder, methods))
+    if args.document:
+        document.write(folder, methods)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0 done, 2 the user's mistake, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        run(parse_args(argv), argv)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

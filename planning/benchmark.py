@@ -1,0 +1,287 @@
+"""Run methods on tasks, keep what each instance came to, and count.
+
+A result is one line of results.jsonl per (stage, method, task, seed): written as it comes, so an
+interrupted run goes on where it stopped. Stages:
+
+    main         every method, 250 evaluations, 50 instances per seed
+    long         some methods, 1,000 and 8,000 evaluations, fewer instances
+    temperature  some methods, at other reaches of the gradient
+    surrogate    some methods, with the learned world model in place of the soft one
+"""
+
+import json
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.bayes import DEFAULT_PRIOR
+from evaluation.distribution import validity
+from planning.goals import context_of
+from planning.methods import GOAL, Method
+from planning.optimizers import Objective, model_cost
+from planning.tasks import TASKS, Instances, is_solved, make_instances
+from planning.world import World, energy, hard_world, observe, soft_world
+from train_diffusion_ddim import progress, to_gesture
+
+BUDGET = 250  # evaluations of 2 ms in half a second
+MILESTONES = (10, 30, 100, 250)
+LONG_MILESTONES = (10, 30, 100, 250, 1000, 8000)
+TUNING_SEED = 1000
+LONG_METHODS = ("shoot_true", "adam_raw", "adam_ramp", "cem_raw", "cem_ramp", "true_adam",
+                "ddim_select", "ddim_adam")  # fmt: skip
+KNOB_METHODS = ("shoot_true", "adam_raw", "cem_ramp", "true_adam", "ddim_select", "ddim_adam")
+TEMPERATURES = (0.005, 0.1)
+KNOB_TASKS = ("tap_48dp", "slider")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the benchmark to run."""
+
+    instances: int = 50  # per seed
+    seeds: int = 12
+    tuning: int = 10
+    bank: int = 8192
+    long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)
+    extra: int = 100  # instances of the stages temperature and surrogate
+    timed: int = 5  # plans that are timed
+
+
+FULL = Size()
+QUICK = Size(10, 1, 0, 512, ((1000, 5),), 5, 1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the results to be made."""
+
+    stage: str
+    method: str
+    task: str
+    seed: int
+    instances: int
+    budget: int = BUDGET
+    variant: str = ""  # of the world model
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What identifies the line."""
+        return (self.stage, self.method, self.task, self.seed, self.budget, self.variant)
+
+
+def plan_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
+    """Return all jobs, the main stage first."""
+    jobs = [
+        Job("main", name, task, seed, size.instances)
+        for seed in range(size.seeds)
+        for name, method in methods.items()
+        for task in TASKS
+        if seed < method.seeds
+    ]
+    for budget, num in size.long:
+        names = [name for name in LONG_METHODS if name in methods]
+        jobs += [Job("long", name, task, 0, num, budget) for name in names for task in TASKS]
+    known = [name for name in KNOB_METHODS if name in methods]
+    for tau in TEMPERATURES:
+        jobs += [
+            Job("temperature", name, task, 0, size.extra, variant=str(tau))
+            for name in known
+            for task in KNOB_TASKS
+        ]
+    jobs += [Job("surrogate", name, task, 0, size.extra) for name in known for task in TASKS]
+    return jobs
+
+
+def rng_for(*key: Any) -> np.random.Generator:
+    """Return the random numbers of a job: a function of its name."""
+    return np.random.default_rng(zlib.crc32(repr(key).encode()))
+
+
+def run_job(job: Job, method: Method, settings: dict[str, Any], model: World) -> Row:
+    """Plan all instances of a job with one method and judge the answers on the hard simulator."""
+    instances = make_instances(job.task, job.instances, job.seed)
+    milestones = [m for m in LONG_MILESTONES if m <= job.budget]
+    objective = Objective(model_cost(instances, model), job.instances, job.budget, milestones)
+    began = time.perf_counter()
+    method.run(objective, rng_for(*job.key), **settings, **goal_of(method, instances))
+    objective.finish()
+    row: Row = {
+        "stage": job.stage,
+        "method": job.method,
+        "task": job.task,
+        "seed": job.seed,
+        "budget": job.budget,
+        "variant": job.variant,
+        "settings": settings,
+        "instances": job.instances,
+        "used": objective.used,
+        "batch_s": round(time.perf_counter() - began, 3),
+    }
+    return row | judge_answers(instances, objective)
+
+
+def goal_of(method: Method, instances: Instances) -> dict[str, Tensor]:
+    """Return what a goal-trained method is told beside the account."""
+    return {"context": context_of(instances)} if method.group == GOAL else {}
+
+
+def judge_answers(instances: Instances, objective: Objective) -> Row:
+    """Return what the answers are worth: bits of success per instance, costs, plausibility."""
+    solved: dict[str, str] = {}
+    for milestone, (actions, _, _) in objective.kept.items():
+        bits = is_solved(instances, hard_world(instances.scenes, actions))
+        solved[str(milestone)] = "".join("01"[int(b)] for b in bits)
+    scenes, goal = instances.scenes, instances.goal_tokens
+    true_cost = energy(observe(scenes, hard_world(scenes, objective.best)), goal)
+    nothing = energy(observe(scenes, scenes.state), goal)
+    finite = torch.where(objective.best_cost.isfinite(), objective.best_cost, nothing)
+    return {
+        "solved": solved,
+        "model_cost": float((finite / nothing).mean()),  # 1 = doing nothing, 0 = the goal
+        "true_cost": float((true_cost / nothing).mean()),
+        "valid": float(is_valid(objective.best).float().mean()),
+        "one_press": float((contacts(objective.best) == 1).float().mean()),
+        "first_button": first_button(instances, objective.best, objective.kept),
+    }
+
+
+def is_valid(actions: Tensor) -> Tensor:
+    """Tell which actions, rounded to the data format, are gestures of the family; (N,) bool."""
+    return validity(to_gesture(actions), DEFAULT_PRIOR)["valid"]
+
+
+def contacts(actions: Tensor) -> Tensor:
+    """Count the contacts of actions (N, L, 3); (N,)."""
+    pressed = torch.nn.functional.pad(actions[..., 2] > 0.5, (1, 0))
+    return (pressed[:, 1:] & ~pressed[:, :-1]).sum(dim=1)
+
+
+def first_button(instances: Instances, actions: Tensor, kept: Mapping[int, Any]) -> float | None:
+    """Return the share of solved decoys that were solved by the first of the two buttons."""
+    if instances.task != "decoy":
+        return None
+    solved = is_solved(instances, hard_world(instances.scenes, actions))
+    start = actions[torch.arange(len(actions)), (actions[..., 2] > 0.5).int().argmax(dim=1), :2]
+    distance = torch.linalg.vector_norm(start[:, None] - instances.scenes.pos[:, 1:3], dim=-1)
+    if not solved.any():
+        return None
+    return float((distance[:, 0] < distance[:, 1])[solved].float().mean())
+
+
+# ----------------------------------------------------------------------------------------
+# STAGES
+# ----------------------------------------------------------------------------------------
+
+
+def tune(methods: Mapping[str, Method], size: Size, path: Path) -> dict[str, dict[str, Any]]:
+    """Return the best of each method's trials on the tuning instances; kept in `path`.
+
+    Best is the success over all tasks after 250 evaluations; ties go to the earlier trial.
+    """
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    missing = [n for n, m in methods.items() if n not in found and size.tuning]
+    for name in progress(missing, "tuning"):
+        method = methods[name]
+        rows: list[Row] = []
+        for settings in method.trials if len(method.trials) > 1 else ():
+            jobs = [Job("tuning", name, t, TUNING_SEED, size.tuning) for t in TASKS]
+            done = [run_job(job, method, settings, soft_world) for job in jobs]
+            rate = float(np.mean([rate_of(row) for row in done]))
+            rows.append({"settings": settings, "success": rate})
+        best = max(rows, key=lambda r: r["success"])["settings"] if rows else method.trials[0]
+        found[name] = {"best": best, "trials": rows}
+        write_json(path, found)
+    return {n: found[n]["best"] if n in found else m.trials[0] for n, m in methods.items()}
+
+
+def rate_of(row: Row, milestone: int | None = None) -> float:
+    """Return the success of a result at a milestone, by default the last."""
+    bits = row["solved"][str(milestone) if milestone else list(row["solved"])[-1]]
+    return bits.count("1") / len(bits)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial_file = path.with_suffix(".partial")
+    partial_file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    partial_file.replace(path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read results.jsonl; a last line cut off by an interruption is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def run_jobs(
+    jobs: list[Job],
+    methods: Mapping[str, Method],
+    settings: Mapping[str, dict[str, Any]],
+    models: Mapping[str, World],
+    path: Path,
+) -> None:
+    """Run what is not in `path` yet, line by line."""
+    done = {row_key(row) for row in read_rows(path)}
+    whole = path.read_text("utf-8") if path.exists() else ""
+    if not whole.endswith("\n"):  # cut off the line that an interruption left unfinished
+        path.write_text(whole[: whole.rfind("\n") + 1], "utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        for job in progress([j for j in jobs if j.key not in done], "planning"):
+            row = run_job(job, methods[job.method], settings[job.method], model_for(job, models))
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+def model_for(job: Job, models: Mapping[str, World]) -> World:
+    """Return the world model that a job's planner may ask."""
+    if job.stage == "temperature":
+        return partial(soft_world, temperature=float(job.variant))
+    return models.get(job.stage, soft_world)
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """Return the key of the job that made a row."""
+    return tuple(row[k] for k in ("stage", "method", "task", "seed", "budget", "variant"))
+
+
+def time_methods(
+    methods: Mapping[str, Method], settings: Mapping[str, dict[str, Any]], repeats: int, path: Path
+) -> None:
+    """Time single plans on this thread: the median over `repeats` of seconds, in all and sampler.
+
+    No bank is used; the slider task stands for all: costs do not depend on the task.
+    """
+    instances = make_instances("slider", 1, TUNING_SEED)
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in progress([n for n in methods if n not in found], "timing"):
+        rows = [row for row in _timed(methods[name], settings[name], instances, repeats + 1)][1:]
+        at = {m: float(np.median([r["at"][m] for r in rows])) for m in rows[0]["at"]}
+        found[name] = {"at": at} | {
+            k: float(np.median([r[k] for r in rows])) for k in ("total_s", "world_s", "used")
+        }
+        write_json(path, found)
+
+
+def _timed(
+    method: Method, settings: dict[str, Any], instances: Instances, repeats: int
+) -> Iterator[Row]:
+    for i in range(repeats):
+        objective = Objective(model_cost(instances), 1, BUDGET, MILESTONES)
+        began = time.perf_counter()
+        method.run(objective, rng_for("timing", i), **settings, **goal_of(method, instances))
+        total = time.perf_counter() - began
+        objective.finish()
+        at = {str(m): min(kept[2], total) for m, kept in objective.kept.items()}
+        world_s = objective.world_seconds
+        yield {"at": at, "total_s": total, "world_s": world_s, "used": objective.used}

@@ -1,0 +1,136 @@
+"""Planners with a learned prior: a trained denoiser that knows gestures, but no goal.
+
+The same account as in planning/optimizers.py. `DiffusionPrior.draw` is a drop-in for the true
+generator, so that select and refine are the very same functions for both.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from planning.optimizers import BACKWARD, FORWARD, Objective, shoot_for_starts
+from train_diffusion_ddim import (
+    SEQ_LEN,
+    DDIMScheduler,
+    generate,
+    load_model,
+    to_gesture,
+    to_model_units,
+)
+
+
+@dataclass
+class DiffusionPrior:
+    """A denoiser as a source of gestures.
+
+    Attributes:
+        model, scheduler: as of `load_model`.
+        sampling: num_inference_steps, eta, sampler.
+        bank: gestures (N, L, 3) drawn beforehand; `draw` then takes random rows of it. They do
+            not depend on the instance, and 8,000 of them serve 200 instances as well as 50,000.
+    """
+
+    model: nn.Module
+    scheduler: DDIMScheduler
+    sampling: dict[str, Any]
+    bank: Tensor | None = None
+
+    @classmethod
+    def load(cls, checkpoint: str, num_inference_steps: int = 10) -> "DiffusionPrior":
+        """Load a checkpoint or run folder, on the CPU."""
+        model, scheduler, config = load_model(checkpoint)
+        return cls(model, scheduler, config.sampling | {"num_inference_steps": num_inference_steps})
+
+    def fill_bank(self, num: int, seed: int) -> None:
+        """Draw the bank."""
+        self.bank = to_gesture(self.sample(num, seed))
+
+    def sample(self, num: int, seed: int, **options: Any) -> Tensor:
+        """Draw from the sampler, (num, L, 3), not rounded; options as of `generate`."""
+        shape, given = (num, SEQ_LEN, 3), {**self.sampling, **options}
+        return generate(self.model, self.scheduler, shape, seed=seed, **given)
+
+    def draw(self, num: int, K: int, rng: np.random.Generator) -> Tensor:
+        """Draw gestures (num, K, L, 3), rounded to the data format."""
+        if self.bank is None:
+            return to_gesture(self.sample(num * K, int(rng.integers(2**31)))).unflatten(0, (num, K))
+        return self.bank[torch.from_numpy(rng.integers(0, len(self.bank), (num, K)))]
+
+    def mutate(self, x_0: Tensor, sigma: float, steps: int, seed: int) -> Tensor:
+        """Noise gestures x_0, (N, L, 3), data units, to sigma and sample from there."""
+        start_t = self.scheduler.timestep_at(sigma)
+        eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
+        x_t, _ = self.scheduler.add_noise(to_model_units(x_0), start_t, eps)
+        options = {"num_inference_steps": steps, "x_T": x_t, "start_t": start_t}
+        return to_gesture(self.sample(len(x_0), seed, **options))
+
+
+def guided(
+    objective: Objective,
+    rng: np.random.Generator,
+    prior: DiffusionPrior,
+    *,
+    scale: float = 1.0,
+    smoothing: float = 0.0,
+) -> None:
+    """Guide the sampler down the cost's gradient at x_0_pred; evaluate what comes out.
+
+    Args:
+        objective: the account; every gradient counts three.
+        rng: source of noise.
+        prior: the denoiser.
+        scale: data units that x_0_pred moves per unit of gradient.
+        smoothing: if above 0, the gradient is the mean over 4 copies with as much noise on x and y,
+            to see past plateaus (loss-guided diffusion, Song et al., ICML 2023).
+    """
+    steps = int(prior.sampling["num_inference_steps"])
+    copies = 4 if smoothing else 1
+    K = objective.budget // (steps * copies * (FORWARD + BACKWARD) + FORWARD)
+    seed = int(rng.integers(2**31))
+    generator = torch.Generator().manual_seed(seed)
+
+    def cost_fn(actions: Tensor) -> Tensor:
+        if not smoothing:
+            return objective.guidance(actions)
+        blur = smoothing * torch.randn(len(actions), copies, 1, 2, generator=generator)
+        many = torch.cat([actions[:, None, :, :2] + blur, actions[:, None, :, 2:].expand(
+            -1, copies, -1, -1)], dim=-1)  # fmt: skip
+        return objective.guidance(many.flatten(0, 1)).view(-1, copies).mean(dim=1)
+
+    shape = (objective.num * K, SEQ_LEN, 3)
+    x_T = torch.randn(shape, generator=generator)
+    sample = prior.scheduler.sample(
+        prior.model, shape, "cpu", **prior.sampling, x_T=x_T, generator=generator,
+        cost_fn=cost_fn, guidance_scale=scale,
+    )  # fmt: skip
+    objective(to_gesture(sample).unflatten(0, (objective.num, K)))
+
+
+def diffusion_es(
+    objective: Objective,
+    rng: np.random.Generator,
+    prior: DiffusionPrior,
+    *,
+    sigma: float = 0.4,
+    elites: int = 5,
+    steps: int = 2,
+) -> None:
+    """Evolve gestures whose mutations are partial noising and denoising (arXiv:2402.06559).
+
+    A fifth of the account is drawn from the prior; each later fifth mutates the best so far.
+    """
+    population = objective.budget // 5
+    parents, costs = shoot_for_starts(objective, rng, prior.draw, 0.2, elites)
+    rows = torch.arange(objective.num)[:, None]
+    while objective.left >= population:
+        chosen = torch.from_numpy(rng.integers(0, elites, (objective.num, population)))
+        seed = int(rng.integers(2**31))
+        children = prior.mutate(parents[rows, chosen].flatten(0, 1), sigma, steps, seed)
+        children = children.unflatten(0, (objective.num, population))
+        pool = torch.cat([parents, children], 1)
+        pool_costs = torch.cat([costs, objective(children)], 1)
+        order = pool_costs.argsort(dim=1)[:, :elites]
+        parents, costs = pool[rows, order], pool_costs.gather(1, order)

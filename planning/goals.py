@@ -1,0 +1,306 @@
+"""Planners that were trained with goals: hindsight-relabelled pairs of (now, then) and gesture.
+
+    python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals   # about ten minutes
+
+A gesture of the true generator does something to a scene; what it did is afterwards called the
+goal (Andrychowicz et al., arXiv:1707.01495). From such pairs learn: the denoiser, started from a
+trained one, with the goal as its context; a regression to the gesture; a regression to its six
+parameters, at a fixed time; and a look-up of the nearest goal. All read the same context.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from planning.optimizers import Objective, descend, ramp, to_ramp
+from planning.surrogate import draw_transitions
+from planning.tasks import UNCHANGED, Instances
+from planning.world import FEATURES, GRID, Scenes, State, observe
+from train_diffusion_ddim import (
+    SEQ_LEN,
+    DDIMScheduler,
+    MinimalDiffusionTransformer,
+    OneLineParser,
+    UserError,
+    in_batches,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    progress,
+    say,
+    to_gesture,
+    train_loop,
+)
+
+KEPT = 3  # of the FEATURES of a token, by a fixed random projection
+CONTEXT_DIM = 2 * KEPT * GRID**2
+CHUNK = 1000
+
+
+def _reduction() -> Tensor:
+    generator = torch.Generator().manual_seed(20170705)
+    return torch.randn(FEATURES, KEPT, generator=generator) / FEATURES**0.5
+
+
+REDUCTION = _reduction()
+
+
+def goal_context(tokens: Tensor, goal_tokens: Tensor) -> Tensor:
+    """Describe (now, then) as one vector: reduced tokens, and their change; (N, CONTEXT_DIM)."""
+    now, change = tokens @ REDUCTION, (goal_tokens - tokens) @ REDUCTION
+    return torch.cat([now.flatten(1), 2 * change.flatten(1)], dim=1)
+
+
+def context_of(instances: Instances) -> Tensor:
+    """Return the context of each instance, (N, CONTEXT_DIM)."""
+    return goal_context(observe(instances.scenes, instances.scenes.state), instances.goal_tokens)
+
+
+def hindsight_pairs(num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw `num` pairs of context, (num, CONTEXT_DIM), and gesture, (num, L, 3).
+
+    Gestures that changed nothing are left out; about a fifth of those drawn remain.
+    """
+    contexts: list[Tensor] = []
+    gestures: list[Tensor] = []
+    while sum(map(len, gestures)) < num:
+        scenes, actions, after = draw_transitions(20 * CHUNK, seed + len(gestures), scenes=2400)
+        moved = torch.linalg.vector_norm(after.pos - scenes.pos, dim=-1) > UNCHANGED
+        moved |= (after.value - scenes.value).abs() > UNCHANGED
+        rows = moved.any(dim=1).nonzero()[:, 0]
+        gestures.append(actions[rows])
+        contexts.append(_contexts(scenes[rows], State(after.pos[rows], after.value[rows])))
+    return torch.cat(contexts)[:num], torch.cat(gestures)[:num]
+
+
+def _contexts(scenes: Scenes, after: State) -> Tensor:
+    return goal_context(observe(scenes, scenes.state), observe(scenes, after))
+
+
+# ----------------------------------------------------------------------------------------
+# LEARNERS
+# ----------------------------------------------------------------------------------------
+
+
+def make_regression(out_features: int, width: int = 256) -> nn.Sequential:
+    """Return an MLP from the context to `out_features` numbers."""
+    return nn.Sequential(
+        nn.Linear(CONTEXT_DIM, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
+        nn.Linear(width, width), nn.GELU(), nn.Linear(width, out_features),
+    )  # fmt: skip
+
+
+def train_regression(
+    context: Tensor, target: Tensor, steps: int, seed: int = 0, batch_size: int = 256
+) -> nn.Sequential:
+    """Fit target, (N, F), by mean squared error."""
+    torch.manual_seed(seed)
+    model = make_regression(target.shape[1])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps)
+    for _ in progress(range(steps), "regression"):
+        rows = torch.randint(0, len(target), (batch_size,))
+        loss = (model(context[rows]) - target[rows]).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def canonical(gestures: Tensor) -> Tensor:
+    """Return where gestures begin and end, (N, 4): their time does not matter to the goal."""
+    return to_ramp(gestures)[:, [0, 1, 3, 4]]
+
+
+def at_fixed_time(ends: Tensor) -> Tensor:
+    """Return the six parameters of gestures of 60 ms from their ends, (..., 4) → (..., 6)."""
+    begin, end = ends.clamp(0, 1).split(2, dim=-1)
+    times = torch.tensor([0.44, 0.56]).expand(*ends.shape[:-1], 2)
+    return torch.cat([begin, times[..., :1], end, times[..., 1:]], dim=-1)
+
+
+def train_denoiser(
+    checkpoint: Path, context: Tensor, gestures: Tensor, epochs: int, save_dir: Path
+) -> None:
+    """Train the denoiser of `checkpoint` further with goals, through the script's own loop."""
+    plain, scheduler, config = load_model(checkpoint)
+    config = replace(
+        config, context_dim=CONTEXT_DIM, symmetries=False, num_epochs=epochs, save_every=epochs,
+        save_dir=str(save_dir), wandb_mode="disabled", lr=1e-3, figure_every=epochs,
+        known_share=0.05, num_timesteps=scheduler.num_timesteps, device="cpu",
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = MinimalDiffusionTransformer(**{**plain.options, "context_dim": CONTEXT_DIM})
+    model.load_state_dict(plain.state_dict(), strict=False)
+    train_loop(model, scheduler, gestures, gestures[:64], config, context=context)
+
+
+@dataclass
+class GoalPolicy:
+    """What was trained on goals.
+
+    Attributes:
+        model, scheduler, sampling: the denoiser with a context.
+        to_gesture_net: context → (N, L·3).
+        to_ends_net: context → (N, 4).
+        context, gestures: the pairs themselves, for the look-up.
+    """
+
+    model: MinimalDiffusionTransformer
+    scheduler: DDIMScheduler
+    sampling: dict
+    to_gesture_net: nn.Module
+    to_ends_net: nn.Module
+    context: Tensor
+    gestures: Tensor
+
+    def sample(self, context: Tensor, K: int, rng: np.random.Generator, scale: float) -> Tensor:
+        """Draw K gestures for each goal, (I, CONTEXT_DIM) → (I, K, L, 3)."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+
+        def draw(rows: Tensor) -> Tensor:
+            shape = (len(rows), SEQ_LEN, 3)
+            return self.scheduler.sample(
+                self.model, shape, "cpu", **self.sampling, context=rows, context_scale=scale,
+                generator=generator,
+            )  # fmt: skip
+
+        drawn = in_batches(draw, context.repeat_interleave(K, dim=0))
+        return to_gesture(drawn).unflatten(0, (len(context), K))
+
+
+def cfg_ddim(
+    objective: Objective,
+    rng: np.random.Generator,
+    policy: GoalPolicy,
+    context: Tensor,
+    *,
+    num: int = 8,
+    scale: float = 1.0,
+    refine: bool = False,
+    lr: float = 0.03,
+) -> None:
+    """Draw `num` gestures for the goal and keep the best, perhaps after Adam steps on the ramp."""
+    drawn = policy.sample(context, num, rng, scale)
+    order = objective(drawn).argsort(dim=1)[:, :3]
+    if refine:
+        best = drawn[torch.arange(objective.num)[:, None], order]
+        descend(objective, to_ramp(best), ramp, lr)
+
+
+def regress_gesture(
+    objective: Objective, rng: np.random.Generator, policy: GoalPolicy, context: Tensor
+) -> None:
+    """Answer with the regression to the gesture."""
+    objective(policy.to_gesture_net(context).view(-1, 1, SEQ_LEN, 3).clamp(0, 1))
+
+
+def regress_ends(
+    objective: Objective,
+    rng: np.random.Generator,
+    policy: GoalPolicy,
+    context: Tensor,
+    *,
+    refine: bool = False,
+    lr: float = 0.03,
+) -> None:
+    """Answer with the regression to the six parameters, perhaps after Adam steps from there."""
+    z = at_fixed_time(policy.to_ends_net(context))[:, None]
+    if refine:
+        descend(objective, z, ramp, lr)
+    else:
+        objective(ramp(z))
+
+
+def nearest_goal(
+    objective: Objective,
+    rng: np.random.Generator,
+    policy: GoalPolicy,
+    context: Tensor,
+    num: int = 8,
+) -> None:
+    """Evaluate the gestures of the `num` nearest training goals."""
+    found = torch.cdist(context, policy.context).topk(num, dim=1, largest=False).indices
+    objective(policy.gestures[found])
+
+
+# ----------------------------------------------------------------------------------------
+# COMMAND
+# ----------------------------------------------------------------------------------------
+
+
+def train_all(checkpoint: Path, folder: Path, pairs: int, epochs: int, steps: int) -> None:
+    """Draw the pairs and train everything; leaves a run folder and regressions.pt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    began, seconds = time.perf_counter(), {}
+    context, gestures = hindsight_pairs(pairs, seed=1)
+    seconds["pairs"] = time.perf_counter() - began
+    for name, target in (("gesture", gestures.flatten(1)), ("ends", canonical(gestures))):
+        start = time.perf_counter()
+        net = train_regression(context, target, steps)
+        torch.save(net.state_dict(), folder / f"{name}.pt")
+        seconds[name] = time.perf_counter() - start
+    start = time.perf_counter()
+    train_denoiser(checkpoint, context, gestures, epochs, folder)
+    seconds["denoiser"] = time.perf_counter() - start
+    np.save(folder / "context.npy", context.half().numpy())
+    np.save(folder / "gestures.npy", gestures.half().numpy())
+    (folder / "seconds.json").write_text(json.dumps(seconds), "utf-8")
+    say(f"seconds: { {k: round(v) for k, v in seconds.items()} }")
+
+
+def load_policy(folder: Path) -> GoalPolicy:
+    """Load what `train_all` left.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not (folder / "seconds.json").exists():
+        raise UserError(
+            f"no goal-trained models in {folder}; train them: "
+            f"python -m planning.goals --checkpoint runs/RUN --output_dir {folder}"
+        )
+    model, scheduler, config = load_model(folder)
+    nets = []
+    for name, width in (("gesture", SEQ_LEN * 3), ("ends", 4)):
+        net = make_regression(width)
+        net.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
+        nets.append(net.eval().requires_grad_(False))
+    context, gestures = (
+        torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)).float()
+        for name in ("context", "gestures")
+    )
+    return GoalPolicy(model, scheduler, config.sampling, nets[0], nets[1], context, gestures)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0 done, 2 the user's mistake."""
+    parser = OneLineParser(prog="python -m planning.goals", description=__doc__)
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="PATH", help="denoiser to start from"
+    )
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="where to keep it all")
+    parser.add_argument("--pairs", type=int, default=24_000, help="default: 24000")
+    parser.add_argument("--epochs", type=int, default=10, help="of the denoiser; default: 10")
+    parser.add_argument("--steps", type=int, default=4000, help="of a regression; default: 4000")
+    try:
+        args = parser.parse_args(argv)
+        torch.set_num_threads(1)
+        checkpoint = newest_checkpoint(args.checkpoint)
+        load_checkpoint(checkpoint)  # raises before any work
+        train_all(checkpoint, Path(args.output_dir), args.pairs, args.epochs, args.steps)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

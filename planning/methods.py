@@ -1,0 +1,121 @@
+"""The list of methods that the benchmark compares, in three classes of what they may know.
+
+cost only      the cost function (two of them also the true generator of gestures, and say so)
+learned prior  gestures to learn from, and the cost function
+goal trained   pairs of goal and gesture from the simulator, and the cost function
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from planning import optimizers as opt
+from planning.diffusion import DiffusionPrior, diffusion_es, guided
+from planning.goals import GoalPolicy, cfg_ddim, nearest_goal, regress_ends, regress_gesture
+
+COST, PRIOR, GOAL = "cost only", "learned prior", "goal trained"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the benchmark.
+
+    Attributes:
+        label: its name in tables and figures.
+        group: COST, PRIOR or GOAL.
+        run: `run(objective, rng, **settings)`; goal-trained ones also take `context`.
+        trials: the settings that are tried on the tuning instances; at most four each.
+        seeds: of 50 instances each; fewer where a sampler is too dear for one core.
+    """
+
+    label: str
+    group: str
+    run: Callable[..., None]
+    trials: tuple[dict[str, Any], ...] = ({},)
+    seeds: int = 12
+
+
+def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
+    """Return one setting per value."""
+    return tuple({name: value} for value in values)
+
+
+REFINE = tuple({"share": s, "lr": lr} for s in (0.2, 0.4) for lr in (0.02, 0.05))
+LOCAL_CEM = tuple({"share": s, "std": std} for s in (0.2, 0.4) for std in (0.05, 0.15))
+STEPS = grid("lr", 0.01, 0.03, 0.1, 0.3)
+
+
+def cost_methods() -> dict[str, Method]:
+    """Return the methods that learn nothing."""
+    return {
+        "shoot_noise": Method("shooting, noise", COST, partial(opt.shoot, draw=opt.draw_noise)),
+        "shoot_true": Method("shooting, true generator", COST, opt.shoot),
+        "adam_zeros": Method("Adam raw, 10 steps from zeros", COST, opt.adam_zeros, STEPS),
+        "adam_raw": Method("Adam raw, one start", COST, opt.adam_raw, STEPS),
+        "adam_raw_8": Method(
+            "Adam raw, 8 starts", COST, partial(opt.adam_raw, restarts=8), STEPS
+        ),
+        "adam_ramp": Method("Adam 6-D, 8 starts", COST, opt.adam_ramp, STEPS),
+        "cem_raw": Method("CEM raw", COST, opt.cem_raw, grid("std", 0.03, 0.1, 0.3, 0.5)),
+        "cem_ramp": Method("CEM 6-D", COST, opt.cem_ramp, grid("std", 0.15, 0.3, 0.5, 1.0)),
+        "mppi": Method("MPPI raw", COST, opt.mppi, grid("std", 0.03, 0.1, 0.2, 0.4)),
+        "annealed": Method(
+            "annealed, no data", COST, opt.annealed, grid("temperature", 1e-4, 3e-4, 1e-3, 3e-3)
+        ),
+        "true_adam_raw": Method(
+            "true generator + Adam raw", COST, partial(opt.shoot_then_refine, raw=True), REFINE
+        ),
+        "true_adam": Method("true generator + Adam 6-D", COST, opt.shoot_then_refine, REFINE),
+        "true_cem": Method("true generator + CEM 6-D", COST, opt.shoot_then_cem, LOCAL_CEM),
+    }  # fmt: skip
+
+
+def prior_methods(prior: DiffusionPrior) -> dict[str, Method]:
+    """Return the methods that use a denoiser of gestures."""
+    draw, scales = prior.draw, (0.3, 1.0, 3.0, 10.0)
+    refine, local = opt.shoot_then_refine, opt.shoot_then_cem
+    return {
+        "ddim_select": Method("DDIM, select", PRIOR, partial(opt.shoot, draw=draw)),
+        "ddim_adam_raw": Method(
+            "DDIM + Adam raw", PRIOR, partial(refine, draw=draw, raw=True), REFINE
+        ),
+        "ddim_adam": Method("DDIM + Adam 6-D", PRIOR, partial(refine, draw=draw), REFINE),
+        "ddim_cem": Method("DDIM + CEM 6-D", PRIOR, partial(local, draw=draw), LOCAL_CEM),
+        "ddim_guided": Method(
+            "DDIM, guided", PRIOR, partial(guided, prior=prior), grid("scale", *scales), seeds=4
+        ),
+        "ddim_guided_smooth": Method(
+            "DDIM, guided, smoothed",
+            PRIOR,
+            partial(guided, prior=prior, smoothing=0.05),
+            grid("scale", *scales),
+            seeds=4,
+        ),
+        "diffusion_es": Method(
+            "Diffusion-ES",
+            PRIOR,
+            partial(diffusion_es, prior=prior),
+            grid("sigma", 0.1, 0.2, 0.4, 0.8),
+            seeds=4,
+        ),
+    }
+
+
+def goal_methods(policy: GoalPolicy) -> dict[str, Method]:
+    """Return the methods that were trained on goals."""
+    cfg, ends = partial(cfg_ddim, policy=policy), partial(regress_ends, policy=policy)
+    return {
+        "cfg_ddim": Method("DDIM given the goal", GOAL, cfg, grid("scale", 1.0, 1.5, 2.0, 3.0), 4),
+        "cfg_ddim_adam": Method(
+            "DDIM given the goal + Adam 6-D", GOAL, partial(cfg, refine=True), STEPS, 4
+        ),
+        "regress_gesture": Method(
+            "regression to the gesture", GOAL, partial(regress_gesture, policy=policy)
+        ),
+        "regress_ends": Method("regression to 6 parameters", GOAL, ends),
+        "regress_ends_adam": Method(
+            "regression to 6 parameters + Adam 6-D", GOAL, partial(ends, refine=True), STEPS
+        ),
+        "nearest_goal": Method("nearest goal", GOAL, partial(nearest_goal, policy=policy)),
+    }

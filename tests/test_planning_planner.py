@@ -1,0 +1,296 @@
+"""The planner API, argument by argument, and goals as a context of the denoiser.
+
+Why: VJ2-GUI calls `Planner.plan` twice a second; what it returns must be an action, must cost what
+it says, and must come in time.
+
+    python -m pytest tests/test_planning_planner.py
+"""
+
+import math
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_gestures
+
+import train_diffusion_ddim as tdd
+from planning import goals, tasks, world
+from planning.planner import Planner, token_cost
+
+L = 250
+TARGET = torch.tensor([0.3, 0.6])
+
+
+def begin_cost(actions):
+    """Squared distance of the mean pressed position from TARGET; smooth everywhere; (B,)."""
+    press = actions[..., 2]
+    centre = (press[..., None] * actions[..., :2]).sum(1) / (press.sum(1)[:, None] + 1e-3)
+    return ((centre - TARGET) ** 2).sum(-1) + (press.sum(1) < 1)
+
+
+@pytest.fixture(scope="module")
+def planner(untrained_run):
+    return Planner.load(untrained_run)
+
+
+@pytest.fixture(autouse=True)
+def forget(planner):
+    planner.reset()
+
+
+def stub(planner, monkeypatch, gestures):
+    """Let the planner draw from given gestures, (N, L, 3), in turn."""
+    queue = list(gestures)
+
+    def draw(request, num, rng):
+        drawn = torch.stack([queue[i % len(queue)] for i in range(num)])
+        queue.append(queue.pop(0))
+        return request.paste(drawn)
+
+    monkeypatch.setattr(planner, "_draw", draw)
+
+
+def test_a_plan_is_an_action(planner):
+    result = planner.plan()
+    assert result.actions.shape == (L, 3) and result.actions.dtype == torch.float32
+    press = result.actions[:, 2]
+    assert set(press.tolist()) <= {0.0, 1.0}
+    assert (result.actions[press == 0] == 0).all()
+    assert math.isnan(result.cost) and result.evaluations == 0
+    assert result.milliseconds > 0 and result.sampler_ms > 0
+
+
+def test_the_cost_is_that_of_the_actions(planner, monkeypatch):
+    stub(planner, monkeypatch, make_gestures(40, L))
+    result = planner.plan(begin_cost, num_plans=8, budget_ms=2000)
+    assert result.cost == pytest.approx(begin_cost(result.actions[None]).item(), abs=1e-6)
+    drawn = begin_cost(make_gestures(40, L)[:8]).min().item()
+    assert result.cost < 0.5 * drawn, "refinement improves on the draws"
+    assert result.evaluations > 8
+
+
+def test_every_evaluation_is_counted(planner, monkeypatch):
+    stub(planner, monkeypatch, make_gestures(40, L))
+    count = {"forward": 0, "backward": 0}
+
+    def cost_fn(actions):
+        count["forward"] += len(actions)
+        if actions.requires_grad:
+            actions.register_hook(lambda g: count.update(backward=count["backward"] + len(g)))
+        return begin_cost(actions)
+
+    result = planner.plan(cost_fn, num_plans=4, budget_ms=300)
+    assert result.evaluations == count["forward"] + 2 * count["backward"]
+
+
+def test_a_cost_without_gradient_is_refined_too(planner, monkeypatch):
+    stub(planner, monkeypatch, make_gestures(40, L))
+    result = planner.plan(lambda a: begin_cost(a.detach()), num_plans=4, budget_ms=1000)
+    assert result.cost < begin_cost(make_gestures(40, L)[:4]).min().item()
+
+
+def test_the_budget_holds(planner, monkeypatch):
+    """A cost of 5 ms per action: at most one more call than fits."""
+    stub(planner, monkeypatch, make_gestures(40, L))
+
+    def slow(actions):
+        time.sleep(0.005 * len(actions))
+        return begin_cost(actions)
+
+    few = planner.plan(slow, num_plans=64, budget_ms=150)
+    planner.reset()
+    many = planner.plan(slow, num_plans=64, budget_ms=1500)
+    assert few.milliseconds < 450 and many.milliseconds < 2000
+    assert few.evaluations < many.evaluations
+    assert planner.plan(slow, num_plans=64, budget_ms=0.1).actions.shape == (L, 3)
+
+
+def test_known_frames_are_in_the_plan(planner):
+    known = make_gestures(1, L)[0]
+    mask = torch.zeros(L, dtype=torch.bool)
+    mask[:30] = True
+    for cost_fn in (None, begin_cost):
+        result = planner.plan(cost_fn, known=known, known_mask=mask, num_plans=4, budget_ms=300)
+        assert torch.equal(result.actions[:30], known[:30])
+
+
+def test_init_and_strength(planner):
+    """A small strength stays near init; with init the cost is never above that of init."""
+    init = make_gestures(3, L)[2]
+    near = planner.plan(init=init, strength=0.02, seed=1).actions
+    far = planner.plan(init=init, strength=1.0, seed=1).actions
+    pure = planner.plan(init=None, seed=1).actions
+    assert (near - init).abs().mean() < (far - init).abs().mean()
+    assert torch.equal(far, pure), "strength 1 is pure noise"
+    planned = planner.plan(begin_cost, init=init, strength=0.3, num_plans=2, budget_ms=200)
+    assert planned.cost <= begin_cost(init[None]).item() + 1e-6
+
+
+def test_the_last_plan_is_a_start_until_reset(planner, monkeypatch):
+    stub(planner, monkeypatch, make_gestures(40, L))
+    first = planner.plan(begin_cost, num_plans=16, budget_ms=1500)
+    monkeypatch.undo()
+    second = planner.plan(begin_cost, num_plans=1, budget_ms=50)
+    assert second.cost <= first.cost + 1e-6
+    planner.reset()
+    assert planner.last is None
+
+
+def test_num_plans_steps_and_seed(planner, monkeypatch):
+    drawn = []
+    original = planner._draw
+
+    def draw(request, num, rng):
+        drawn.append((request.steps, num))
+        return original(request, num, rng)
+
+    planner.plan(num_inference_steps=3)  # measured once, before counting
+    monkeypatch.setattr(planner, "_draw", draw)
+    options = {"num_plans": 20, "num_inference_steps": 3, "budget_ms": 60_000}
+
+    def flat(actions):
+        return 0 * actions.detach().sum((1, 2))
+
+    monkeypatch.setattr(planner, "_refine", lambda *a: None)
+    one = planner.plan(flat, seed=5, **options)
+    assert drawn == [(3, 1), (3, 16), (3, 3)]
+    planner.reset()
+    assert torch.equal(planner.plan(flat, seed=5, **options).actions, one.actions)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_plans": 0}, "num_plans"),
+        ({"budget_ms": 0}, "budget_ms"),
+        ({"strength": 0}, "strength"),
+        ({"strength": 1.5}, "strength"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"known": torch.zeros(L, 3)}, "known_mask"),
+        ({"init": torch.zeros(L)}, "init must be"),
+        ({"known": torch.zeros(9, 3), "known_mask": torch.zeros(9).bool()}, "known must be"),
+        ({"known": torch.zeros(L, 3), "known_mask": torch.zeros(L)}, "known_mask must be bool"),
+        ({"cost_fn": lambda a: a}, "one cost per action"),
+    ],
+)
+def test_a_users_mistakes(planner, options, words):
+    with pytest.raises(tdd.UserError, match=words):
+        planner.plan(**options)
+
+
+def test_a_torch_world_model_through_the_adapter():
+    """The energy of V-JEPA-2-AC by hand: L1 between normalised tokens; actions as [B, T, L, 3]."""
+    seen = []
+
+    def predictor(tokens, actions):
+        seen.append(tuple(actions.shape))
+        return tokens + actions.mean((1, 2, 3))[:, None, None] * torch.arange(4.0)
+
+    tokens, goal = torch.randn(256, 4), torch.randn(256, 4)
+    costs = token_cost(predictor, tokens, goal)(torch.rand(5, L, 3))
+    assert costs.shape == (5,) and seen == [(5, 1, L, 3)]
+    there = token_cost(lambda z, a: goal.expand(len(a), -1, -1), tokens, goal)
+    assert there(torch.rand(2, L, 3)).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_the_example_of_the_readme_runs(untrained_run, capsys):
+    text = (ROOT / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(from planning.*?)```", text, re.DOTALL)
+    exec(code.replace("runs/RUN", str(untrained_run)), {})
+    assert "ms" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------
+# GOALS
+# ----------------------------------------------------------------------------------------
+
+
+def tiny_model(context_dim=6, **options):
+    torch.manual_seed(0)
+    options = {"seq_len": 20, "d_model": 16, "nhead": 2, "num_layers": 1, "dropout": 0, **options}
+    return tdd.MinimalDiffusionTransformer(context_dim=context_dim, **options).eval()
+
+
+@pytest.mark.parametrize("adaln", [True, False])
+def test_a_goal_changes_nothing_until_it_is_learnt(adaln):
+    model = tiny_model(adaln=adaln)
+    torch.nn.init.normal_(model.output_projection.weight)
+    x, t, goal = torch.randn(3, 20, 3), torch.tensor([1, 2, 3]), torch.randn(3, 6)
+    assert torch.equal(model(x, t, context=goal), model(x, t))
+    torch.nn.init.normal_(model.context_mlp[2].weight)
+    if adaln:
+        torch.nn.init.normal_(model.blocks[0].modulation.weight)
+    with_goal = model(x, t, context=goal)
+    assert not torch.allclose(with_goal, model(x, t))
+    goal[1] = 0
+    mixed = model(x, t, context=goal)
+    assert torch.allclose(mixed[1], model(x, t)[1], atol=1e-6), "a row of zeros is no goal"
+    assert torch.allclose(mixed[0], with_goal[0], atol=1e-6)
+    with pytest.raises(tdd.UserError, match="context must be"):
+        model(x, t, context=goal[:, :5])
+
+
+def test_classifier_free_guidance_by_its_formula():
+    """One step from x_T: x_0 = (1 - w)·x_0(no goal) + w·x_0(goal)."""
+    scheduler = tdd.DDIMScheduler(50, prediction_type="x0", clip_sample=False)
+    goal = torch.full((2, 6), 0.25)
+
+    def model(x, t, context=None):
+        return torch.zeros_like(x) + (0.0 if context is None else context[:, :1, None])
+
+    for w in (1.0, 0.0, 2.5):
+        x_0 = scheduler.sample(model, (2, 20, 3), "cpu", 1, context=goal, context_scale=w)
+        assert torch.allclose(x_0, torch.full_like(x_0, (1 + 0.25 * w) / 2))
+
+
+def test_training_with_goals_uses_them(tmp_path, tiny_config):
+    """Two goals, two gestures: after a short run the goal says which, and dropping it works."""
+    gestures = make_gestures(2, 20).repeat(16, 1, 1)
+    context = torch.eye(2)[torch.arange(32) % 2]
+    config = tiny_config(
+        context_dim=2, symmetries=False, num_epochs=60, batch_size=16, dropout=0.0,
+        save_dir=str(tmp_path), wandb_mode="disabled", prediction_type="x0", known_share=0.0,
+        val_sequences=2, save_every=60, figure_every=60,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
+    ema = tdd.train_loop(model, scheduler, gestures, gestures[:2], config, context=context)
+    drawn = scheduler.sample(ema, (2, 20, 3), "cpu", 3, context=torch.eye(2))
+    error = (drawn[:, None] - gestures[None, :2]).square().mean((2, 3))
+    assert error.argmin(dim=1).tolist() == [0, 1]
+    again, _, loaded = tdd.load_model(tmp_path)
+    assert loaded.context_dim == 2 and again.context_dim == 2
+
+
+def test_context_files_beside_the_gestures(tmp_path, tiny_flags, refused):
+    flags = tiny_flags(context_dim=3, save_dir=tmp_path / "run")
+    assert "--no-symmetries" in refused(*flags)
+    assert "_context.npy" in refused(*flags, "--no-symmetries")
+    np.save(tmp_path / "a_context.npy", np.ones((4, 3)))
+    np.save(tmp_path / "b_context.npy", np.zeros((6, 3)))
+    assert tdd.read_context(tmp_path, 10, 3).sum() == 12
+    with pytest.raises(tdd.UserError, match="11 rows"):
+        tdd.read_context(tmp_path, 11, 3)
+
+
+def test_hindsight_pairs_reach_their_goals():
+    """Every gesture of a pair did change something, and equal states give a zero change."""
+    context, gestures = goals.hindsight_pairs(40, seed=3)
+    half = goals.CONTEXT_DIM // 2
+    assert context.shape == (40, goals.CONTEXT_DIM) and gestures.shape == (40, L, 3)
+    assert (context[:, half:].abs().amax(dim=1) > 0.1).all()
+    instances = tasks.make_instances("drag", 3, 0)
+    tokens = world.observe(instances.scenes, instances.scenes.state)
+    assert (goals.goal_context(tokens, tokens)[:, half:] == 0).all()
+
+
+def test_regression_to_the_ends_recovers_a_map():
+    torch.manual_seed(0)
+    context = torch.randn(400, goals.CONTEXT_DIM)
+    target = torch.sigmoid(context[:, :4])
+    net = goals.train_regression(context, target, steps=150)
+    assert (net(context) - target).square().mean() < 0.5 * target.var()
+    z = goals.at_fixed_time(target)
+    assert z.shape == (400, 6) and torch.equal(z[:, [0, 1, 3, 4]], target)
