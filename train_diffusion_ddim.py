@@ -173,11 +173,7 @@ class TrainConfig:
     )
     device: str = flag("auto", "auto = CUDA if there is one", choices=("auto", "cpu", "cuda"))
     save_dir: str = flag("", "run folder; empty = a new one under runs/")
-    save_every: float = flag(
-        10.0,
-        "epochs, or a fraction of one, between checkpoints; the last is always saved",
-        low=1e-6,
-    )
+    save_every: float = flag(10.0, "epochs, or a part of one, between checkpoints", low=1e-6)
     log_interval: int = flag(20, "steps between lines of metrics.jsonl", low=1)
     val_sequences: int = flag(64, "gestures validated each epoch; all at the end", low=1)
     figure_every: int = flag(10, "epochs between figures", low=1)
@@ -246,15 +242,17 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
         if path.exists() and not path.is_file():  # to open a pipe would wait for ever
             raise ValueError("not a regular file")
         promised = np.load(path, mmap_mode="r", allow_pickle=False)  # reads the header alone
-        excess = path.stat().st_size - getattr(promised, "offset", 0) - promised.nbytes
+        if not isinstance(promised, np.memmap):
+            raise ValueError("an archive")
+        excess = path.stat().st_size - promised.offset - promised.nbytes
         if excess:
             raise ValueError(f"{excess} bytes too many")
         data = np.load(path, allow_pickle=False)
     except Exception as e:  # damage shows as many kinds of exception
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"cannot read {path} as an .npy array ({reason}); regenerate it") from None
-    if not isinstance(data, np.ndarray) or data.dtype.kind != "f":
-        kind = getattr(data, "dtype", type(data).__name__)
+    if data.dtype.kind != "f":
+        kind = data.dtype
         raise UserError(f"{path} must hold floats in [0, 1], got {kind}; convert it to float32")
     if data.shape[1:] not in ((ACTION_DIM,), (seq_len, ACTION_DIM)):
         raise UserError(
@@ -292,9 +290,7 @@ def check_manifest(folder: Path, seq_len: int) -> None:
         listed = {Path(file["name"]).name: file["sha256"] for file in manifest["files"]}
         length = manifest["sequence_length"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise UserError(
-            f"{path} is damaged ({type(e).__name__}); regenerate the data set"
-        ) from None
+        raise UserError(f"{path} is damaged ({e}); regenerate the data set") from None
     if length != seq_len:
         raise UserError(f"{path} says {length} frames a gesture, not {seq_len}; set --seq_len")
     for name, digest in listed.items():
@@ -1705,10 +1701,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     made = content["format"]
     if made not in (2, CHECKPOINT_FORMAT):
         age = "a newer" if made > CHECKPOINT_FORMAT else "an older"
-        raise UserError(
-            f"{path} was made by {age} version: it has format {made}, this one's is "
-            f"{CHECKPOINT_FORMAT}; use that version"
-        )
+        reason = f"has format {made}, this version's is {CHECKPOINT_FORMAT}"
+        raise UserError(f"{path} was made by {age} version: it {reason}; load it with that one")
     whole_epoch = {"unseen": 0, "loss_sum": torch.zeros(()), "data_sha256": None}  # of format 2
     return whole_epoch | content | {"path": path}
 
@@ -1760,8 +1754,8 @@ def load_model(
         config = TrainConfig(**content["config"])
         model = build_model(config)
         model.load_state_dict(content["ema" if ema else "model"])
-    except (TypeError, UserError, RuntimeError) as e:
-        reason = str(e).splitlines()[0]
+    except Exception as e:  # what is missing or strange shows as many kinds of exception
+        reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"{content['path']} does not fit this version ({reason})") from None
     model.eval().requires_grad_(False)
     return model.to(device), build_scheduler(config).to(device), config

@@ -134,6 +134,7 @@ class Lab:
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.folder, self.rng, self.count = folder, np.random.default_rng(seed), 0
         torch.set_num_threads(1)
+        folder.chmod(0o755)  # another user is to reach it
         for name, num, data_seed in (("train", 24, 1), ("val", 6, 2)):
             (folder / name).mkdir()
             rows = make_gestures(num, seed=data_seed).numpy().reshape(-1, 3)

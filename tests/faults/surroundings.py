@@ -196,6 +196,7 @@ def other_batch_size(lab: Lab, num: int) -> Iterator[str]:
         config = tdd.TrainConfig(**{**_tiny(lab), "batch_size": new})
         state = _state(config, 24)
         content = tdd.load_checkpoint(_cut_in_epoch(lab))
+        state.data_sha256 = content["data_sha256"]
         state.restore(content)
         seen = []
 
