@@ -1,8 +1,9 @@
 # make train: install, run the main job and report on it.  make test: install and run the tests.
+# make faults: kill, cut, fill and flip for half an hour, and write docs/FAULTS.md.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check fmt train-mini browser clean
+.PHONY: train test faults check fmt train-mini browser clean
 
 train: .venv/runtime
 	$(BIN)/python train_diffusion_ddim.py
@@ -15,6 +16,9 @@ train-mini: .venv/runtime
 
 test: .venv/development browser
 	$(BIN)/python -m pytest -rs
+
+faults: .venv/development
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 
 # The tests of report.html click through it in Chromium; without one they are skipped, and say so.
 browser:
