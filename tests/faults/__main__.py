@@ -25,6 +25,8 @@ def attempt(fault: Fault, lab: Lab, num: int) -> tuple[int, list[str], float, st
             failures += [reason] if reason else []
     except Skipped as e:
         skipped = str(e)
+    except Exception as e:  # a fault that breaks the lab is not survived
+        tried, failures = tried + 1, [*failures, f"{type(e).__name__}: {e}"]
     return tried, failures, time.monotonic() - began, skipped
 
 
@@ -50,8 +52,8 @@ def main() -> int:
             notes += [f"- {fault.title}: {reason}" for reason in sorted(set(failures))[:3]]
             lost += len(failures)
             print(rows[-1], *failures[:3], sep="\n    ", flush=True)
-    if not (args.only or args.quick):
-        write(Path(args.output), rows, notes, args.seed)
+            if not (args.only or args.quick):
+                write(Path(args.output), rows, notes, args.seed)
     return 1 if lost else 0
 
 

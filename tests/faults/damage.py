@@ -37,8 +37,8 @@ def in_a_child(lab: Lab, cases: list[bytes], path: Path, read: Callable[[], str]
             with open(log, "a", buffering=1) as f:
                 for case in cases[first:]:
                     path.write_bytes(case)
-                    signal.alarm(10 * SLOWEST)
-                    began = time.monotonic()
+                    signal.alarm(50 * SLOWEST)
+                    began = time.process_time()  # a busy machine is no slow reader
                     try:
                         reason = read()
                     except tdd.UserError as e:
@@ -46,11 +46,11 @@ def in_a_child(lab: Lab, cases: list[bytes], path: Path, read: Callable[[], str]
                         reason = "" if good else f"the message: {e}"
                     except BaseException as e:
                         reason = f"{type(e).__name__}: {e}"
-                    if time.monotonic() - began > SLOWEST:
-                        reason = f"took {time.monotonic() - began:.1f} s"
+                    if time.process_time() - began > SLOWEST:
+                        reason = f"took {time.process_time() - began:.1f} s"
                     f.write(json.dumps(reason) + "\n")
             os._exit(0)
-        code = wait(pid, 600)
+        code = wait(pid, 3600)
         reasons = [json.loads(line) for line in log.read_text().splitlines()]
         yield from reasons
         first += len(reasons)
@@ -331,7 +331,7 @@ def spoilt_folders(lab: Lab, num: int) -> Iterator[str]:
         folder = shutil.copytree(lab.folder / "train", lab.new())
         spoil(folder)
         run = lab.new()
-        code = wait(lab.fork(lab.flags(run, data_dir=folder)), 5)
+        code = wait(lab.fork(lab.flags(run, data_dir=folder)), 60)
         good = code == 2 and lab.output().count("\n") == 1 and str(folder) in lab.output()
         yield "" if good and not run.exists() else f"{name}: {code}, {lab.output()[-300:]}"
 

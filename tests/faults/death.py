@@ -199,7 +199,7 @@ def stopped(lab: Lab, number: int, moment: float) -> Iterator[str]:
         return  # the run was over, which is no try
     rows = read_jsonl(folder / "metrics.jsonl")
     lost = rows[-1]["step"] - tdd.load_checkpoint(folder)["step"]
-    if code != 128 + number or lost or seconds > 5 or "Traceback" in lab.output():
+    if code != 128 + number or lost or seconds > 20 or "Traceback" in lab.output():
         yield f"code {code}, {lost} steps lost, {seconds:.1f} s, {lab.output()[-200:]}"
     else:
         yield lab.resumed(folder)
@@ -233,7 +233,7 @@ def sigterm_to_the_group(lab: Lab, num: int) -> Iterator[str]:
             pass
         time.sleep(lab.rng.uniform(0, 2))
         os.killpg(process.pid, signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         lost = (
             read_jsonl(folder / "metrics.jsonl")[-1]["step"] - tdd.load_checkpoint(folder)["step"]
         )
@@ -252,7 +252,7 @@ def double_sigint(lab: Lab, num: int) -> Iterator[str]:
         for _ in range(2):
             os.kill(pid, signal.SIGINT)
             time.sleep(0.003)  # two signals at once are one
-        code = wait(pid, 5)
+        code = wait(pid, 60)
         yield lab.resumed(folder) if code in (0, 130, -signal.SIGINT) else f"code {code}"
 
 
@@ -279,7 +279,7 @@ def on_a_small_disk(lab: Lab, size: str, *command: object) -> tuple[int, str, Pa
         [str(a).replace("DISK", str(disk)) for a in shell],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=environ,
     )
     if "permission denied" in done.stderr or "not permitted" in done.stderr:
@@ -315,7 +315,7 @@ def file_size_limit(lab: Lab, num: int) -> Iterator[str]:
     folder = lab.new()
     limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash"]
     process = lab.train(*lab.flags(folder), prefix=limited, env={"WANDB_MODE": "disabled"})
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     good = process.returncode == 1 and err.count("\n") == 1 and "bytes needed" in err
     yield "" if good and not [*folder.glob("*.pth")] else f"{process.returncode}, {err[-300:]}"
 
@@ -450,7 +450,7 @@ def another_world(lab: Lab, num: int) -> Iterator[str]:
         name.unlink()
     longer = lab.flags(folder, num_epochs=EPOCHS_OF_WORLDS, **flags)
     process = under_torchrun(lab, folder, num_epochs=EPOCHS_OF_WORLDS, **flags, resume=folder)
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     for name in [*folder.glob("diffusion_checkpoint_epoch_[3-9].pth")]:
         name.unlink()
     wait(lab.fork([*longer, "--resume"]))

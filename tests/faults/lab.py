@@ -73,7 +73,7 @@ def no_figures() -> None:
     sys.modules["matplotlib.figure"] = None  # type: ignore[assignment]
 
 
-def wait(pid: int, timeout: float = 60) -> int:
+def wait(pid: int, timeout: float = 300) -> int:
     """Return how a child ended, -N for signal N; 99 if it had to be killed after `timeout` s."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:

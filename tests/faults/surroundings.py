@@ -40,10 +40,10 @@ def cores_of(process: subprocess.Popen) -> list[int]:
 def ends_like_the_undisturbed(lab: Lab, folder: Path, process: subprocess.Popen) -> str:
     """Wait for a run; return "" if it ends well, with the same bits."""
     try:
-        _, err = process.communicate(timeout=150)
+        _, err = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
-        return "still running after 150 s"
+        return "still running after 300 s"
     for pid in cores_of(process):
         os.kill(pid, signal.SIGKILL)
     if process.returncode or "Traceback" in err:
