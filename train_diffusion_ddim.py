@@ -295,10 +295,8 @@ def check_manifest(folder: Path, seq_len: int) -> None:
         raise UserError(f"{path} says {length} frames a gesture, not {seq_len}; set --seq_len")
     for name, digest in listed.items():
         file = folder / name
-        if not file.is_file():
-            raise UserError(f"{file} is missing, {path} lists it; regenerate the data set")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise UserError(f"{file} is not the one that {path} lists; regenerate the data set")
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise UserError(f"{file} is missing or not what {path} says; regenerate the data set")
 
 
 class DiffusionActionDataset(Dataset):
@@ -2022,10 +2020,9 @@ def caught_signals(caught: list[int]) -> Iterator[None]:
         if number == signal.SIGINT and "RANK" not in os.environ:
             signal.signal(number, signal.SIG_DFL)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread of a program may set handlers
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    may = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    numbers = (signal.SIGINT, signal.SIGTERM) if may else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield
     finally:
