@@ -1,9 +1,10 @@
 # make train: install, run the main job and report on it.  make test: install and run the tests.
 # make bench: install the programs to compare with, measure all, write docs/BENCHMARKS.md.
+# make faults: kill, cut, fill and flip for half an hour, and write docs/FAULTS.md.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check fmt train-mini bench browser clean
+.PHONY: train test faults bench check fmt train-mini browser clean
 
 train: .venv/runtime
 	$(BIN)/python train_diffusion_ddim.py
@@ -19,6 +20,9 @@ bench: .venv/bench
 
 test: .venv/development browser
 	$(BIN)/python -m pytest -rs
+
+faults: .venv/development
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 
 # The tests of report.html click through it in Chromium; without one they are skipped, and say so.
 browser:

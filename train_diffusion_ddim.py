@@ -25,18 +25,26 @@ Min-SNR 2303.09556, DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, CSDI 2107.03
 
 import argparse
 import copy
+import ctypes
+import hashlib
 import inspect
 import io
 import json
 import math
 import os
+import platform
+import shutil
+import signal
+import subprocess
 import sys
+import threading
 import time
 import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +73,14 @@ OPTIMIZERS = ("muon", "adamw")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
-def say(text: str) -> None:
-    """Print a line; a closed or full stdout costs the line, not the run."""
-    with suppress(OSError):
-        print(text, flush=True)
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line to stdout or stderr; a closed or full one costs the line, not the run."""
+    stream = sys.stderr if err else sys.stdout
+    try:
+        if stream:
+            print(text, file=stream, flush=True)
+    except OSError:  # what print has buffered must not fail again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class UserError(ValueError):
@@ -116,6 +128,7 @@ class TrainConfig:
     data_dir: str = flag("diffusion_test_data/train", "folder of *_actions.npy to train on")
     val_data_dir: str = flag("diffusion_test_data/val", "folder of *_actions.npy to validate on")
     seq_len: int = flag(SEQ_LEN, "frames per gesture in the files", low=3)
+    allow_overlap: bool = flag(False, "allow gestures that are in both sets")
     symmetries: bool = flag(True, "mirror, turn, reverse and shift the training gestures")
     # denoiser
     d_model: int = flag(64, "width", low=1)
@@ -165,7 +178,7 @@ class TrainConfig:
     )
     device: str = flag("auto", "auto = CUDA if there is one", choices=("auto", "cpu", "cuda"))
     save_dir: str = flag("", "run folder; empty = a new one under runs/")
-    save_every: int = flag(10, "epochs between checkpoints; the last is always saved", low=1)
+    save_every: float = flag(10.0, "epochs, or a part of one, between checkpoints", low=1e-6)
     log_interval: int = flag(20, "steps between lines of metrics.jsonl", low=1)
     val_sequences: int = flag(64, "gestures validated each epoch; all at the end", low=1)
     figure_every: int = flag(10, "epochs between figures", low=1)
@@ -233,12 +246,20 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
         UserError: not floats in [0, 1] of the format above; the message names the file.
     """
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise ValueError("not a regular file")
+        promised = np.load(path, mmap_mode="r", allow_pickle=False)  # reads the header alone
+        if not isinstance(promised, np.memmap):
+            raise ValueError("an archive")
+        excess = path.stat().st_size - promised.offset - promised.nbytes
+        if excess:
+            raise ValueError(f"{excess} bytes too many")
         data = np.load(path, allow_pickle=False)
     except Exception as e:  # damage shows as many kinds of exception
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"cannot read {path} as an .npy array ({reason}); regenerate it") from None
-    if not isinstance(data, np.ndarray) or data.dtype.kind != "f":
-        kind = getattr(data, "dtype", type(data).__name__)
+    if data.dtype.kind != "f":
+        kind = data.dtype
         raise UserError(f"{path} must hold floats in [0, 1], got {kind}; convert it to float32")
     if data.shape[1:] not in ((ACTION_DIM,), (seq_len, ACTION_DIM)):
         raise UserError(
@@ -270,8 +291,10 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
 def memory_limit() -> int:
     """Return the bytes of memory that there are: the machine's, or its container's."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError, ValueError):  # no container, or one without a limit
+    try:
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        pass  # no container, or one without a limit
     return min(limits)
 
 
@@ -295,6 +318,25 @@ def read_all_actions(paths: list[Path], seq_len: int) -> np.ndarray:
     return sequences[:count]
 
 
+def check_manifest(folder: Path, seq_len: int) -> None:
+    """Raise UserError if a folder is not the data set that its dataset.json, if any, describes."""
+    path = folder / "dataset.json"
+    if not path.exists():
+        return
+    try:
+        manifest = json.loads(path.read_bytes())
+        listed = {Path(file["name"]).name: file["sha256"] for file in manifest["files"]}
+        length = manifest["sequence_length"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise UserError(f"{path} is damaged ({e}); regenerate the data set") from None
+    if length != seq_len:
+        raise UserError(f"{path} says {length} frames a gesture, not {seq_len}; set --seq_len")
+    for name, digest in listed.items():
+        file = folder / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise UserError(f"{file} is missing or not what {path} says; regenerate the data set")
+
+
 class DiffusionActionDataset(Dataset):
     """All gestures of a folder of `*_actions.npy`, in file-name order.
 
@@ -315,6 +357,7 @@ class DiffusionActionDataset(Dataset):
                 f"no *_actions.npy in {self.data_dir}; make some with "
                 "python -m augmentation.generate_click_dataset"
             )
+        check_manifest(self.data_dir, seq_len)
         self.sequences = read_all_actions(self.action_files, seq_len)
 
     def __len__(self) -> int:
@@ -358,6 +401,12 @@ def draw_symmetry(x_0: Tensor) -> Tensor:
     onset = (torch.rand(B, device=x_0.device) * (room + 1)).long().clamp(max=room)
     frame = (torch.arange(L, device=x_0.device) + (first - onset)[:, None]) % L
     return x_0.gather(1, frame[..., None].expand_as(x_0))
+
+
+def count_shared(x_train: Tensor, x_val: Tensor) -> int:
+    """Return how many gestures of x_val, (N, L, C), are in x_train too; idle ones do not count."""
+    known = {hashlib.sha256(x).digest() for x in x_train.numpy()}
+    return sum(hashlib.sha256(x).digest() in known for x in x_val.numpy() if x.any())
 
 
 def all_sequences(loader: DataLoader) -> Tensor:
@@ -1517,7 +1566,7 @@ class RunLogger:
     Args:
         folder: the run folder, made if missing; config.json is written into it.
         config: of the run.
-        step: where the run stands; what an interrupted run had logged beyond it is cut off.
+        step: where the run stands; what was logged beyond it, and final scores, are cut off.
         wandb_id: the W&B run to continue, or None.
     """
 
@@ -1526,12 +1575,16 @@ class RunLogger:
     ) -> None:
         self.folder = folder
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        for path in folder.glob(".*.tmp"):  # what a killed run was writing
+            path.unlink()
+        content = json.dumps(asdict(config) | {"made_by": provenance()}, indent=2) + "\n"
+        write_whole(folder / "config.json", content.encode())
         for path in (folder / "metrics.jsonl", folder / "reconstructions.jsonl"):
             if path.exists():
                 lines = [x for x in path.read_text("utf-8").splitlines() if x.endswith("}")]
-                kept = [x for x in lines if json.loads(x)["step"] <= step]
-                path.write_text("".join(f"{x}\n" for x in kept), "utf-8")
+                rows = [(x, json.loads(x)) for x in lines]
+                kept = [x for x, row in rows if row["step"] <= step and "final/loss" not in row]
+                write_whole(path, "".join(f"{x}\n" for x in kept).encode())
         self.wandb: Any = None
         mode = resolve_wandb_mode(config.wandb_mode)
         if mode != "disabled":
@@ -1549,7 +1602,7 @@ class RunLogger:
             mode=mode,
             id=run_id,
             resume="allow",
-            settings=wandb.Settings(init_timeout=20, silent=True),
+            settings=wandb.Settings(init_timeout=20, finish_timeout=30, silent=True),
         )
 
     @contextmanager
@@ -1558,7 +1611,8 @@ class RunLogger:
         try:
             yield
         except Exception as e:  # of many kinds, and none may stop a run
-            print(f"warning: W&B is off from here on ({type(e).__name__}: {e})", file=sys.stderr)
+            reason = f"{type(e).__name__}: {e}".splitlines()[0]
+            say(f"warning: W&B is off from here on ({reason})", err=True)
             self.wandb = None
 
     def _mirror(self, step: int, content: Callable[[Any], dict[str, Any]]) -> None:
@@ -1575,7 +1629,7 @@ class RunLogger:
         return self.wandb.id if self.wandb else None
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as f:
+        with disk_faults_named(self.folder / name), open(self.folder / name, "a") as f:
             f.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -1669,20 +1723,56 @@ def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreate
     log.figure(step, "val/noise_comparison", lambda: visualize_noise_comparison(x, y, z, title))
 
 
+@contextmanager
+def disk_faults_named(path: Path, num_bytes: int = 0) -> Iterator[None]:
+    """Give a fault of the disk, in writing `path`, the words that an error line needs."""
+    try:
+        yield
+    except OSError as e:
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"cannot write {path}: {e.strerror} ({num_bytes} bytes needed, {free} free); the "
+            "checkpoints before it are whole: make room, then --resume"
+        ) from None
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that `path` is at every moment, even of a power cut, the old or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with disk_faults_named(path, len(content)):
+        try:
+            with open(temporary, "wb") as f:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+
+
+def provenance() -> dict[str, Any]:
+    """Return what made a run beside its config: command line, commit, versions."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = ""
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    return {"argv": sys.argv, "commit": commit or None, **versions, "torch": torch.__version__}
+
+
 CHECKPOINT_FORMAT = 3
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` is at every moment the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(content, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -1696,6 +1786,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = newest_checkpoint(path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself checks no CRC
+            if any(i.compress_type or (i.file_size and not i.CRC) for i in archive.infolist()):
+                raise zipfile.BadZipFile("compressed, or saved without CRC")
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"bad CRC in {damaged}")
@@ -1703,22 +1795,28 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as e:  # damage shows as many kinds of exception
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"{path} is no intact checkpoint ({reason}); use an older one") from None
-    if not isinstance(content, dict) or "format" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path} is no checkpoint of this trainer")
-    if content["format"] != CHECKPOINT_FORMAT:
-        raise UserError(
-            f"{path} has format {content['format']}, this version's is {CHECKPOINT_FORMAT}"
-        )
+    made = content["format"]
+    if made != CHECKPOINT_FORMAT:
+        age = "a newer" if made > CHECKPOINT_FORMAT else "an older"
+        reason = f"has format {made}, this version's is {CHECKPOINT_FORMAT}"
+        raise UserError(f"{path} was made by {age} version: it {reason}; load it with that one")
     return content | {"path": path}
 
 
-def newest_checkpoint(path: str | Path) -> Path:
-    """Return `path` if it is a file, else the run folder's checkpoint of the highest epoch."""
+def checkpoints_of(path: str | Path) -> list[Path]:
+    """Return `path` if it is a file, else the run folder's checkpoints, highest epoch first."""
     path = Path(path)
     found = [path] if path.is_file() else [*path.glob("diffusion_checkpoint_epoch_*.pth")]
     if not found:
         raise UserError(f"no diffusion_checkpoint_epoch_*.pth at {path}; check the path")
-    return max(found, key=lambda p: (len(p.name), p.name))  # longer number, higher epoch
+    return sorted(found, key=lambda p: (len(p.name), p.name), reverse=True)  # longer is higher
+
+
+def newest_checkpoint(path: str | Path) -> Path:
+    """Return `path` if it is a file, else the run folder's checkpoint of the highest epoch."""
+    return checkpoints_of(path)[0]
 
 
 def knobs_of(constructor: Callable[..., Any], config: TrainConfig) -> dict[str, Any]:
@@ -1754,8 +1852,8 @@ def load_model(
         config = TrainConfig(**content["config"])
         model = build_model(config)
         model.load_state_dict(content["ema" if ema else "model"])
-    except (TypeError, UserError, RuntimeError) as e:
-        reason = str(e).splitlines()[0]
+    except Exception as e:  # what is missing or strange shows as many kinds of exception
+        reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"{content['path']} does not fit this version ({reason})") from None
     model.eval().requires_grad_(False)
     return model.to(device), build_scheduler(config).to(device), config
@@ -1821,21 +1919,37 @@ class TrainState:
         scheduler: its scheduler, there too.
         config: of the run.
         total_steps: from which the learning rate and the EMA decay follow.
+
+    Attributes:
+        step: steps done.
+        unseen: gestures that the epoch in progress has still to see; 0 between epochs.
+        loss_sum: sum of its losses so far, over gestures.
+        caught: the signals that ask the run to stop.
     """
 
     def __init__(
         self, model: nn.Module, scheduler: DDIMScheduler, config: TrainConfig, total_steps: int
     ) -> None:
         self.model, self.scheduler, self.config = model, scheduler, config
-        self.total_steps, self.step = total_steps, 0
+        self.total_steps, self.step, self.unseen = total_steps, 0, 0
         self.steps_per_epoch = total_steps // config.num_epochs
+        self.data_sha256: str | None = None
+        self.caught: list[int] = []
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizers = make_optimizers(model, config)
         device = next(model.parameters()).device
         self.task_loss = torch.ones(NUM_TASKS, device=device)  # running mean loss of each task
+        self.loss_sum = torch.zeros((), device=device)
         self.forward: Any = torch.compile(model) if config.compile else model
-        if process_rank()[1] > 1:
+        rank, world = process_rank()
+        if world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
+
+        def draw_apart(*_: Any) -> None:  # seeded alike, all processes would drop the same out
+            torch.manual_seed(torch.initial_seed() + rank * 2**40)
+
+        if rank > 0:
+            self.forward.register_forward_pre_hook(draw_apart)
 
     def to_checkpoint(self, epoch: int, wandb_id: str | None) -> dict[str, Any]:
         """Return what `save_checkpoint` writes: plain types and tensors only."""
@@ -1843,22 +1957,30 @@ class TrainState:
             "format": CHECKPOINT_FORMAT,
             "epoch": epoch,
             "step": self.step,
+            "unseen": self.unseen,
+            "loss_sum": self.loss_sum,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "task_loss": self.task_loss,
             "config": asdict(self.config),
+            "data_sha256": self.data_sha256,
             "wandb_id": wandb_id,
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Take up what `load_checkpoint` returned, at the same epoch under any batch size."""
+        """Take up what `load_checkpoint` returned, at the same gesture under any batch size."""
         self.model.load_state_dict(content["model"])
         self.ema.load_state_dict(content["ema"])
         for optimizer, saved in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.task_loss.copy_(content["task_loss"])
-        self.step = (content["epoch"] + 1) * self.steps_per_epoch
+        self.loss_sum.copy_(content["loss_sum"])
+        self.unseen = content["unseen"]
+        left = min(math.ceil(self.unseen / self.config.batch_size), self.steps_per_epoch)
+        self.step = (content["epoch"] + 1) * self.steps_per_epoch - left
+        if content["data_sha256"] not in (None, self.data_sha256):
+            say("warning: the training data is not that of the checkpoint", err=True)
 
 
 def gesture_losses(
@@ -2015,32 +2137,87 @@ def progress(items: Iterable, title: str) -> Iterable:
     return tqdm(items, title, disable=None, leave=False)
 
 
+@contextmanager
+def caught_signals(caught: list[int]) -> Iterator[None]:
+    """Let SIGINT and SIGTERM only be noted in `caught`; a second SIGINT ends the process.
+
+    Under torchrun it does not: there each Ctrl-C comes twice, from the terminal and the launcher.
+    """
+
+    def note(number: int, _: Any) -> None:
+        caught.append(number)
+        if number == signal.SIGINT and "RANK" not in os.environ:
+            signal.signal(number, signal.SIG_DFL)
+
+    may = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    numbers = (signal.SIGINT, signal.SIGTERM) if may else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
+    """At a step's edge: save what is due; stop if a signal asks any process for it.
+
+    Raises:
+        KeyboardInterrupt: carries the signal's number; the run is saved up to its last step.
+        FloatingPointError: the weights are not finite; nothing is written.
+    """
+    stop = torch.tensor(max(state.caught, default=0), device=state.task_loss.device)
+    if process_rank()[1] > 1:
+        torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
+    every = max(1, round(state.config.save_every * state.steps_per_epoch))
+    if log and (stop or state.step % every == 0 or state.step == state.total_steps):
+        if not all(p.isfinite().all() for p in state.model.parameters()):
+            raise FloatingPointError(f"weights are not finite at step {state.step}; lower --lr")
+        epoch = (state.step - 1) // state.steps_per_epoch
+        path = log.folder / f"diffusion_checkpoint_epoch_{epoch}.pth"
+        save_checkpoint(path, state.to_checkpoint(epoch, log.wandb_id))
+    if stop:
+        raise KeyboardInterrupt(int(stop))
+
+
 def train_epoch(
     state: TrainState, x_train: Tensor, log: RunLogger | None, context: Tensor | None = None
 ) -> float:
-    """Train for the epoch at whose start `state` is; return the mean loss of its steps.
+    """Train until the end of the epoch in which `state` is; return the mean loss of its gestures.
 
     `log` receives the scalars of every `log_interval`-th step, and is None on all ranks but 0.
     """
     config = state.config
     epoch = state.step // state.steps_per_epoch
     order = epoch_order(len(x_train), config.seed, epoch).to(x_train.device)
-    batches, losses = order.split(config.batch_size), []
+    if not state.unseen:
+        state.unseen = len(order)
+        state.loss_sum.zero_()
+    batches = order[-state.unseen :].split(config.batch_size)
     title = f"epoch {epoch + 1}/{config.num_epochs}"
     state.model.train()
     for batch in progress(batches, title) if log else batches:
-        scalars = train_step(state, x_train[batch], None if context is None else context[batch])
-        losses.append(scalars["train/loss"])
+        try:
+            scalars = train_step(state, x_train[batch], None if context is None else context[batch])
+        except FloatingPointError as e:
+            gestures = ", ".join(map(str, batch.tolist()))
+            raise FloatingPointError(f"{e}; the batch was gestures {gestures}") from None
+        except torch.OutOfMemoryError as e:
+            raise MemoryError(f"--batch_size {config.batch_size} does not fit ({e})") from None
+        state.unseen = max(0, state.unseen - len(batch))
+        state.loss_sum += scalars["train/loss"] * len(batch)
         if log and state.step % config.log_interval == 0:
             scalars["train/epoch"] = state.step / state.steps_per_epoch
             log.scalars(state.step, {k: float(v) for k, v in scalars.items()})
-    return torch.stack(losses).mean().item()
+        if state.unseen:
+            save_or_stop(state, log)
+    return state.loss_sum.item() / len(x_train)
 
 
 def finish_epoch(
     state: TrainState, x_val: Tensor, log: RunLogger, scalars: dict[str, float]
 ) -> None:
-    """Validate the EMA weights on a subset; log, print one line, perhaps draw and save."""
+    """Validate the EMA weights on a subset; log, print one line, perhaps draw."""
     config, started = state.config, time.perf_counter()
     epoch = state.step // state.steps_per_epoch
     x_0 = x_val[:: max(1, len(x_val) // config.val_sequences)][: config.val_sequences]
@@ -2053,12 +2230,8 @@ def finish_epoch(
         f"loss {scalars['train/epoch_loss']:.4f}  val {scores['loss']:.4f}  {score_line(scores)}  "
         f"{scalars['train/epoch_s']:.1f}+{scalars['val/epoch_s']:.1f} s"
     )
-    last = epoch == config.num_epochs
-    if (epoch - 1) % config.figure_every == 0 or last:
+    if (epoch - 1) % config.figure_every == 0 or epoch == config.num_epochs:
         log_recreations(log, state.step, epoch - 1, x_0, recreated)
-    if epoch % config.save_every == 0 or last:
-        path = log.folder / f"diffusion_checkpoint_epoch_{epoch - 1}.pth"
-        save_checkpoint(path, state.to_checkpoint(epoch - 1, log.wandb_id))
 
 
 def finish_run(state: TrainState, x_val: Tensor, log: RunLogger) -> None:
@@ -2145,24 +2318,27 @@ def train_loop(
     config = describe(model, scheduler, config)
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs)
+    state.data_sha256 = hashlib.sha256(x_train.cpu().numpy().tobytes()).hexdigest()
     logged, wandb_id = 0, None
     if resume:
         state.restore(resume)
         logged, wandb_id = resume["step"], resume["wandb_id"]
-    if state.step >= state.total_steps:
-        say("note: the run is finished, nothing is left to train")
-        return state.ema
     is_first = process_rank()[0] == 0
     log = RunLogger(Path(config.save_dir), config, logged, wandb_id) if is_first else None
-    while state.step < state.total_steps:
-        started = time.perf_counter()
-        loss = train_epoch(state, x_train, log, context)
-        seconds = time.perf_counter() - started
+    try:
+        with caught_signals(state.caught):
+            while state.step < state.total_steps:
+                started = time.perf_counter()
+                scalars = {"train/epoch_loss": train_epoch(state, x_train, log, context)}
+                scalars["train/epoch_s"] = time.perf_counter() - started
+                if log:
+                    finish_epoch(state, x_val, log, scalars)
+                save_or_stop(state, log)
         if log:
-            finish_epoch(state, x_val, log, {"train/epoch_loss": loss, "train/epoch_s": seconds})
-    if log:
-        finish_run(state, x_val, log)
-        log.close()
+            finish_run(state, x_val, log)
+    finally:
+        if log:
+            log.close()
     return state.ema
 
 
@@ -2303,6 +2479,17 @@ def check_same_model(config: TrainConfig, saved: dict[str, Any], path: str | Pat
             )
 
 
+def newest_intact(path: str) -> dict[str, Any]:
+    """Load a checkpoint, or the newest of a run folder that is intact, with a warning if older."""
+    *newer, oldest = checkpoints_of(path)
+    for candidate in newer:
+        try:
+            return load_checkpoint(candidate)
+        except UserError as e:
+            say(f"warning: {e}; going back to the one before", err=True)
+    return load_checkpoint(oldest)
+
+
 def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any] | None]:
     """Return the config of a resumed run, its own but for what is given, and its checkpoint."""
     path = path or given.get("save_dir", "")
@@ -2311,7 +2498,7 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
     if path == given.get("save_dir") and not [*Path(path).glob("diffusion_checkpoint_epoch_*.pth")]:
         say(f"note: nothing to resume in {path}; starting afresh")
         return TrainConfig(**given), None
-    content = load_checkpoint(path)
+    content = newest_intact(path)
     folder = content["path"].parent
     saved = content["config"] | {"save_dir": str(folder)}
     try:
@@ -2325,24 +2512,53 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
     for name in ("lr", "batch_size", "seed", "num_epochs"):
         if getattr(config, name) != saved[name]:
             change = f"--{name} {saved[name]} -> {getattr(config, name)}"
-            print(f"warning: {change}: not the run that was interrupted", file=sys.stderr)
+            say(f"warning: {change}: not the run that was interrupted", err=True)
     return config, content
 
 
-def claim_run_folder(config: TrainConfig, *, resuming: bool) -> Path:
-    """Make the run folder; refuse one that holds another run."""
+@contextmanager
+def claimed_run_folder(config: TrainConfig, *, resuming: bool) -> Iterator[Path]:
+    """Make the run folder and hold its lock; refuse one that is in use or holds another run.
+
+    The kernel frees the lock when the process ends, however it ends.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}_d{config.d_model}_l{config.num_layers}_h{config.nhead}"
     folder = Path(config.save_dir or Path("runs") / name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        lock = open(folder / ".lock", "a+")
     except OSError as e:
         raise UserError(f"cannot write into --save_dir {folder} ({e}); choose another") from None
-    if not resuming and (folder / "metrics.jsonl").exists():
-        raise UserError(f"{folder} holds a run already; add --resume or choose another --save_dir")
-    return folder
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{folder} is in use by process {lock.read()}; wait, or choose another --save_dir"
+            ) from None
+        except (ImportError, OSError):  # Windows, or a file system without locks
+            pass
+        lock.truncate(0)
+        print(os.getpid(), end="", file=lock, flush=True)
+        if not resuming and (folder / "metrics.jsonl").exists():
+            raise UserError(
+                f"{folder} holds a run already; add --resume or choose another --save_dir"
+            )
+        yield folder
+
+
+def join_processes(device: torch.device) -> None:
+    """Under torchrun, join the other processes of the run; else do nothing."""
+    if "RANK" not in os.environ or torch.distributed.is_initialized():
+        return
+    if sys.platform == "linux":  # ask for SIGTERM when a launcher dies, which leaves no orphan
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=timedelta(minutes=10))
 
 
 def train(
@@ -2362,8 +2578,7 @@ def train(
     """
     device = pick_device(config.device)
     asked_wandb_mode(config.wandb_mode)  # refused before any data is read
-    if "RANK" in os.environ and not torch.distributed.is_initialized():  # under torchrun
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    join_processes(device)
     torch.manual_seed(config.seed)
     model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
     x_train, x_val = (
@@ -2376,18 +2591,25 @@ def train(
             f"{config.data_dir} moves while idle (x or y above 0 where press is 0); zero these "
             "frames, or add --no-symmetries --no-gates"
         )
-    if process_rank()[0] == 0:
-        folder = claim_run_folder(config, resuming=resuming)
-        config = replace(config, save_dir=str(folder))
-        say(
-            f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
-            f"{len(x_train)} + {len(x_val)} gestures, run folder {folder}"
+    shared = 0 if config.allow_overlap else count_shared(x_train, x_val)
+    if shared:
+        raise UserError(
+            f"{shared} gestures of {config.val_data_dir} are in {config.data_dir} too: validation "
+            "would not tell learning from memory; separate them, or add --allow_overlap"
         )
     context = None
     if config.context_dim:
         context = read_context(config.data_dir, len(x_train), config.context_dim).to(device)
-    x_train, x_val = x_train.to(device), x_val.to(device)
-    return train_loop(model, scheduler, x_train, x_val, config, resume, context)
+    sequences = x_train.to(device), x_val.to(device)
+    if process_rank()[0] != 0:
+        return train_loop(model, scheduler, *sequences, config, resume, context)
+    with claimed_run_folder(config, resuming=resuming) as folder:
+        say(
+            f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
+            f"{len(x_train)} + {len(x_val)} gestures, run folder {folder}"
+        )
+        config = replace(config, save_dir=str(folder))
+        return train_loop(model, scheduler, *sequences, config, resume, context)
 
 
 def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -2442,15 +2664,17 @@ def main(argv: list[str] | None = None) -> int:
             train(*resume_run(given, args.resume), resuming=True)
         else:
             train(TrainConfig(**given))
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        say(f"error: {e}", err=True)
         return 2
-    except (FloatingPointError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (FloatingPointError, OSError, MemoryError) as e:
+        say(f"error: {e or 'out of memory'}", err=True)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; --resume RUN_FOLDER continues from its last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as e:
+        say("stopped; --resume RUN_FOLDER continues from its last checkpoint", err=True)
+        return 128 + (e.args[0] if e.args else signal.SIGINT)
     return 0
 
 

@@ -15,7 +15,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from conftest import L, make_gestures, press, python
+from conftest import ROOT, L, make_gestures, press, python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -27,6 +27,7 @@ from train_diffusion_ddim import (
     DiffusionActionDataset,
     UserError,
     all_sequences,
+    count_shared,
     draw_symmetry,
     read_actions,
     to_data_units,
@@ -95,6 +96,7 @@ BAD_FILES = {
     "too short": (npy(ROWS[:19]), ["19 rows"]),
     "no rows": (npy(ROWS[:0]), ["0 rows"]),
     "truncated": (npy(ROWS)[:-1], []),
+    "bytes too many": (npy(ROWS) + b"ab", ["2 bytes too many"]),
     "header only": (npy(ROWS)[:128], []),
     "half a header": (npy(ROWS)[:40], []),
     "a terabyte promised": (header((10**11, 3)), []),
@@ -215,6 +217,21 @@ def test_items_and_loaders(tmp_path):
     shuffled = DataLoader(dataset, 3, shuffle=True, drop_last=True)
     assert torch.equal(all_sequences(shuffled), expected)
     assert torch.equal(all_sequences(DataLoader(list(expected), 3)), expected)  # any data set
+
+
+def test_shared_gestures_are_counted_idle_ones_not():
+    x_train, x_val = make_gestures(20), make_gestures(9, seed=1)
+    x_train[4], x_val[2] = 0, 0
+    assert count_shared(x_train, x_val) == 0
+    x_val[5], x_val[8] = x_train[19], x_train[0]
+    assert count_shared(x_train, x_val) == 2 and count_shared(x_train, x_train) == 19
+
+
+def test_the_committed_sets_share_nothing():
+    folders = ROOT / "diffusion_test_data" / "train", ROOT / "diffusion_test_data" / "val"
+    assert (
+        count_shared(*(torch.from_numpy(DiffusionActionDataset(f).sequences) for f in folders)) == 0
+    )
 
 
 def test_what_the_generator_writes_is_what_is_read(tmp_path):

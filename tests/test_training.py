@@ -192,6 +192,42 @@ def test_a_folder_that_cannot_be_written_is_refused(refused, tmp_path, tiny_flag
     assert "--save_dir" in refused(*tiny_flags(save_dir=tmp_path / "file"))
 
 
+@pytest.mark.parametrize(("save_every", "steps"), [(0.4, range(2, 13, 2)), (1, (5, 10, 12))])
+def test_checkpoints_come_at_parts_of_an_epoch(fresh, tmp_path, monkeypatch, save_every, steps):
+    state, _, _ = fresh(total_steps=12, batch_size=2, num_epochs=2, save_every=save_every)
+    state.steps_per_epoch, saved = 5, []
+    log = tdd.RunLogger(tmp_path, state.config)
+    monkeypatch.setattr(tdd, "save_checkpoint", lambda _, content: saved.append(content["step"]))
+    for step in range(1, 13):
+        state.step = step
+        tdd.save_or_stop(state, log)
+    assert saved == list(steps)
+
+
+def test_the_final_scores_of_a_resumed_run_replace_the_old(straight_run, cli, tmp_path):
+    folder = shutil.copytree(straight_run, tmp_path / "run")
+    for name in ("metrics.jsonl", "reconstructions.jsonl"):
+        before = without_clock(read_jsonl(folder / name))
+        if name == "metrics.jsonl":  # killed while it scored the whole set
+            (folder / name).write_text("".join(map("{}\n".format, map(json.dumps, before[:-1]))))
+        assert cli("--resume", folder)[0] == 0
+        assert without_clock(read_jsonl(folder / name)) == before
+
+
+def test_processes_draw_their_dropout_apart(fresh, monkeypatch):
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda model: model)
+    x, outputs = torch.randn(2, L, 3), []
+    for rank, world in ((0, 1), (0, 2), (1, 2), (2, 3)):
+        monkeypatch.setattr(tdd, "process_rank", lambda who=(rank, world): who)
+        state, _, _ = fresh(dropout=0.5, known_frames=False)
+        torch.nn.init.ones_(state.model.output_projection.weight)
+        torch.nn.init.ones_(state.model.blocks[0].modulation.weight)
+        torch.manual_seed(7)
+        outputs.append(state.forward(x, torch.tensor([3, 4])))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[1], outputs[2]) and not torch.equal(outputs[2], outputs[3])
+
+
 # ---- a run is a function of its config -------------------------------------------------
 
 
