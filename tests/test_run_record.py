@@ -420,14 +420,6 @@ def test_formats_of_other_versions_are_refused(checkpoint, tmp_path, step, age):
         load_checkpoint(tmp_path / "other.pth")
 
 
-def test_format_2_of_the_first_release_is_read(checkpoint, tmp_path):
-    content = torch.load(checkpoint, weights_only=True)
-    old = {k: v for k, v in content.items() if k not in ("unseen", "loss_sum", "data_sha256")}
-    torch.save(old | {"format": 2}, tmp_path / "old.pth")
-    assert load_checkpoint(tmp_path / "old.pth")["unseen"] == 0 == content["unseen"]
-    assert not load_model(tmp_path / "old.pth")[0].training
-
-
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, torch.zeros(3)], ids=str)
 def test_files_of_other_programs_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
