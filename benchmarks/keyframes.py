@@ -1,6 +1,6 @@
 """Wall-clock to a keyframes MSE below 0.01
 
-    python -m benchmarks.keyframes [--threads 2] [--bound 20]
+    python -m benchmarks.keyframes [--threads 2] [--bound 40]
 
 Our default recipe, its cosine shortened to `--num_epochs`, against the plan's loop and network
 given the same protocol: the press edges as input, [-1, 1], ten steps, the same gestures and noise.
@@ -94,8 +94,8 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
 OPTIONS: dict[str, Any] = {
     "threads": 2,
-    "bound": 20.0,
-    "limit_s": 400.0,
+    "bound": 40.0,
+    "limit_s": 200.0,
     "num_epochs": 3,
     "every": 10,
 }

@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     left_out = []
     for num in args.sizes:
-        for per_file in (args.per_file, num):
+        for per_file in sorted({min(args.per_file, num), num}):
             with tempfile.TemporaryDirectory() as name:
                 if shutil.disk_usage(name).free < 2 * num * x_0[0].nbytes:
                     left_out.append(str(num))

@@ -106,7 +106,8 @@ def measure(args: argparse.Namespace) -> list[Row]:
                 row |= {"largest difference of losses": max(abs(a - b) for a, b in gaps)}
                 rows.append(row)
     parameters = sum(p.numel() for p in tdd.build_model(tdd.TrainConfig()).parameters())
-    gloo_s = all_reduce_s(max(args.processes), parameters, 50)
+    most = max(args.processes)
+    gloo_s = all_reduce_s(most, parameters, 50) if most > 1 else 0.0
     return [
         {"title": f"{args.epochs} epoch(s) of {len(x_train)} gestures", "rows": rows},
         paper_table(parameters, gloo_s, seconds[max(args.processes)]),

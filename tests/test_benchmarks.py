@@ -41,7 +41,7 @@ TINY = {
     ],
     "startup": [],
     "scaling": ["--processes", "1", "--batch_sizes", "8", "--data_dir", "test_data_mini/train"],
-    "loading": ["--sizes", "25", "--per_file", "10", "--data_dir", "test_data_mini/train"],
+    "loading": ["--sizes", "25", "--per_file", "30", "--data_dir", "test_data_mini/train"],
 }
 
 
