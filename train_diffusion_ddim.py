@@ -53,6 +53,7 @@ SEQ_LEN = 250  # frames: 0.5 s at 500 Hz
 CHANNELS = ("x", "y", "press")
 ACTION_DIM = len(CHANNELS)
 PRESSED = 0.5  # a frame is pressed above this, in data units
+PIXEL = 0.001  # of the screen; less is no motion
 FLOOR = 1e-8  # keeps ratios and logarithms finite
 
 BETA_SCHEDULES = ("linear", "cosine")
@@ -81,10 +82,10 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_sampler(sampler: str, eta: float, dashes: str = "") -> None:
-    """Raise UserError unless eta fits the sampler."""
+    """Raise UserError for an unknown sampler or an eta outside [0, 1]."""
     check_choice(f"{dashes}sampler", sampler, SAMPLERS)
-    if not 0 <= eta <= 1 or (eta > 0 and sampler == "dpmpp"):
-        raise UserError(f"{dashes}eta must be in [0, 1], and 0 with dpmpp, got {eta}")
+    if not 0 <= eta <= 1:
+        raise UserError(f"{dashes}eta must be in [0, 1], got {eta}")
 
 
 def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
@@ -128,7 +129,7 @@ class TrainConfig:
     token_overlap: bool = flag(True, "let each token also read its two neighbours' frames")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     noise_units: bool = flag(True, "let the denoiser also read x, y in units of the noise")
-    press_gate: bool = flag(True, "predict x, y as press * (x, y while pressed); needs x0")
+    gates: bool = flag(True, "predict by P(press) and P(x moves), P(y moves); needs x0")
     context_dim: int = flag(0, "width of the goal vectors in *_context.npy; 0 = none", low=0)
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
@@ -138,13 +139,15 @@ class TrainConfig:
         "balanced", "of noise levels and known-frame strategies", choices=LOSS_WEIGHTINGS
     )
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
+    gate_weight: float = flag(2.0, "weight of the gates' cross-entropy", low=0)
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
     context_dropout: float = flag(0.1, "share of a batch that sees no goal", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
     sampler: str = flag("ddim", "DDIM or DPM-Solver++(2M)", choices=SAMPLERS)
-    eta: float = flag(0.0, "0 = deterministic DDIM, 1 = DDPM variance", low=0, high=1)
+    eta: float = flag(1.0, "0 = deterministic DDIM, 1 = DDPM variance", low=0, high=1)
+    eta_max_sigma: float = flag(1.0, "sigma above which eta is 0", low=0)
     # optimisation
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
     num_epochs: int = flag(45, "passes over the training set", low=1)
@@ -189,16 +192,16 @@ class TrainConfig:
         check_sampler(self.sampler, self.eta, "--")
         if self.context_dim and self.symmetries:
             raise UserError("--context_dim needs --no-symmetries: a mirrored gesture has no goal")
-        if self.press_gate and self.prediction_type != "x0":
+        if self.gates and self.prediction_type != "x0":
             raise UserError(
-                f"--press_gate needs --prediction_type x0, got {self.prediction_type}; "
-                "add --no-press_gate"
+                f"--gates needs --prediction_type x0, got {self.prediction_type}; add --no-gates"
             )
 
     @property
     def sampling(self) -> dict[str, Any]:
         """The arguments of `DDIMScheduler.sample` that a run fixes."""
-        return {name: getattr(self, name) for name in ("num_inference_steps", "eta", "sampler")}
+        names = ("num_inference_steps", "eta", "eta_max_sigma", "sampler")
+        return {name: getattr(self, name) for name in names}
 
 
 # ----------------------------------------------------------------------------------------
@@ -569,6 +572,7 @@ class DDIMScheduler(nn.Module):
         num_inference_steps: int = 50,
         eta: float = 0.0,
         *,
+        eta_max_sigma: float = math.inf,
         sampler: str = "ddim",
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
@@ -588,7 +592,11 @@ class DDIMScheduler(nn.Module):
             device: where the model lives.
             num_inference_steps: N, in [1, T].
             eta: 0 = deterministic DDIM, 1 = DDPM variance.
-            sampler: "ddim", or "dpmpp": DPM-Solver++(2M), arXiv:2211.01095, alg. 2.
+            eta_max_sigma: steps from a larger sigma (data units) are deterministic. Fresh noise
+                corrects a network's errors, but draws short gestures where few steps decide on
+                the duration; S_tmax of EDM (arXiv:2206.00364, alg. 2).
+            sampler: "ddim", or "dpmpp": DPM-Solver++(2M), arXiv:2211.01095, alg. 2, in the
+                deterministic steps.
             known: (B, L, C), data units; read only where the mask is set.
             known_mask: (B, L) bool; these frames are given and come back unchanged.
             context: goals, (B, context_dim), for a model that was trained with them.
@@ -610,7 +618,7 @@ class DDIMScheduler(nn.Module):
         given: tuple[Tensor, ...] = ()
         if known is not None and known_mask is not None:
             given = (to_model_units(known.to(x_t)), known_mask.to(device))
-        goal = {} if context is None else {"context": context.to(device)}
+        goal: dict[str, Any] = {} if context is None else {"context": context.to(device)}
         ts = torch.tensor([t for t, _ in pairs], device=device)
         last: tuple[Tensor, int] | None = None  # x_0_pred of the step before, and its t
         with eval_mode(model):
@@ -624,11 +632,11 @@ class DDIMScheduler(nn.Module):
                     x_0_pred = self._descend(x_0_pred, cost_fn, guidance_scale)
                 if given:
                     x_0_pred = torch.where(given[1][..., None], given[0], x_0_pred)
-                aim = x_0_pred
-                if sampler == "dpmpp" and last is not None and t_prev >= 0:
+                aim, eta_t = x_0_pred, eta if self.sigma(t) <= eta_max_sigma else 0.0
+                if sampler == "dpmpp" and eta_t == 0 and last is not None and t_prev >= 0:
                     aim = self._extrapolate(x_0_pred, t, t_prev, *last)
                 last = (x_0_pred, t)
-                x_t = self.step(aim, x_t, t, t_prev, eta=eta, generator=generator)
+                x_t = self.step(aim, x_t, t, t_prev, eta=eta_t, generator=generator)
         return to_data_units(x_t)
 
     def _extrapolate(
@@ -834,7 +842,7 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     return torch.cat([*given, flags], dim=-1)
 
 
-def in_noise_units(x_t: Tensor) -> Tensor:
+def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Tell every frame how x and y stand against the noise, on the same scale at every t.
 
     Whether a gesture moves or stands still is a slope against its noise. Left to x_t alone, where
@@ -842,16 +850,15 @@ def in_noise_units(x_t: Tensor) -> Tensor:
 
     Args:
         x_t: (B, L, C), model units, the last channel press.
+        alpha_bar_t: ᾱ_t of each, (B, 1, 1).
 
     Returns:
         (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited
         to 4; its sum up to the frame over the root of the number of pressed frames, doubled,
         likewise (the CUSUM test for a change of the mean); the probability of a press.
     """
-    # Neighbouring frames differ by noise alone nearly everywhere; |N(0, 2)| has the median 0.954.
-    change = (x_t[:, 1:] - x_t[:, :-1]).abs().flatten(1)
-    std = (change.median(dim=1).values / 0.954).clamp(0.01, 0.99)[:, None, None]
-    pressed = torch.sigmoid(2 * (1 - std**2) ** 0.5 * x_t[..., -1:] / std**2)  # Bayes, for ±1
+    std = (1 - alpha_bar_t).sqrt().clamp(min=0.01)
+    pressed = torch.sigmoid(2 * alpha_bar_t.sqrt() * x_t[..., -1:] / std**2)  # Bayes, for ±1
     frames = pressed.sum(dim=1, keepdim=True) + FLOOR
     mean = (pressed * x_t[..., :-1]).sum(dim=1, keepdim=True) / frames
     residual = pressed * (x_t[..., :-1] - mean) / std
@@ -870,23 +877,27 @@ class MinimalDiffusionTransformer(nn.Module):
         num_layers: transformer blocks.
         dim_feedforward: hidden width of the MLPs.
         dropout: rate on residual branches and MLPs; the attention weights have none.
-        max_timesteps: T, for the record.
+        max_timesteps: T.
         patch_size: frames per token; must divide seq_len.
         adaln: adaLN-zero blocks and a zero-initialised output, instead of adding the embedding
             of t to every token.
         learned_positions: learned instead of sinusoidal.
         token_overlap: embed each patch together with the patches before and after it.
         noise_units: read x and y also about their mean while pressed, and the sum of that up to
-            each frame, in units of the noise (`in_noise_units`).
-        press_gate: output x and y as press * (x, y while pressed). For a model that predicts
-            x_0: as idle frames are zero, E[x] = P(press)·E[x | press], and the second factor has
-            no jump to learn.
+            each frame, in units of the noise of t under `beta_schedule` (`in_noise_units`).
+        beta_schedule: the scheduler's; read with `noise_units` only.
+        gates: for a model that predicts x_0, of gestures that are zero while idle: output
+            P(press) for press, and P(press)·(P(moves)·E[x | moves] + P(rests)·E[x | rests]) for x,
+            likewise y. Trained to tell these cases apart too (`gate_loss`), it learns what squared
+            error hardly teaches: that a slope within the noise is none.
         known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
         context_dim: width of a goal vector that joins the embedding of t; 0 = no goals.
 
     Raises:
         UserError: nhead does not divide d_model, or patch_size seq_len.
     """
+
+    alphas_cumprod: Tensor
 
     def __init__(
         self,
@@ -904,7 +915,8 @@ class MinimalDiffusionTransformer(nn.Module):
         learned_positions: bool = False,
         token_overlap: bool = False,
         noise_units: bool = False,
-        press_gate: bool = False,
+        beta_schedule: str = "linear",
+        gates: bool = False,
         known_frames: bool = False,
         context_dim: int = 0,
     ) -> None:
@@ -915,11 +927,14 @@ class MinimalDiffusionTransformer(nn.Module):
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.known_frames = adaln, known_frames
-        self.token_overlap, self.press_gate = token_overlap, press_gate
-        self.noise_units, self.context_dim = noise_units, context_dim
+        self.token_overlap, self.noise_units, self.gates = token_overlap, noise_units, gates
+        self.context_dim = context_dim
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
-        in_channels += 2 * (action_dim - 1) + 1 if noise_units else 0
+        if noise_units:
+            in_channels += 2 * (action_dim - 1) + 1
+            table = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule).alphas_cumprod
+            self.register_buffer("alphas_cumprod", table, persistent=False)
         in_features = in_channels * patch_size * (3 if token_overlap else 1)
         self.action_embedding = nn.Linear(in_features, d_model)
         self.pos_encoder = PositionalEncoding(
@@ -931,7 +946,8 @@ class MinimalDiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             block(d_model, nhead, dim_feedforward, dropout) for _ in range(num_layers)
         )
-        self.output_projection = nn.Linear(d_model, action_dim * patch_size)
+        axes = action_dim - 1 if gates else 0  # each also at rest, and a logit of each per token
+        self.output_projection = nn.Linear(d_model, (action_dim + axes) * patch_size + axes)
         if adaln:
             zero_init(self.output_projection)
             self.output_modulation = zero_init(nn.Linear(d_model, 2 * d_model))
@@ -949,7 +965,9 @@ class MinimalDiffusionTransformer(nn.Module):
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
         context: Tensor | None = None,
-    ) -> Tensor:
+        *,
+        return_gates: bool = False,
+    ) -> Any:
         """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t).
 
         Args:
@@ -958,11 +976,14 @@ class MinimalDiffusionTransformer(nn.Module):
             known: (B, L, C), model units; read only where the mask is set.
             known_mask: (B, L) bool; None = nothing is known.
             context: (B, context_dim); None, or a row of zeros, = no goal.
+            return_gates: also return the logits of P(moves) of each axis and of P(press).
 
-        Returns: (B, L, C).
+        Returns: (B, L, C); with `return_gates` a tuple of it and the logits, (B, L, C).
         """
         B, L, C = x_t.shape
-        x = torch.cat([x_t, in_noise_units(x_t)], dim=-1) if self.noise_units else x_t
+        x = x_t
+        if self.noise_units:
+            x = torch.cat([x_t, in_noise_units(x_t, self.alphas_cumprod[t, None, None])], dim=-1)
         if self.known_frames:
             if known is None or known_mask is None:
                 known, known_mask = x_t, torch.zeros(B, L, dtype=torch.bool, device=x_t.device)
@@ -991,12 +1012,16 @@ class MinimalDiffusionTransformer(nn.Module):
         if self.adaln:
             shift, scale = self.output_modulation(F.silu(t_emb))[:, None].chunk(2, dim=-1)
             x = modulate(self.layer_norm(x), shift, scale)
-        output = self.output_projection(x).reshape(B, L, C)
-        if self.press_gate:
-            press = to_data_units(output[..., 2:])
-            xy = to_model_units(press * to_data_units(output[..., :2]))
-            output = torch.cat([xy, output[..., 2:]], dim=-1)
-        return output
+        output = self.output_projection(x)
+        if not self.gates:
+            return output.reshape(B, L, C)
+        moves = output[..., 1 - C :].repeat_interleave(self.patch_size, dim=1)  # (B, L, C - 1)
+        output = output[..., : 1 - C].reshape(B, L, 2 * C - 1)
+        moving, resting, press = output.split([C - 1, C - 1, 1], dim=-1)
+        xy = to_data_units(resting + torch.sigmoid(moves) * (moving - resting))
+        probability = torch.sigmoid(press)
+        output = to_model_units(torch.cat([probability * xy, probability], dim=-1))
+        return (output, torch.cat([moves, press], dim=-1)) if return_gates else output
 
 
 # ----------------------------------------------------------------------------------------
@@ -1614,7 +1639,7 @@ def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreate
     log.figure(step, "val/noise_comparison", lambda: visualize_noise_comparison(x, y, z, title))
 
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -1813,7 +1838,7 @@ def gesture_losses(
     config: TrainConfig,
     rows: slice = slice(None),
     context: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noise a batch x_0, (B, L, C), data units; predict; compare.
 
     `rows` is the share of this process. t, eps and masks are drawn for the whole batch, so that
@@ -1821,7 +1846,8 @@ def gesture_losses(
 
     Returns:
         Of each of this process's gestures, (b,): the mean squared error; its task, the pair of
-        known-frame strategy and noise level, int64 in [0, NUM_TASKS); its t, int64.
+        known-frame strategy and noise level, int64 in [0, NUM_TASKS); its t, int64; its
+        `gate_loss`, 0 without gates.
     """
     B, T = len(x_0), scheduler.num_timesteps
     # one t per stratum of T/B: less variance than independent draws
@@ -1829,7 +1855,7 @@ def gesture_losses(
     t = (u * T).long().clamp(max=T - 1)
     eps = torch.randn_like(x_0)
     known_mask, drawn = draw_known_mask(x_0, config.known_share)
-    goal = {}
+    goal: dict[str, Any] = {}
     if context is not None:
         kept = torch.rand(B, 1, device=x_0.device) >= config.context_dropout
         goal = {"context": (context * kept)[rows]}
@@ -1839,9 +1865,29 @@ def gesture_losses(
     x_t, _ = scheduler.add_noise(x, t, eps)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
         given = (x, known_mask) if takes_known_frames(model) else ()
-        output = model(x_t, t, *given, **goal)
-    error = output.float() - scheduler.target(x, eps, t)
-    return error.square().mean(dim=(1, 2)), task[rows], t
+        if config.gates:
+            output, logits = model(x_t, t, *given, **goal, return_gates=True)
+        else:
+            output, logits = model(x_t, t, *given, **goal), None
+    loss = (output.float() - scheduler.target(x, eps, t)).square().mean(dim=(1, 2))
+    entropy = torch.zeros_like(loss) if logits is None else gate_loss(logits.float(), x_0[rows])
+    return loss, task[rows], t, entropy
+
+
+def gate_loss(logits: Tensor, x_0: Tensor) -> Tensor:
+    """Score logits of P(x moves), P(y moves), P(press), (B, L, 3), against x_0, data units.
+
+    Returns: the cross-entropy of motion, mean over axes and pressed frames, plus that of press,
+    mean over frames, (B,), nats.
+    """
+    pressed = x_0[..., 2:] > PRESSED
+    high = torch.where(pressed, x_0[..., :2], -1).amax(dim=1, keepdim=True)
+    low = torch.where(pressed, x_0[..., :2], 2).amin(dim=1, keepdim=True)
+    moves = (high - low > PIXEL).expand(-1, x_0.shape[1], -1)
+    truth = torch.cat([moves, pressed], dim=-1).to(logits.dtype)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    motion = (entropy[..., :2].mean(dim=2) * pressed[..., 0]).sum(dim=1)
+    return motion / pressed.sum(dim=(1, 2)).clamp(min=1) + entropy[..., 2].mean(dim=1)
 
 
 def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:
@@ -1883,7 +1929,7 @@ def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) ->
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # of all that a step draws
     if config.symmetries:
         x_0 = draw_symmetry(x_0)
-    loss, task, t = gesture_losses(state.forward, scheduler, x_0, config, rows, context)
+    loss, task, t, entropy = gesture_losses(state.forward, scheduler, x_0, config, rows, context)
     whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
     weight = torch.ones_like(loss)
     if config.loss_weighting == "balanced":
@@ -1892,7 +1938,8 @@ def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) ->
     elif config.loss_weighting == "min_snr":
         weight = min_snr_weight(scheduler, t, config.snr_gamma)
     state.model.zero_grad(set_to_none=True)
-    ((weight * loss).sum() * world / len(x_0)).backward()  # processes average their gradients
+    total = (weight * loss + config.gate_weight * entropy).sum()
+    (total * world / len(x_0)).backward()  # processes average their gradients
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     mean_loss, lr = whole_loss.mean(), lr_at(state.step, state.total_steps, config)
     if not torch.isfinite(mean_loss + grad_norm):
@@ -1909,7 +1956,8 @@ def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) ->
         averages: list[Tensor] = list(state.ema.parameters())
         torch._foreach_lerp_(averages, list[Tensor](state.model.parameters()), 1 - decay)
     state.step += 1
-    return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": lr}
+    scalars = {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": lr}
+    return scalars | ({"train/gate_loss": entropy.detach().mean()} if config.gates else {})
 
 
 def process_rank() -> tuple[int, int]:
@@ -2137,6 +2185,18 @@ def train_diffusion_model(
 # Flags that are not given are absent, so that a resumed run defaults to its own config.
 
 
+PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
+    "smoke": {  # seconds: does it run at all
+        **{"data_dir": "test_data_mini/train", "val_data_dir": "test_data_mini/val"},
+        **{"d_model": 32, "num_layers": 2, "batch_size": 2, "num_epochs": 3, "device": "cpu"},
+    },
+    "cpu": {},  # minutes on two cores: the defaults
+    "gpu": {  # the best recipe: seconds on a GPU each epoch, an hour in all on one core
+        **{"d_model": 96, "num_layers": 4, "num_epochs": 200, "lr": 2e-3, "known_share": 0.1}
+    },
+}
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Report a mistake as UserError, so that it ends in one line like all others."""
 
@@ -2154,6 +2214,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     training = parser.add_argument_group("training")
+    training.add_argument(
+        "--preset", choices=PRESETS, help="smoke: seconds; cpu: the defaults; gpu: the best recipe"
+    )
     for f in fields(TrainConfig):
         options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
         if f.type is bool:
@@ -2194,7 +2257,7 @@ def pick_device(name: str) -> torch.device:
 
 MODEL_FLAGS = (
     *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
-    *("learned_positions", "token_overlap", "known_frames", "press_gate", "noise_units"),
+    *("learned_positions", "token_overlap", "known_frames", "noise_units", "gates"),
     "context_dim",
     *("num_timesteps", "beta_schedule", "prediction_type"),
 )
@@ -2279,10 +2342,10 @@ def train(
         for folder in (config.data_dir, config.val_data_dir)
     )
     idle = x_train[..., 2:] <= PRESSED
-    if (config.symmetries or config.press_gate) and (idle & (x_train[..., :2] > 0)).any():
+    if (config.symmetries or config.gates) and (idle & (x_train[..., :2] > 0)).any():
         raise UserError(
             f"{config.data_dir} moves while idle (x or y above 0 where press is 0); zero these "
-            "frames, or add --no-symmetries --no-press_gate"
+            "frames, or add --no-symmetries --no-gates"
         )
     if process_rank()[0] == 0:
         folder = claim_run_folder(config, resuming=resuming)
@@ -2339,6 +2402,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_args(argv)
         names = {f.name for f in fields(TrainConfig)}
         given = {name: value for name, value in vars(args).items() if name in names}
+        given = PRESETS[getattr(args, "preset", "cpu")] | given
         sampling_flags = {"checkpoint", "output_dir", "known_data_dir", "known_strategy"}
         stray = sampling_flags & set(vars(args)) if "sample" not in args else set()
         if stray:

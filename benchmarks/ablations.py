@@ -21,34 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "ablations.json"
 
-EARLIER = (  # the default that the first experiments varied
-    "--patch_size 10 --d_model 96 --num_layers 4 --optimizer adamw --no-noise_units "
-    "--known_share 0.2"
-)
 VARIANTS = {
     "default": "",
-    "AdamW alone": "--optimizer adamw",
+    "no gates": "--no-gates",
     "no noise units": "--no-noise_units",
-    "4 layers": "--num_layers 4",
-    "2 layers": "--num_layers 2",
-    "patch 10, width 96": "--patch_size 10 --d_model 96",
+    "no gates, no noise units": "--no-gates --no-noise_units",
+    "gates by squared error alone": "--gate_weight 0",
+    "AdamW alone": "--optimizer adamw",
+    "unweighted loss": "--loss_weighting none",
+    "no symmetries": "--no-symmetries",
+    "no token overlap": "--no-token_overlap",
     "known share 0.1": "--known_share 0.1",
     "known share 0.3": "--known_share 0.3",
-    "earlier default": EARLIER,
-    "earlier, unweighted loss": f"{EARLIER} --loss_weighting none",
-    "earlier, Min-SNR-5 loss": f"{EARLIER} --loss_weighting min_snr",
-    "earlier, predict v": f"{EARLIER} --prediction_type v --no-press_gate",
-    "earlier, predict eps": f"{EARLIER} --prediction_type epsilon --no-press_gate",
-    "earlier, no press gate": f"{EARLIER} --no-press_gate",
-    "earlier, no token overlap": f"{EARLIER} --no-token_overlap",
-    "earlier, no symmetries": f"{EARLIER} --no-symmetries",
-    "earlier, linear schedule": f"{EARLIER} --beta_schedule linear",
-    "earlier, patch 5, width 64": f"{EARLIER} --patch_size 5 --d_model 64",
-    "earlier, batch 64": f"{EARLIER} --batch_size 64",
-    "earlier, known share 0.5": f"{EARLIER} --known_share 0.5",
-    "earlier, width 64": f"{EARLIER} --d_model 64",
-    "earlier, t added, post-norm": f"{EARLIER} --no-adaln",
-    "earlier, sinusoidal positions": f"{EARLIER} --no-learned_positions",
 }
 COLUMNS = {
     "keyframes mse": "final/mse",

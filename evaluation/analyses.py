@@ -63,6 +63,7 @@ LEVEL_SEED = 20210506
 SAMPLER_OPTIONS: dict[str, dict[str, Any]] = {
     "ddim": {"sampler": "ddim", "eta": 0.0},
     "ddim_eta_1": {"sampler": "ddim", "eta": 1.0},
+    "ddim_late_eta": {"sampler": "ddim", "eta": 1.0, "eta_max_sigma": 1.0},
     "dpmpp": {"sampler": "dpmpp", "eta": 0.0},
 }
 STEPS = (1, 2, 5, 10, 20, 50)
@@ -86,7 +87,7 @@ class Budget:
     exact_steps: tuple[int, ...]
 
 
-FULL = Budget(128, 256, 128, 20, 48, STEPS, 128, 9, 48, (2, 5, 10))
+FULL = Budget(128, 256, 128, 20, 48, STEPS, 96, 9, 48, (2, 5, 10))
 QUICK = Budget(8, 8, 8, 6, 6, (1, 2, 5, 10), 8, 2, 0, ())
 
 

@@ -107,12 +107,10 @@ class Regression(nn.Module):
         super().__init__()
         self.network: Any = network
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, known: Tensor | None = None, known_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, *given: Tensor, **options: bool) -> Any:
         """Map as `MinimalDiffusionTransformer.forward` does, whatever x_t and t are."""
         last = torch.full_like(t, self.network.max_timesteps - 1)
-        return self.network(torch.zeros_like(x_t), last, known, known_mask)
+        return self.network(torch.zeros_like(x_t), last, *given, **options)
 
 
 class GestureVAE(nn.Module):
@@ -124,10 +122,10 @@ class GestureVAE(nn.Module):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        config = replace(config, known_frames=False)
+        config = replace(config, known_frames=False, noise_units=False)  # there is no noise
         layers = max(1, config.num_layers // 2)
         rest = max(1, config.num_layers - layers)
-        self.encoder = build_model(replace(config, num_layers=layers, press_gate=False))
+        self.encoder = build_model(replace(config, num_layers=layers, gates=False))
         decoder: Any = build_model(replace(config, num_layers=rest))
         decoder.timestep_embedding = nn.Linear(LATENT_DIM, config.d_model)
         self.decoder = decoder

@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "model": ("model", {"color": BLUE, "marker": "o"}),
     "ddim": ("model, DDIM", {"color": BLUE, "marker": "o"}),
     "ddim_eta_1": ("model, DDIM with eta 1", {"color": PINK, "marker": "^"}),
+    "ddim_late_eta": ("model, eta 1 below sigma 1", {"color": ORANGE, "marker": "v"}),
     "dpmpp": ("model, DPM-Solver++(2M)", {"color": GREEN, "marker": "s"}),
     "bayes": ("limit (Bayes)", {"color": "black"}),
     "exact": ("limit (exact score)", {"color": "black", "ls": "--", "marker": "."}),

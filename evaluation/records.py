@@ -16,7 +16,7 @@ def read_frontier(path: Path) -> Table | None:
     The file is a JSON list; each model is an object
 
         name        what stands beside its point
-        options     the trainer's flags that differ from the default, an object
+        options     flags of the trainer
         parameters  their number
         keyframes   metric of the plan -> value
         r           sigma, as a string -> R of the denoise protocol

@@ -37,7 +37,7 @@ TINY = {
     "num_timesteps": 50,
     "beta_schedule": "cosine",
     "prediction_type": "v",
-    "press_gate": False,
+    "gates": False,
     "num_inference_steps": 3,
     "batch_size": 4,
     "num_epochs": 2,

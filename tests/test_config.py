@@ -19,7 +19,7 @@ import train_diffusion_ddim as tdd
 from train_diffusion_ddim import TrainConfig, UserError, parse_args
 
 EXTRA_FLAGS = {
-    *("help", "resume"),
+    *("help", "preset", "resume"),
     *("sample", "checkpoint", "output_dir", "known_data_dir", "known_strategy"),
 }
 PLAN_FLAGS = (
@@ -73,6 +73,20 @@ def test_absent_flags_are_absent():
     assert vars(parse_args(["--lr", "1e-3", "--no-adaln"])) == {"lr": 1e-3, "adaln": False}
 
 
+def test_a_preset_is_flags_that_given_flags_win_over(monkeypatch):
+    configs = []
+    monkeypatch.setattr(tdd, "train", configs.append)
+    for name in tdd.PRESETS:
+        assert tdd.main(["--preset", name, "--lr", "0.5"]) == 0
+    assert configs == [TrainConfig(**{**flags, "lr": 0.5}) for flags in tdd.PRESETS.values()]
+    assert configs[1] == TrainConfig(lr=0.5)
+
+
+def test_the_smoke_preset_trains_in_seconds(cli, tmp_path):
+    code, out, err = cli("--preset", "smoke", "--num_epochs", 1, "--save_dir", tmp_path / "run")
+    assert code == 0 and "epoch 1/1" in out, err
+
+
 def test_the_default_run_has_data():
     config = TrainConfig()
     assert list((ROOT / config.data_dir).glob("*_actions.npy"))
@@ -108,8 +122,7 @@ def test_bad_values_are_one_line_before_any_data_is_read(refused, tmp_path, opti
     ("argv", "words"),
     [
         (["--num_inference_steps", "11", "--num_timesteps", "10"], ["11", "10"]),
-        (["--eta", "0.5", "--sampler", "dpmpp"], ["--eta", "0.5", "dpmpp"]),
-        (["--press_gate", "--prediction_type", "v"], ["--press_gate", "got v"]),
+        (["--gates", "--prediction_type", "v"], ["--gates", "got v", "--no-gates"]),
         (["--d_model", "32", "--nhead", "5"], ["--nhead", "32", "5"]),
         (["--unknown", "1"], ["--unknown"]),
         (["--d_mod", "32"], ["--d_mod"]),  # no guessing

@@ -32,7 +32,8 @@ OPTIONS = [
     {"known_frames": True},
     {"patch_size": 4, "adaln": True, "learned_positions": True, "known_frames": True},
     {"patch_size": 5, "token_overlap": True},
-    {"press_gate": True},
+    {"gates": True},
+    {"gates": True, "patch_size": 5},
     {"noise_units": True},
     {"action_dim": 5},
     {"max_timesteps": 100, "dropout": 0.0},
@@ -207,13 +208,25 @@ def test_adaln_starts_as_zero_and_every_block_as_the_identity():
     assert model.output_projection.weight.grad.any()  # and it can leave zero
 
 
-def test_the_press_gate_is_a_product_in_data_units():
-    plain, gated = build(), build(press_gate=True)
-    gated.load_state_dict(plain.state_dict())
-    x_t, t = inputs()
-    raw, output = ((model(x_t, t) + 1) / 2 for model in (plain, gated))
-    torch.testing.assert_close(output[..., 2], raw[..., 2])
-    torch.testing.assert_close(output[..., :2], raw[..., 2:] * raw[..., :2])
+def test_the_gates_mix_rest_and_motion_and_multiply_by_press():
+    """By hand: a constant output layer; x and y moving, at rest, press; then who moves."""
+    model, (x_t, t) = build(gates=True), inputs()
+    nn.init.zeros_(model.output_projection.weight)
+    moving, resting, press, moves = [0.5, -0.5], [0.1, 0.3], [math.log(4)], [math.log(3), -1000.0]
+    model.output_projection.bias.data = torch.tensor([*moving, *resting, *press, *moves])
+    output, logits = model(x_t, t, return_gates=True)
+    assert torch.equal(output, model(x_t, t)) and output.shape == logits.shape == (3, L, 3)
+    x, y = 0.75 * 0.5 + 0.25 * 0.1, 0.3  # model units; P(press) = 0.8 multiplies data units
+    expected = torch.tensor([0.8 * (x + 1) - 1, 0.8 * (y + 1) - 1, 2 * 0.8 - 1])
+    torch.testing.assert_close(output[0, 0], expected)
+    torch.testing.assert_close(logits[1, 7], torch.tensor([*moves, *press]))
+
+
+def test_one_motion_logit_serves_a_token():
+    model, (x_t, t) = awake(build(gates=True, patch_size=5)), inputs()
+    logits = model(x_t, t, return_gates=True)[1].reshape(3, L // 5, 5, 3)
+    assert torch.equal(logits[..., :2], logits[:, :, :1, :2].expand(-1, -1, 5, -1))
+    assert (logits.std(dim=1) > 0).all() and (logits[..., 2].std(dim=2) > 0).all()
 
 
 def gestures_in_noise(std, frames=40, slope=0.0, B=64):
@@ -228,7 +241,7 @@ def gestures_in_noise(std, frames=40, slope=0.0, B=64):
 @pytest.mark.parametrize("std", [0.05, 0.2])
 def test_noise_units_do_not_depend_on_the_noise(std):
     """Distances have unit std, and their running sum is twice a Brownian bridge."""
-    features = in_noise_units(gestures_in_noise(std))
+    features = in_noise_units(gestures_in_noise(std), torch.tensor(1 - std**2))
     features[..., :4] = 4 * torch.atanh(features[..., :4] / 4)  # undo the limit
     inside = features[:, 50:90]
     assert (inside[..., -1] > 0.99).all() and (features[:, :45, -1] < 0.01).all()
@@ -241,7 +254,9 @@ def test_noise_units_do_not_depend_on_the_noise(std):
 def test_noise_units_tell_a_slope_from_noise():
     """The sum in the middle of a ramp is -d·sqrt(n)/(8 std), doubled, before the limit."""
     std, slope, frames = 0.2, 0.3, 40
-    middle = in_noise_units(gestures_in_noise(std, frames, slope))[:, 69, 2:4].mean(dim=0)
+    middle = in_noise_units(gestures_in_noise(std, frames, slope), torch.tensor(1 - std**2))[
+        :, 69, 2:4
+    ].mean(dim=0)
     expected = -2 * slope * (1 - std**2) ** 0.5 * frames**0.5 / (8 * std)
     assert middle[0] == pytest.approx(4 * math.tanh(expected / 4), rel=0.2)
     assert abs(middle[1]) < 0.4

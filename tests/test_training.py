@@ -143,7 +143,7 @@ def test_another_model_is_refused_with_both_values(refused, straight_run, name):
 
 
 def test_all_that_makes_a_model_is_checked():
-    assert set(tdd.MODEL_FLAGS) == {*OTHER_MODELS, "known_frames", "press_gate", "noise_units"}
+    assert set(tdd.MODEL_FLAGS) == {*OTHER_MODELS, "known_frames", "noise_units", "gates"}
     assert set(tdd.MODEL_FLAGS) <= {f.name for f in fields(tdd.TrainConfig)}
 
 
@@ -387,7 +387,7 @@ def test_the_gradient_is_that_of_the_weighted_mean(fresh, loss_weighting):
     scalars = train_step(state, x_0)
 
     seed_of_step(config, 0)
-    loss, task, t = tdd.gesture_losses(reference, scheduler, x_0, config)
+    loss, task, t, _ = tdd.gesture_losses(reference, scheduler, x_0, config)
     weight = {
         "none": torch.ones(8),
         "min_snr": tdd.min_snr_weight(scheduler, t, config.snr_gamma),
@@ -467,7 +467,8 @@ def test_what_the_model_is_asked_in_training(fresh):
     _, scheduler, config = fresh(prediction_type="epsilon", known_share=0.5)
     model, x_0 = Recorder(), make_gestures(25)
     torch.manual_seed(0)
-    loss, task, t = tdd.gesture_losses(model, scheduler, x_0, config)
+    loss, task, t, entropy = tdd.gesture_losses(model, scheduler, x_0, config)
+    assert not entropy.any()
     x_t, given_t, known, mask = model.calls[0]
     assert torch.equal(t, given_t)
     assert sorted((t // 2).tolist()) == list(range(25))  # one t in each 25th of [0, 50)
@@ -492,6 +493,35 @@ def test_the_rows_of_several_processes_are_those_of_one(fresh):
     for whole, even, odd in zip(*parts, strict=True):
         torch.testing.assert_close(whole[0::2], even)
         torch.testing.assert_close(whole[1::2], odd)
+
+
+def test_the_gates_are_scored_by_their_cross_entropy():
+    """By hand: x moves by 0.2, y by less than a pixel; the second gesture has no press."""
+    x_0 = torch.zeros(2, L, 3)
+    x_0[0, 4:14, 0] = torch.linspace(0.3, 0.5, 10)
+    x_0[0, 4:14, 1] = torch.linspace(0.6, 0.6005, 10)
+    x_0[0, 4:14, 2] = 1
+    logits = torch.full((2, L, 3), 100.0)  # wrong, where it must not matter
+    logits[0, 4:14, :2] = torch.tensor([math.log(4), math.log(2)])  # P(moves) = 4/5 and 2/3
+    logits[..., 2] = -math.log(9)  # P(press) = 1/10
+    motion = (-math.log(4 / 5) - math.log(1 / 3)) / 2
+    press = -0.5 * math.log(1 / 10) - 0.5 * math.log(9 / 10)  # pressed in half of the frames
+    expected = torch.tensor([motion + press, -math.log(9 / 10)])
+    torch.testing.assert_close(tdd.gate_loss(logits, x_0), expected)
+
+
+def test_the_gates_are_trained_by_their_own_loss_too(fresh):
+    recipe = {"gates": True, "prediction_type": "x0", "dropout": 0.0, "loss_weighting": "none"}
+    state, scheduler, config = fresh(**recipe, symmetries=False, grad_clip=1e9, gate_weight=0.5)
+    reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
+    scalars = train_step(state, x_0)
+    seed_of_step(config, 0)
+    loss, _, _, entropy = tdd.gesture_losses(reference, scheduler, x_0, config)
+    (loss + 0.5 * entropy).mean().backward()
+    for p, q in zip(state.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-7)
+    assert float(scalars["train/gate_loss"]) == pytest.approx(entropy.mean().item(), rel=1e-5)
+    assert entropy.mean().item() == pytest.approx(2 * math.log(2), rel=1e-5)  # undecided at first
 
 
 def test_bf16_is_near_float32(fresh):
@@ -535,7 +565,7 @@ def test_every_architecture_and_option_trains(cli, tiny_flags, tmp_path):
         "dim_feedforward": 24,
         "amp": True,
     }
-    gated = {"press_gate": True, "token_overlap": True, "prediction_type": "x0"}
+    gated = {"gates": True, "token_overlap": True, "prediction_type": "x0"}
     for i, given in enumerate((changes, gated)):
         folder = tmp_path / str(i)
         code, _, err = cli(*tiny_flags(num_epochs=1, save_dir=folder, **given))

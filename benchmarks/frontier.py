@@ -1,0 +1,140 @@
+"""Train the recipe at several sizes and measure what a larger model brings and costs.
+
+    python -m benchmarks.frontier [--num_epochs 15] [--only NAME ...]
+    python -m benchmarks.frontier --checkpoint runs/RUN --name "the default"     # one more row
+
+Each size is one run of the trainer's own command line on one thread, seed 0. All see the same
+number of gestures, so the larger ones take longer: `train_s` says how long. The rows go to
+benchmarks/results/frontier.json as they finish (its form: evaluation/records.py), from where the
+report draws them. A name that is there already is left as it is.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.analyses import measure_latencies
+from evaluation.bayes import GesturePrior, posterior_mean
+from evaluation.distribution import validity
+from evaluation.protocols import PLAN_LINES, read_prior
+from evaluation.records import FRONTIER
+from train_diffusion_ddim import (
+    DDIMScheduler,
+    DiffusionActionDataset,
+    compute_reconstruction_metrics,
+    denoise_one_shot,
+    generate,
+    gesture_metrics,
+    load_model,
+    noise_bank,
+    recreate,
+    to_data_units,
+    to_model_units,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+SIGMAS = (0.1, 0.2, 0.4, 0.7)
+NUM_DENOISED, NUM_GENERATED = 400, 1000
+SIZES = {
+    "2 x 32": "--num_layers 2 --d_model 32",
+    "2 x 64": "--num_layers 2 --d_model 64",
+    "3 x 48": "--num_layers 3 --d_model 48",
+    "3 x 64": "--num_layers 3 --d_model 64",
+    "3 x 64, patch 10": "--num_layers 3 --d_model 64 --patch_size 10",
+    "4 x 64": "--num_layers 4 --d_model 64",
+    "4 x 96": "--num_layers 4 --d_model 96",
+}
+
+
+def denoise_ratios(
+    model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, prior: GesturePrior
+) -> dict[str, float]:
+    """Return R = MSE / MMSE of one-shot denoising at each of SIGMAS; x_0 (B, L, C), data units."""
+    ratios = {}
+    for sigma in SIGMAS:
+        t = scheduler.timestep_at(sigma)
+        x_t, _ = scheduler.add_noise(to_model_units(x_0), t, noise_bank(x_0.shape))
+        noisy = to_data_units(x_t / scheduler.alpha_bar(t) ** 0.5).double().numpy()
+        best = torch.from_numpy(posterior_mean(noisy, scheduler.sigma(t), prior))
+        error = denoise_one_shot(model, scheduler, x_0, sigma) - x_0
+        ratios[str(sigma)] = (error.square().mean() / (best - x_0).square().mean()).item()
+    return ratios
+
+
+def measure(checkpoint: str | Path) -> dict[str, Any]:
+    """Score a checkpoint on the validation set, at the steps that it was trained for."""
+    model, scheduler, config = load_model(checkpoint)
+    x_0 = torch.from_numpy(DiffusionActionDataset(config.val_data_dir, config.seq_len).sequences)
+    prior = read_prior(config.val_data_dir, x_0)
+    steps = config.num_inference_steps
+    recreated = recreate(model, scheduler, x_0, steps)
+    keyframes = compute_reconstruction_metrics(x_0, recreated) | gesture_metrics(x_0, recreated)
+    samples = generate(model, scheduler, (NUM_GENERATED, *x_0.shape[1:]), steps)
+    is_valid = validity(samples, prior)
+    shape, one = (1, config.seq_len, 3), {"batch 1": {"num_inference_steps": steps}}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "keyframes": {metric: keyframes[metric] for metric in PLAN_LINES},
+        "r": denoise_ratios(model, scheduler, x_0[:NUM_DENOISED], prior),
+        "one_press": is_valid["one_press"].float().mean().item(),
+        "valid": is_valid["valid"].float().mean().item(),
+        "latency_ms": measure_latencies(model, scheduler, shape, one, 20)["batch 1"].value,
+    }
+
+
+def train_size(flags: list[str]) -> dict[str, Any]:
+    """Train once on one thread; return the scores and the seconds of training."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train_diffusion_ddim.py", *flags, "--save_dir", folder]
+        command += ["--wandb_mode", "disabled", "--device", "cpu"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
+        rows = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        return measure(folder) | {"train_s": sum(row.get("train/epoch_s", 0.0) for row in rows)}
+
+
+def read_rows() -> list[dict[str, Any]]:
+    """Return the rows that are there."""
+    return json.loads(FRONTIER.read_text()) if FRONTIER.exists() else []
+
+
+def main() -> None:
+    """Measure what is missing, then print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--num_epochs", type=int, default=15)
+    parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--checkpoint", help="measure this one, train nothing")
+    parser.add_argument("--name", help="of its row")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in [args.name or args.checkpoint] if args.checkpoint else args.only:
+        if name in {row["name"] for row in read_rows()}:
+            continue
+        flags = [] if args.checkpoint else [*SIZES[name].split(), f"--num_epochs={args.num_epochs}"]
+        scores = measure(args.checkpoint) if args.checkpoint else train_size(flags)
+        row = {"name": name, "options": " ".join(flags), "date": date.today().isoformat()}
+        row["machine"] = f"{platform.machine()}, 1 thread, Python {platform.python_version()}"
+        FRONTIER.write_text(json.dumps([*read_rows(), row | scores], indent=1) + "\n")
+    print("| model | parameters | MSE | SNR, dB | R at " + ", ".join(map(str, SIGMAS)), end=" ")
+    print("| one press | valid | ms a sample |\n" + "|---" * 8 + "|")
+    for row in read_rows():
+        ratios = ", ".join(f"{r:.2f}" for r in row["r"].values())
+        keyframes = f"{row['keyframes']['mse']:.1e} | {row['keyframes']['mean_snr_db']:.1f}"
+        print(f"| {row['name']} | {row['parameters']:,} | {keyframes} | {ratios}", end=" ")
+        print(f"| {row['one_press']:.2f} | {row['valid']:.2f} | {row['latency_ms']:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
