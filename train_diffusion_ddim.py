@@ -697,7 +697,7 @@ class DDIMScheduler(nn.Module):
         given: tuple[Tensor, ...] = ()
         if known is not None and known_mask is not None:
             given = (to_model_units(known.to(x_t)), known_mask.to(device))
-        goal = {} if context is None else {"context": context.to(device)}
+        goal: dict[str, Any] = {} if context is None else {"context": context.to(device)}
         ts = torch.tensor([t for t, _ in pairs], device=device)
         last: tuple[Tensor, int] | None = None  # x_0_pred of the step before, and its t
         with eval_mode(model):
@@ -2007,7 +2007,7 @@ def gesture_losses(
     t = (u * T).long().clamp(max=T - 1)
     eps = torch.randn_like(x_0)
     known_mask, drawn = draw_known_mask(x_0, config.known_share)
-    goal = {}
+    goal: dict[str, Any] = {}
     if context is not None:
         kept = torch.rand(B, 1, device=x_0.device) >= config.context_dropout
         goal = {"context": (context * kept)[rows]}

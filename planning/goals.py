@@ -134,7 +134,7 @@ def train_denoiser(
     config = replace(
         config, context_dim=CONTEXT_DIM, symmetries=False, num_epochs=epochs, save_every=epochs,
         save_dir=str(save_dir), wandb_mode="disabled", lr=1e-3, figure_every=epochs,
-        known_share=0.05, num_timesteps=scheduler.num_timesteps, device="cpu",
+        known_share=0.05, device="cpu",
     )  # fmt: skip
     torch.manual_seed(config.seed)
     model = MinimalDiffusionTransformer(**{**plain.options, "context_dim": CONTEXT_DIM})

@@ -4,7 +4,7 @@ Screen units: x and y in [0, 1], frames of 2 ms. A scene is a handful of widgets
 gesture sequence (L, 3) as everywhere in this project. Both worlds map (scene, action) to the state
 after the action. The soft one is what planners may ask and differentiate,
 
-    down_t = p_t·(1 - p_{t-1}),  hit_w = Σ_t down_t·Π_axis σ((half_w - |xy_t - pos_w|)/τ)
+    down_t = p_t·(1 - p_{t-1}),  hit_w = Σ_t down_t·Π_axis min(1, 2·σ((half_w - |xy_t - pos_w|)/τ))
     m = Σ_t p_t·p_{t-1}·(xy_t - xy_{t-1}),  tap = σ((slop - |m|)/(τ/2))
     button, toggle: value moves by hit·tap;  slider, icon: pos by hit·(1 - tap)·m;  list: value
 
@@ -96,7 +96,7 @@ def soft_world(scenes: Scenes, actions: Tensor, temperature: float = TEMPERATURE
     before = F.pad(press[:, :-1], (1, 0))
     down = press * (1 - before)
     distance = (xy[:, None] - scenes.pos[:, :, None]).abs()  # (N, W, L, 2)
-    inside = torch.sigmoid((scenes.half[:, :, None] - distance) / temperature)
+    inside = (2 * torch.sigmoid((scenes.half[:, :, None] - distance) / temperature)).clamp(max=1)
     hit = torch.einsum("nl,nwl->nw", down, inside[..., 0] * inside[..., 1]).clamp(max=1)
     m = ((press * before)[:, 1:, None] * xy.diff(dim=1)).sum(dim=1)  # (N, 2)
     length = (m.square().sum(dim=-1) + 1e-8).sqrt()
