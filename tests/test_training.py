@@ -220,7 +220,7 @@ def test_processes_draw_their_dropout_apart(fresh, monkeypatch):
     for rank, world in ((0, 1), (0, 2), (1, 2), (2, 3)):
         monkeypatch.setattr(tdd, "process_rank", lambda who=(rank, world): who)
         state, _, _ = fresh(dropout=0.5, known_frames=False)
-        torch.nn.init.ones_(state.model.output_projection.weight)
+        torch.nn.init.eye_(state.model.output_projection.weight)
         torch.nn.init.ones_(state.model.blocks[0].modulation.weight)
         torch.manual_seed(7)
         outputs.append(state.forward(x, torch.tensor([3, 4])))
@@ -272,7 +272,7 @@ def test_an_epoch_sees_each_gesture_once(fresh, monkeypatch):
     state, _, config = fresh(total_steps=8, batch_size=3, num_epochs=2)
     x_train, seen = make_gestures(10), []
 
-    def recording(state, x_0):
+    def recording(state, x_0, *context):
         seen.append(x_0)
         state.step += 1
         return {"train/loss": torch.tensor(float(len(x_0)))}
@@ -288,9 +288,9 @@ def test_an_epoch_sees_each_gesture_once(fresh, monkeypatch):
 def test_the_steps_of_a_run_are_counted_from_its_data(tiny_config, tmp_path, monkeypatch):
     totals, real = [], tdd.train_step
 
-    def recording(state, x_0):
+    def recording(state, x_0, *context):
         totals.append(state.total_steps)
-        return real(state, x_0)
+        return real(state, x_0, *context)
 
     monkeypatch.setattr(tdd, "train_step", recording)
     tdd.train(tiny_config(batch_size=3, num_epochs=2, save_dir=str(tmp_path / "run")))
