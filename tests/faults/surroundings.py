@@ -32,7 +32,7 @@ def need_wandb() -> None:
 def cores_of(process: subprocess.Popen) -> list[int]:
     """Return the pids of the W&B processes that a run has started."""
     listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+        ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid)], capture_output=True, text=True
     )
     return [int(line.split()[0]) for line in listed.stdout.splitlines() if "wandb" in line]
 
