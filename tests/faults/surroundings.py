@@ -32,7 +32,9 @@ def need_wandb() -> None:
 def cores_of(process: subprocess.Popen) -> list[int]:
     """Return the pids of the W&B processes that a run has started."""
     listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+        ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid)],
+        capture_output=True,
+        text=True,
     )
     return [int(line.split()[0]) for line in listed.stdout.splitlines() if "wandb" in line]
 
@@ -58,12 +60,17 @@ def with_core(lab: Lab, number: int) -> Iterator[str]:
     flags = lab.flags(folder, wandb_mode="offline", figure_every=1)
     process = lab.train(*flags, env={**LOGGED_OUT, "HOME": str(lab.folder)})
     process.stdout.readline()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not cores_of(process) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(lab.rng.uniform(0, 1.5))
-    for pid in cores_of(process):
+    cores = cores_of(process)
+    for pid in cores:
         os.kill(pid, number)
+    if not cores:
+        process.kill()
+        yield "W&B's process was not there"
+        return
     yield ends_like_the_undisturbed(lab, folder, process)
 
 
