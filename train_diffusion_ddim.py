@@ -1946,7 +1946,7 @@ class TrainState:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
 
         def draw_apart(*_: Any) -> None:  # seeded alike, all processes would drop the same out
-            torch.manual_seed(torch.initial_seed() + rank * 2**40)
+            torch.manual_seed(torch.initial_seed() + rank * 2_654_435_761)  # the CPU uses 32 bits
 
         if rank > 0:
             self.forward.register_forward_pre_hook(draw_apart)

@@ -143,7 +143,10 @@ def test_another_model_is_refused_with_both_values(refused, straight_run, name):
 
 
 def test_all_that_makes_a_model_is_checked():
-    assert set(tdd.MODEL_FLAGS) == {*OTHER_MODELS, "known_frames", "noise_units", "gates"}
+    assert set(tdd.MODEL_FLAGS) == {
+        *OTHER_MODELS,
+        *("known_frames", "noise_units", "gates", "context_dim"),
+    }
     assert set(tdd.MODEL_FLAGS) <= {f.name for f in fields(tdd.TrainConfig)}
 
 
