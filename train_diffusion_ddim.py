@@ -655,8 +655,6 @@ class DDIMScheduler(nn.Module):
         sampler: str = "ddim",
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_scale: float = 1.0,
         x_T: Tensor | None = None,
         start_t: int | None = None,
         generator: torch.Generator | None = None,
@@ -678,9 +676,6 @@ class DDIMScheduler(nn.Module):
                 deterministic steps.
             known: (B, L, C), data units; read only where the mask is set.
             known_mask: (B, L) bool; these frames are given and come back unchanged.
-            context: goals, (B, context_dim), for a model that was trained with them.
-            context_scale: w of classifier-free guidance, (1 - w)·output(no goal) + w·output(goal)
-                (arXiv:2207.12598); 1 = the goal as it is, at half the cost.
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
             start_t: the index to start from; None = the noisiest of the spacing.
             generator: CPU source of x_T and of z, so that the device does not change the draw.
@@ -697,16 +692,11 @@ class DDIMScheduler(nn.Module):
         given: tuple[Tensor, ...] = ()
         if known is not None and known_mask is not None:
             given = (to_model_units(known.to(x_t)), known_mask.to(device))
-        goal: dict[str, Any] = {} if context is None else {"context": context.to(device)}
         ts = torch.tensor([t for t, _ in pairs], device=device)
         last: tuple[Tensor, int] | None = None  # x_0_pred of the step before, and its t
         with eval_mode(model):
             for i, (t, t_prev) in enumerate(pairs):
-                now = (x_t, ts[i].expand(len(x_t)), *given)
-                output = model(*now, **goal)
-                if goal and context_scale != 1:
-                    output = torch.lerp(model(*now), output, context_scale)
-                x_0_pred = self.predict_x_0(output, x_t, t)
+                x_0_pred = self.predict_x_0(model(x_t, ts[i].expand(len(x_t)), *given), x_t, t)
                 if cost_fn is not None:
                     x_0_pred = self._descend(x_0_pred, cost_fn, guidance_scale)
                 if given:
@@ -827,6 +817,37 @@ class TimestepEmbedding(nn.Module):
         """Map (B,) int64 or float to (B, dim) float32; an odd dim ends in a zero."""
         angle = timesteps[:, None].float() * self.frequency
         return F.pad(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1), (0, self.dim % 2))
+
+
+class ContextEmbedding(nn.Module):
+    """Embed goals, (B, context_dim) → (B, D); a row of zeros is no goal and adds nothing."""
+
+    def __init__(self, context_dim: int, d_model: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(context_dim, 4 * d_model)
+        self.down = zero_init(nn.Linear(4 * d_model, d_model))  # at first, no goal changes anything
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Embed each row."""
+        if context.shape[1:] != (self.up.in_features,):
+            raise UserError(f"context must be [B, {self.up.in_features}], got {[*context.shape]}")
+        return self.down(F.silu(self.up(context))) * (context != 0).any(dim=1, keepdim=True)
+
+
+def with_goal(
+    model: Callable[..., Tensor], context: Tensor, scale: float = 1.0
+) -> Callable[..., Tensor]:
+    """Return a model for `sample` whose output heads for goals, (B, context_dim).
+
+    Classifier-free guidance (arXiv:2207.12598): (1 - w)·output(no goal) + w·output(goal), with
+    w = `scale`; 1 is the goal as it is, at half the cost.
+    """
+
+    def guided(*arguments: Tensor) -> Tensor:
+        output = model(*arguments, context=context)
+        return output if scale == 1 else torch.lerp(model(*arguments), output, scale)
+
+    return guided
 
 
 class SelfAttention(nn.Module):
@@ -1034,8 +1055,7 @@ class MinimalDiffusionTransformer(nn.Module):
                 nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model)
             )
         if context_dim:
-            last = zero_init(nn.Linear(4 * d_model, d_model))  # at first, a goal changes nothing
-            self.context_mlp = nn.Sequential(nn.Linear(context_dim, 4 * d_model), nn.SiLU(), last)
+            self.context_embedding = ContextEmbedding(context_dim, d_model)
 
     def forward(
         self,
@@ -1079,11 +1099,7 @@ class MinimalDiffusionTransformer(nn.Module):
         if self.adaln:
             t_emb = self.timestep_mlp(t_emb)
         if context is not None:
-            if context.shape != (B, self.context_dim):
-                raise UserError(
-                    f"context must be {[B, self.context_dim]}, got {list(context.shape)}"
-                )
-            t_emb = t_emb + self.context_mlp(context) * (context != 0).any(dim=1, keepdim=True)
+            t_emb = t_emb + self.context_embedding(context)
         if not self.adaln:
             x = self.layer_norm(x + t_emb[:, None])
         for block in self.blocks:

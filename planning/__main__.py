@@ -85,6 +85,8 @@ def claim_folder(folder: Path, checkpoint: Path, replace: bool) -> None:
         kept = [row for row in bench.read_rows(rows_path) if row["method"] in free]
         rows_path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
         for name in ("tuning.json", "timing.json"):
+            if not (folder / name).exists():
+                continue
             content = json.loads((folder / name).read_text())
             bench.write_json(folder / name, {k: v for k, v in content.items() if k in free})
         for old in (folder / "cache").glob("*"):
@@ -134,7 +136,8 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
         methods = {name: methods[name] for name in args.only}
     settings = settings_of(folder, methods, size)
     jobs = bench.plan_jobs(methods, size)
-    learned = surrogate.load_or_train(cache / "surrogate.pt", steps=300 if args.quick else 3000)
+    options = {"num": 6000, "steps": 300} if args.quick else {}
+    learned = surrogate.load_or_train(cache / "surrogate.pt", **options)
     models: dict[str, World] = {"surrogate": learned}
     bench.run_jobs(jobs, methods, settings, models, folder / "results.jsonl")
     bank, prior.bank = prior.bank, None

@@ -36,6 +36,7 @@ from train_diffusion_ddim import (
     say,
     to_gesture,
     train_loop,
+    with_goal,
 )
 
 KEPT = 3  # of the FEATURES of a token, by a fixed random projection
@@ -167,10 +168,8 @@ class GoalPolicy:
 
         def draw(rows: Tensor) -> Tensor:
             shape = (len(rows), SEQ_LEN, 3)
-            return self.scheduler.sample(
-                self.model, shape, "cpu", **self.sampling, context=rows, context_scale=scale,
-                generator=generator,
-            )  # fmt: skip
+            model = with_goal(self.model, rows, scale)
+            return self.scheduler.sample(model, shape, "cpu", **self.sampling, generator=generator)
 
         drawn = in_batches(draw, context.repeat_interleave(K, dim=0))
         return to_gesture(drawn).unflatten(0, (len(context), K))

@@ -377,9 +377,12 @@ def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):
 
 def test_the_document_quotes_the_results():
     """Every table between marks is what the committed results make."""
+    folder = ROOT / "planning" / "results"
+    if not (folder / "results.jsonl").exists():
+        pytest.skip("no results are committed")
     prior = DiffusionPrior(None, None, {})
     methods = cost_methods() | prior_methods(prior) | goal_methods(None)
     text = document.DOCUMENT.read_text("utf-8")
-    for name, table in document.tables(ROOT / "planning" / "results", methods).items():
+    for name, table in document.tables(folder, methods).items():
         if f"<!-- begin {name} -->" in text:
             assert table in text, name

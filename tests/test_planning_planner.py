@@ -219,7 +219,7 @@ def test_a_goal_changes_nothing_until_it_is_learnt(adaln):
     torch.nn.init.normal_(model.output_projection.weight)
     x, t, goal = torch.randn(3, 20, 3), torch.tensor([1, 2, 3]), torch.randn(3, 6)
     assert torch.equal(model(x, t, context=goal), model(x, t))
-    torch.nn.init.normal_(model.context_mlp[2].weight)
+    torch.nn.init.normal_(model.context_embedding.down.weight)
     if adaln:
         torch.nn.init.normal_(model.blocks[0].modulation.weight)
     with_goal = model(x, t, context=goal)
@@ -241,7 +241,7 @@ def test_classifier_free_guidance_by_its_formula():
         return torch.zeros_like(x) + (0.0 if context is None else context[:, :1, None])
 
     for w in (1.0, 0.0, 2.5):
-        x_0 = scheduler.sample(model, (2, 20, 3), "cpu", 1, context=goal, context_scale=w)
+        x_0 = scheduler.sample(tdd.with_goal(model, goal, w), (2, 20, 3), "cpu", 1)
         assert torch.allclose(x_0, torch.full_like(x_0, (1 + 0.25 * w) / 2))
 
 
@@ -257,7 +257,7 @@ def test_training_with_goals_uses_them(tmp_path, tiny_config):
     torch.manual_seed(0)
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
     ema = tdd.train_loop(model, scheduler, gestures, gestures[:2], config, context=context)
-    drawn = scheduler.sample(ema, (2, 20, 3), "cpu", 3, context=torch.eye(2))
+    drawn = scheduler.sample(tdd.with_goal(ema, torch.eye(2)), (2, 20, 3), "cpu", 3)
     error = (drawn[:, None] - gestures[None, :2]).square().mean((2, 3))
     assert error.argmin(dim=1).tolist() == [0, 1]
     again, _, loaded = tdd.load_model(tmp_path)
