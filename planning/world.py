@@ -4,11 +4,12 @@ Screen units: x and y in [0, 1], frames of 2 ms. A scene is a handful of widgets
 gesture sequence (L, 3) as everywhere in this project. Both worlds map (scene, action) to the state
 after the action. The soft one is what planners may ask and differentiate,
 
-    down_t = p_t·(1 - p_{t-1}),  hit_w = Σ_t down_t·Π_axis min(1, 2·σ((half_w - |xy_t - pos_w|)/τ))
+    down_t = p_t·(1 - p_{t-1}),  hit_w = Σ_t down_t·Π_axis min(1, 2·σ((core_w - |xy_t - pos_w|)/τ))
     m = Σ_t p_t·p_{t-1}·(xy_t - xy_{t-1}),  tap = σ((slop - |m|)/(τ/2))
     button, toggle: value moves by hit·tap;  slider, icon: pos by hit·(1 - tap)·m;  list: value
 
-and the temperature τ sets how far beyond a widget's edge its gradient reaches. The hard one counts:
+and the temperature τ sets how far beyond a widget's edge its gradient reaches; a hit is certain in
+the core, which ends τ/2 (at most half way) inside the edge. The hard one counts:
 contacts one after the other, the widget under the touch-down, slop, long press; it alone decides
 about success. Planners compare states as V-JEPA-2-AC does (arXiv:2506.09985): the energy is the
 mean absolute difference of layer-normalised tokens, here a 16x16 grid of 16 features.
@@ -96,7 +97,8 @@ def soft_world(scenes: Scenes, actions: Tensor, temperature: float = TEMPERATURE
     before = F.pad(press[:, :-1], (1, 0))
     down = press * (1 - before)
     distance = (xy[:, None] - scenes.pos[:, :, None]).abs()  # (N, W, L, 2)
-    inside = (2 * torch.sigmoid((scenes.half[:, :, None] - distance) / temperature)).clamp(max=1)
+    core = scenes.half - (scenes.half / 2).clamp(max=temperature / 2)
+    inside = (2 * torch.sigmoid((core[:, :, None] - distance) / temperature)).clamp(max=1)
     hit = torch.einsum("nl,nwl->nw", down, inside[..., 0] * inside[..., 1]).clamp(max=1)
     m = ((press * before)[:, 1:, None] * xy.diff(dim=1)).sum(dim=1)  # (N, 2)
     length = (m.square().sum(dim=-1) + 1e-8).sqrt()

@@ -105,10 +105,10 @@ def test_soft_world_tends_to_the_hard_one(name):
 
 
 def test_soft_world_by_its_formula():
-    """A click half a temperature beyond a button's edge: 2·σ(-0.5)·1·σ(0.04/0.01)."""
+    """A click half a temperature beyond a button's edge, one beyond its core: 2·σ(-1)·1·σ(4)."""
     desk = scene((BUTTON, 0.2, 0.2, 0.06, 0.03, 0))
     value = world.soft_world(desk, touch((10, 40, (0.27, 0.2), (0.27, 0.2))), 0.02).value
-    near, tap = (1 / (1 + math.exp(-z)) for z in (-0.5, (0.04 - 1e-4) / 0.01))
+    near, tap = (1 / (1 + math.exp(-z)) for z in (-1.0, (0.04 - 1e-4) / 0.01))
     assert value.item() == pytest.approx(2 * near * tap, rel=1e-4)
 
 
