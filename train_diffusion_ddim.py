@@ -661,7 +661,7 @@ class DDIMScheduler(nn.Module):
         cost_fn: Callable[[Tensor], Tensor] | None = None,
         guidance_scale: float = 1.0,
     ) -> Tensor:
-        """Walk from noise to actions in N steps.
+        """Walk from noise to x_0, (B, L, C), data units, in N steps; UserError for bad arguments.
 
         Args:
             model: `model(x_t, t)`, or `model(x_t, t, known, known_mask)` if frames are known.
@@ -669,11 +669,8 @@ class DDIMScheduler(nn.Module):
             device: where the model lives.
             num_inference_steps: N, in [1, T].
             eta: 0 = deterministic DDIM, 1 = DDPM variance.
-            eta_max_sigma: steps from a larger sigma (data units) are deterministic. Fresh noise
-                corrects a network's errors, but draws short gestures where few steps decide on
-                the duration; S_tmax of EDM (arXiv:2206.00364, alg. 2).
-            sampler: "ddim", or "dpmpp": DPM-Solver++(2M), arXiv:2211.01095, alg. 2, in the
-                deterministic steps.
+            eta_max_sigma: steps from a larger sigma have eta 0 (S_tmax of EDM, arXiv:2206.00364).
+            sampler: "ddim", or "dpmpp": where eta is 0, DPM-Solver++(2M), 2211.01095, alg. 2.
             known: (B, L, C), data units; read only where the mask is set.
             known_mask: (B, L) bool; these frames are given and come back unchanged.
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
@@ -681,8 +678,6 @@ class DDIMScheduler(nn.Module):
             generator: CPU source of x_T and of z, so that the device does not change the draw.
             cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `_descend`.
             guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
-
-        Returns: x_0, (B, L, C), data units. Raises UserError if an argument is out of range.
         """
         check_sampler(sampler, eta)
         if (known is None) != (known_mask is None):

@@ -60,7 +60,7 @@ def kill_at_every_step(lab: Lab, num: int) -> Iterator[str]:
     real = tdd.train_step
     for step in lab.rng.permutation(range(1, STEPS))[:num]:
 
-        def dies(state: tdd.TrainState, x_0: torch.Tensor, step: int = step) -> dict:
+        def dies(state: tdd.TrainState, x_0: torch.Tensor, *_: None, step: int = step) -> dict:
             if state.step == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(state, x_0)
