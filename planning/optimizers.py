@@ -171,12 +171,13 @@ def normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
 
 
-def ramp(z: Tensor, sharpness: float = 200.0) -> Tensor:
+def ramp(z: Tensor, sharpness: float = 1000.0) -> Tensor:
     """Turn six numbers into an action: one contact along a straight line, differentiable.
 
     Args:
         z: (..., 6) = [x, y, time of touch-down, x, y, time of lift-off], each in [0, 1].
-        sharpness: of the press, which is the product of two sigmoids of time.
+        sharpness: of the press, which is the product of two sigmoids of time. (At 200 six frames
+            are half pressed, and count as two touch-downs in the soft world.)
 
     Returns: (..., L, 3); x and y hold still while idle.
     """
