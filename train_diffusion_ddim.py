@@ -42,6 +42,7 @@ import time
 import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
@@ -1599,13 +1600,12 @@ class RunLogger:
         self.wandb: Any = None
         mode = resolve_wandb_mode(config.wandb_mode)
         if mode != "disabled":
-            with self._guard():
-                self._start_wandb(config, mode, wandb_id)
+            self.wandb = self._ask_wandb(lambda: self._start_wandb(config, mode, wandb_id))
 
-    def _start_wandb(self, config: TrainConfig, mode: Any, run_id: str | None) -> None:
+    def _start_wandb(self, config: TrainConfig, mode: Any, run_id: str | None) -> Any:
         import wandb
 
-        self.wandb = wandb.init(
+        return wandb.init(
             project=config.wandb_project,
             name=f"diffusion_d{config.d_model}_l{config.num_layers}_h{config.nhead}",
             config=asdict(config),
@@ -1613,26 +1613,33 @@ class RunLogger:
             mode=mode,
             id=run_id,
             resume="allow",
-            settings=wandb.Settings(init_timeout=20, finish_timeout=30, silent=True),
+            settings=wandb.Settings(init_timeout=20, silent=True),
         )
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Let the first fault of W&B switch it off, with a warning."""
+    def _ask_wandb(self, call: Callable[[], Any]) -> Any:
+        """Return what W&B answers to a call; its first fault, or 30 s of silence, switch it off."""
+        answer: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(call())
+            except Exception as e:  # of many kinds, and none may stop a run
+                answer.set_exception(e)
+
+        threading.Thread(target=work, daemon=True).start()
         try:
-            yield
-        except Exception as e:  # of many kinds, and none may stop a run
-            reason = f"{type(e).__name__}: {e}".splitlines()[0]
-            say(f"warning: W&B is off from here on ({reason})", err=True)
+            return answer.result(timeout=30)
+        except Exception as e:
+            reason = (str(e) or "no answer in 30 s").splitlines()[0]
+            say(f"warning: W&B is off from here on ({type(e).__name__}: {reason})", err=True)
             self.wandb = None
 
     def _mirror(self, step: int, content: Callable[[Any], dict[str, Any]]) -> None:
         """Log to W&B, if it is on, what `content` makes of the wandb module."""
-        if self.wandb:
-            with self._guard():
-                import wandb
+        if run := self.wandb:
+            import wandb
 
-                self.wandb.log(content(wandb), step=step)
+            self._ask_wandb(lambda: run.log(content(wandb), step=step))
 
     @property
     def wandb_id(self) -> str | None:
@@ -1668,8 +1675,7 @@ class RunLogger:
     def close(self) -> None:
         """Finish the W&B run; the files are whole already."""
         if self.wandb:
-            with self._guard():
-                self.wandb.finish()
+            self._ask_wandb(self.wandb.finish)
 
 
 def asked_wandb_mode(mode: str) -> str:
@@ -2690,4 +2696,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(
+        main()
+    )  # all is written; the exit hooks of W&B would wait for its process, if it hangs

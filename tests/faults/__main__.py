@@ -33,12 +33,13 @@ def attempt(fault: Fault, lab: Lab, num: int) -> tuple[int, list[str], float, st
 def main() -> int:
     """Run the command line; return 1 if a fault was not survived."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="faults whose title holds this; no document")
+    parser.add_argument("--only", default="", help="faults whose title holds this")
     parser.add_argument("--quick", action="store_true", help="the part of make test; no document")
     parser.add_argument("--seed", type=int, default=0, help="of moments, bits and bytes")
     parser.add_argument("--output", default=ROOT / "docs" / "FAULTS.md", help="where to write")
     args = parser.parse_args()
-    rows, notes, lost = [], [], 0
+    path, lost = Path(args.output), 0
+    lines = path.read_text("utf-8").splitlines() if args.only and path.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder), args.seed)
         for fault in FAULTS:
@@ -48,17 +49,21 @@ def main() -> int:
                 fault, lab, fault.quick if args.quick else fault.long
             )
             survived = f"skipped: {skipped}" if skipped else f"{tried - len(failures)}"
-            rows.append(f"| {fault.title} | {tried} | {survived} | {seconds:.0f} |")
-            notes += [f"- {fault.title}: {reason}" for reason in sorted(set(failures))[:3]]
+            row = f"| {fault.title} | {tried} | {survived} | {seconds:.0f} |"
+            notes = [f"- {fault.title}: {reason}" for reason in sorted(set(failures))[:3]]
+            print(row, *failures[:3], sep="\n    ", flush=True)
             lost += len(failures)
-            print(rows[-1], *failures[:3], sep="\n    ", flush=True)
-            if not (args.only or args.quick):
-                write(Path(args.output), rows, notes, args.seed)
+            # a fault that is tried again replaces its row
+            lines = [line for line in lines if fault.title not in line] + [row, *notes]
+            if not args.quick:
+                write(path, lines, args.seed)
     return 1 if lost else 0
 
 
-def write(path: Path, rows: list[str], notes: list[str], seed: int) -> None:
-    """Write the document."""
+def write(path: Path, lines: list[str], seed: int) -> None:
+    """Write the document; `lines` are the rows of its table and notes on what falls short."""
+    rows = [line for f in FAULTS for line in lines if line.startswith(f"| {f.title} |")]
+    notes = [line for f in FAULTS for line in lines if line.startswith(f"- {f.title}:")]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Linux"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     table = "\n".join(rows)

@@ -60,7 +60,7 @@ def with_core(lab: Lab, number: int) -> Iterator[str]:
     flags = lab.flags(folder, wandb_mode="offline", figure_every=1)
     process = lab.train(*flags, env={**LOGGED_OUT, "HOME": str(lab.folder)})
     process.stdout.readline()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not cores_of(process) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(lab.rng.uniform(0, 1.5))
