@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planning.optimizers import BACKWARD, FORWARD, Objective, shoot_for_starts
+from planning.optimizers import (
+    BACKWARD,
+    FORWARD,
+    Objective,
+    descend,
+    ramp,
+    shoot_for_starts,
+    to_ramp,
+)
 from train_diffusion_ddim import (
     SEQ_LEN,
     DDIMScheduler,
@@ -117,15 +125,28 @@ def diffusion_es(
     sigma: float = 0.4,
     elites: int = 5,
     steps: int = 2,
+    refine_share: float = 0.0,
+    lr: float = 0.02,
 ) -> None:
     """Evolve gestures whose mutations are partial noising and denoising (arXiv:2402.06559).
 
     A fifth of the account is drawn from the prior; each later fifth mutates the best so far.
+
+    Args:
+        objective: the account.
+        rng: source of noise.
+        prior: the denoiser.
+        sigma: noise of a mutation, data units.
+        elites: gestures that survive a round.
+        steps: denoising steps of a mutation.
+        refine_share: of the account, kept for Adam steps on the ramps of the best three.
+        lr: of these steps.
     """
     population = objective.budget // 5
     parents, costs = shoot_for_starts(objective, rng, prior.draw, 0.2, elites)
     rows = torch.arange(objective.num)[:, None]
-    while objective.left >= population:
+    kept = int(refine_share * objective.budget)
+    while objective.left >= population + kept:
         chosen = torch.from_numpy(rng.integers(0, elites, (objective.num, population)))
         seed = int(rng.integers(2**31))
         children = prior.mutate(parents[rows, chosen].flatten(0, 1), sigma, steps, seed)
@@ -134,3 +155,5 @@ def diffusion_es(
         pool_costs = torch.cat([costs, objective(children)], 1)
         order = pool_costs.argsort(dim=1)[:, :elites]
         parents, costs = pool[rows, order], pool_costs.gather(1, order)
+    if kept:
+        descend(objective, to_ramp(parents[:, :3]), ramp, lr)

@@ -32,6 +32,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "true_adam": {"color": "black", "marker": "D", "ls": "--"},
     "ddim_select": {"color": SKY, "marker": "o"},
     "ddim_adam": {"color": BLUE, "marker": "D"},
+    "diffusion_es": {"color": BLUE, "marker": "P", "ls": ":"},
     "cfg_ddim_adam": {"color": GREEN, "marker": "*"},
 }
 Bits = dict[tuple[str, str], str]  # (method, task) → "0110…", instances in the order of the seeds
@@ -135,17 +136,11 @@ def account_table(
     return markdown(head, in_groups(methods, by[BUDGET], cells, len(head) - 1))
 
 
-def best_of(group: str, bits: Bits, methods: Mapping[str, Method]) -> str | None:
-    """Return the method of a class with the highest mean success, if there is one."""
-    names = [n for n in {k[0] for k in bits} if methods[n].group == group]
-    return max(names, key=lambda n: (mean_rate(bits, n), n)) if names else None
-
-
 def pairs_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
     """The best diffusion methods against each rival, task by task, and the check of the model."""
     bits = collect(rows, BUDGET, stage="main")
     pairs = [("ddim_select", "shoot_true")]
-    pairs += [(b, r) for b in (best_of(PRIOR, bits, methods),) if b for r in RIVALS]
+    pairs += [(a, r) for a in ("ddim_adam", "diffusion_es_adam") for r in RIVALS]
     pairs += [("cfg_ddim_adam", r) for r in ("cem_ramp", "regress_ends_adam")]
     lines = []
     for a, b in pairs:

@@ -42,7 +42,9 @@ def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
 
 
 REFINE = tuple({"share": s, "lr": lr} for s in (0.2, 0.4) for lr in (0.02, 0.05))
+IN_TIME = tuple({"share": s, "lr": lr} for s in (0.2, 0.3) for lr in (0.02, 0.05))
 LOCAL_CEM = tuple({"share": s, "std": std} for s in (0.2, 0.4) for std in (0.05, 0.15))
+LOCAL_CEM_IN_TIME = tuple({"share": s, "std": std} for s in (0.2, 0.3) for std in (0.05, 0.15))
 STEPS = grid("lr", 0.01, 0.03, 0.1, 0.3)
 
 
@@ -72,16 +74,19 @@ def cost_methods() -> dict[str, Method]:
 
 
 def prior_methods(prior: DiffusionPrior) -> dict[str, Method]:
-    """Return the methods that use a denoiser of gestures."""
+    """Return the methods that use a denoiser of gestures.
+
+    What they draw before they refine is at most what half a second allows on one core.
+    """
     draw, scales = prior.draw, (0.3, 1.0, 3.0, 10.0)
     refine, local = opt.shoot_then_refine, opt.shoot_then_cem
     return {
         "ddim_select": Method("DDIM, select", PRIOR, partial(opt.shoot, draw=draw)),
         "ddim_adam_raw": Method(
-            "DDIM + Adam raw", PRIOR, partial(refine, draw=draw, raw=True), REFINE
+            "DDIM + Adam raw", PRIOR, partial(refine, draw=draw, raw=True), IN_TIME
         ),
-        "ddim_adam": Method("DDIM + Adam 6-D", PRIOR, partial(refine, draw=draw), REFINE),
-        "ddim_cem": Method("DDIM + CEM 6-D", PRIOR, partial(local, draw=draw), LOCAL_CEM),
+        "ddim_adam": Method("DDIM + Adam 6-D", PRIOR, partial(refine, draw=draw), IN_TIME),
+        "ddim_cem": Method("DDIM + CEM 6-D", PRIOR, partial(local, draw=draw), LOCAL_CEM_IN_TIME),
         "ddim_guided": Method(
             "DDIM, guided", PRIOR, partial(guided, prior=prior), grid("scale", *scales), seeds=4
         ),
@@ -97,6 +102,13 @@ def prior_methods(prior: DiffusionPrior) -> dict[str, Method]:
             PRIOR,
             partial(diffusion_es, prior=prior),
             grid("sigma", 0.1, 0.2, 0.4, 0.8),
+            seeds=4,
+        ),
+        "diffusion_es_adam": Method(
+            "Diffusion-ES + Adam 6-D",
+            PRIOR,
+            partial(diffusion_es, prior=prior, sigma=0.2),
+            tuple({"refine_share": s, "lr": lr} for s in (0.4, 0.6) for lr in (0.02, 0.05)),
             seeds=4,
         ),
     }
