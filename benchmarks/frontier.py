@@ -6,7 +6,7 @@
 Each size is one run of the trainer's own command line on one thread, seed 0. All see the same
 number of gestures, so the larger ones take longer: `train_s` says how long. The rows go to
 benchmarks/results/frontier.json as they finish (its form: evaluation/records.py), from where the
-report draws them. A name that is there already is left as it is.
+report draws them; samples are plain DDIM's (eta 0). A name that is there already is left as it is.
 """
 
 import argparse
