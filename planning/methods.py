@@ -33,7 +33,7 @@ class Method:
     group: str
     run: Callable[..., None]
     trials: tuple[dict[str, Any], ...] = ({},)
-    seeds: int = 12
+    seeds: int = 8
 
 
 def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
