@@ -159,9 +159,8 @@ class TrainConfig:
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
-    sampler: str = flag("ddim", "DDIM or DPM-Solver++(2M)", choices=SAMPLERS)
-    eta: float = flag(1.0, "0 = deterministic DDIM, 1 = DDPM variance", low=0, high=1)
-    eta_max_sigma: float = flag(1.0, "sigma above which eta is 0", low=0)
+    sampler: str = flag("dpmpp", "DDIM, or of second order: DPM-Solver++(2M)", choices=SAMPLERS)
+    eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
     # optimisation
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
     num_epochs: int = flag(45, "passes over the training set", low=1)
@@ -214,7 +213,7 @@ class TrainConfig:
     @property
     def sampling(self) -> dict[str, Any]:
         """The arguments of `DDIMScheduler.sample` that a run fixes."""
-        names = ("num_inference_steps", "eta", "eta_max_sigma", "sampler")
+        names = ("num_inference_steps", "eta", "sampler")
         return {name: getattr(self, name) for name in names}
 
 
@@ -652,7 +651,6 @@ class DDIMScheduler(nn.Module):
         num_inference_steps: int = 50,
         eta: float = 0.0,
         *,
-        eta_max_sigma: float = math.inf,
         sampler: str = "ddim",
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
@@ -669,9 +667,9 @@ class DDIMScheduler(nn.Module):
             shape: (B, L, C).
             device: where the model lives.
             num_inference_steps: N, in [1, T].
-            eta: 0 = deterministic DDIM, 1 = DDPM variance.
-            eta_max_sigma: steps from a larger sigma have eta 0 (S_tmax of EDM, arXiv:2206.00364).
-            sampler: "ddim", or "dpmpp": where eta is 0, DPM-Solver++(2M), 2211.01095, alg. 2.
+            eta: 0 = deterministic, 1 = DDPM variance.
+            sampler: "ddim", or "dpmpp": DPM-Solver++(2M), arXiv:2211.01095, with eta 0 alg. 2, with
+                eta 1 its SDE variant (appendix; diffusers' "sde-dpmsolver++").
             known: (B, L, C), data units; read only where the mask is set.
             known_mask: (B, L) bool; these frames are given and come back unchanged.
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
@@ -697,11 +695,11 @@ class DDIMScheduler(nn.Module):
                     x_0_pred = self._descend(x_0_pred, cost_fn, guidance_scale)
                 if given:
                     x_0_pred = torch.where(given[1][..., None], given[0], x_0_pred)
-                aim, eta_t = x_0_pred, eta if self.sigma(t) <= eta_max_sigma else 0.0
-                if sampler == "dpmpp" and eta_t == 0 and last is not None and t_prev >= 0:
+                aim = x_0_pred
+                if sampler == "dpmpp" and last is not None and t_prev >= 0:
                     aim = self._extrapolate(x_0_pred, t, t_prev, *last)
                 last = (x_0_pred, t)
-                x_t = self.step(aim, x_t, t, t_prev, eta=eta_t, generator=generator)
+                x_t = self.step(aim, x_t, t, t_prev, eta=eta, generator=generator)
         return to_data_units(x_t)
 
     def _extrapolate(
@@ -1782,7 +1780,7 @@ def provenance() -> dict[str, Any]:
     return {"argv": sys.argv, "commit": commit or None, **versions, "torch": torch.__version__}
 
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

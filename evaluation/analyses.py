@@ -63,8 +63,8 @@ LEVEL_SEED = 20210506
 SAMPLER_OPTIONS: dict[str, dict[str, Any]] = {
     "ddim": {"sampler": "ddim", "eta": 0.0},
     "ddim_eta_1": {"sampler": "ddim", "eta": 1.0},
-    "ddim_late_eta": {"sampler": "ddim", "eta": 1.0, "eta_max_sigma": 1.0},
     "dpmpp": {"sampler": "dpmpp", "eta": 0.0},
+    "dpmpp_eta_1": {"sampler": "dpmpp", "eta": 1.0},
 }
 STEPS = (1, 2, 5, 10, 20, 50)
 FRAME_SPAN = {"touch_down": range(-10, 26), "lift_off": range(-25, 11)}  # frames from the edge

@@ -105,7 +105,7 @@ def draw_few_step_bias(sweep: Table, exact: Table, mean_duration: float) -> Figu
     """
     truth, bias = FRAME_MS * mean_duration, ""
     curves = []
-    for method in ("ddim_eta_1", "ddim_late_eta", "dpmpp", "ddim", "exact"):
+    for method in ("ddim_eta_1", "dpmpp", "dpmpp_eta_1", "ddim", "exact"):
         found = by_steps(exact if method == "exact" else sweep, f"{method}/", "mean_duration")
         found = {steps: shifted(e, scale=1 / FRAME_MS) for steps, e in found.items() if steps > 1}
         if found:
@@ -155,7 +155,7 @@ def draw_sampler_sweep(table: Table) -> Figure:
     figure = Figure(figsize=(15, 7.6), layout="constrained")
     for ax, (metric, panel) in zip(figure.subplots(2, 3).flat, SWEEP_PANELS.items(), strict=True):
         curves = []
-        for method in ("ddim_eta_1", "ddim_late_eta", "dpmpp", "ddim"):
+        for method in ("ddim_eta_1", "dpmpp", "dpmpp_eta_1", "ddim"):
             found, (label, style) = by_steps(table, f"{method}/", metric), METHODS[method]
             if found:
                 label = label.removeprefix("model, ")

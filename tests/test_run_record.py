@@ -477,8 +477,8 @@ def test_the_seed_decides(cli, pressing, tmp_path):
     assert content("b", "--seed", 3) == first
     assert content("c", "--seed", 4) != first
     assert content("d", "--seed", 3, "--num_inference_steps", 7) != first
-    assert content("e", "--seed", 3, "--sampler", "dpmpp") != first
-    assert content("f", "--seed", 3, "--eta_max_sigma", 50) != first
+    assert content("e", "--seed", 3, "--sampler", "ddim") != first
+    assert content("f", "--seed", 3, "--eta", 0) != first
 
 
 def test_known_frames_are_kept(cli, pressing, tmp_path, data):

@@ -532,29 +532,20 @@ def test_a_generator_makes_samples_reproducible(network, eta):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_eta_acts_only_up_to_its_largest_sigma(network):
-    """By hand: five steps, the last two with fresh noise."""
-    scheduler, x_T = DDIMScheduler(T), noise(19).float()
-    pairs, generator = scheduler.timestep_pairs(5), seeded(3)
-    x_t = x_T
-    for i, (t, t_prev) in enumerate(pairs):
+def test_the_second_order_aims_beyond_x_0_pred_at_every_eta(network):
+    """By hand: D = x_0_pred + (x_0_pred - x_0_last)·h/2h_last in log sigma, but for both ends."""
+    scheduler, x_T, generator = DDIMScheduler(T), noise(19).float(), seeded(3)
+    x_t, last, h_last = x_T, None, None
+    for t, t_prev in scheduler.timestep_pairs(5):
         x_0_pred = scheduler.predict_x_0(network(x_t, torch.full((len(x_t),), t)), x_t, t)
-        eta = 0.7 if i >= 3 else 0.0
-        x_t = scheduler.step(x_0_pred, x_t, t, t_prev, eta=eta, generator=generator)
-    options = {"x_T": x_T, "eta_max_sigma": scheduler.sigma(pairs[3][0])}
-    sample = scheduler.sample(network, SHAPE, "cpu", 5, 0.7, generator=seeded(3), **options)
-    torch.testing.assert_close(sample, (x_t + 1) / 2)
-
-
-def test_the_second_order_is_for_deterministic_steps(network):
-    scheduler, x_T = DDIMScheduler(T), noise(19).float()
-
-    def sample(sampler, eta_max_sigma):
-        options = {"x_T": x_T, "generator": seeded(3), "eta_max_sigma": eta_max_sigma}
-        return scheduler.sample(network, SHAPE, "cpu", 5, 1.0, sampler=sampler, **options)
-
-    assert torch.equal(sample("dpmpp", math.inf), sample("ddim", math.inf))
-    assert not torch.equal(sample("dpmpp", 0), sample("ddim", 0))
+        h = math.log(scheduler.sigma(t) / scheduler.sigma(t_prev)) if t_prev >= 0 else None
+        beyond = (x_0_pred - last) * h / (2 * h_last) if h and h_last else 0
+        x_t = scheduler.step(x_0_pred + beyond, x_t, t, t_prev, eta=0.7, generator=generator)
+        last, h_last = x_0_pred, h
+    options = {"x_T": x_T, "sampler": "dpmpp", "generator": seeded(3)}
+    torch.testing.assert_close(
+        scheduler.sample(network, SHAPE, "cpu", 5, 0.7, **options), (x_t + 1) / 2
+    )
 
 
 def test_eta_changes_the_sample_and_stays_in_range(network):
@@ -662,7 +653,10 @@ def test_ddim_agrees_with_diffusers_on_any_pairs(network, spacing, eta):
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("schedule", BETA_SCHEDULES)
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_dpmpp_agrees_with_diffusers(network, spacing, schedule, prediction_type, clip):
+@pytest.mark.parametrize(("eta", "algorithm"), [(0, "dpmsolver++"), (1, "sde-dpmsolver++")])
+def test_dpmpp_agrees_with_diffusers(
+    network, eta, algorithm, spacing, schedule, prediction_type, clip
+):
     num = 12
     scheduler = DDIMScheduler(
         beta_schedule=schedule, prediction_type=prediction_type, spacing=spacing, clip_sample=clip
@@ -672,7 +666,7 @@ def test_dpmpp_agrees_with_diffusers(network, spacing, schedule, prediction_type
     peer = theirs(
         "DPMSolverMultistepScheduler",
         scheduler,
-        algorithm_type="dpmsolver++",
+        algorithm_type=algorithm,
         solver_order=2,
         lower_order_final=True,
         **clipping,
@@ -681,10 +675,13 @@ def test_dpmpp_agrees_with_diffusers(network, spacing, schedule, prediction_type
     bars = torch.tensor([scheduler.alpha_bar(int(t)) for t in peer.timesteps]).double()
     peer.sigmas = torch.cat([((1 - bars) / bars).sqrt(), torch.zeros(1).double()])
     x = x_T = noise(29)
-    double = copy.deepcopy(network).double()
+    double, z = copy.deepcopy(network).double(), seeded(30)
     for t in peer.timesteps:
-        x = peer.step(double(x, t.expand(3)), t, x).prev_sample
-    ours = scheduler.sample(double, SHAPE, "cpu", num, sampler="dpmpp", x_T=x_T)
+        fresh = {"variance_noise": torch.randn(SHAPE, generator=z, dtype=x.dtype)} if eta else {}
+        x = peer.step(double(x, t.expand(3)), t, x, **fresh).prev_sample
+    ours = scheduler.sample(
+        double, SHAPE, "cpu", num, eta, sampler="dpmpp", x_T=x_T, generator=seeded(30)
+    )
     assert_same_sample(ours, x)
 
 
