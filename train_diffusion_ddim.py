@@ -456,9 +456,9 @@ class DDIMScheduler(nn.Module):
         UserError: an unknown choice, or betas whose last ᾱ is above 0.001: not noise.
     """
 
-    # Of the spacings tried on the exact score, this one biases durations and types the least at
-    # 10 steps: above 20 nothing is decided, below 0.1 nothing is left to decide (docs/LOG.md).
-    SIGMA_RANGE = (20.0, 0.1)
+    # Of the spacings tried, this one biases durations and types the least at 10 steps: above 15
+    # little is decided, below 0.1 nothing is left to decide (docs/LOG.md).
+    SIGMA_RANGE = (15.0, 0.1)
 
     betas: Tensor
     alphas: Tensor

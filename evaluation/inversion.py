@@ -14,8 +14,8 @@ nothing, repeats every gesture exactly. So beside the error the table asks what 
                   the variance of the family.
     rounding      a code of unit variance survives rounding gradually; a faint copy is lost.
 
-Which steps. Encoder and decoder walk the same indices: uniform in log sigma from 20, above which
-nothing is decided, to START_SIGMA, so that raw and dequantised walks differ by their start alone. A
+Which steps. Encoder and decoder walk the same indices: uniform in log sigma from TOP_SIGMA,
+above which nothing is decided, to START_SIGMA, so that raw and dequantised walks differ by their start alone. A
 DDIM step is an Euler step in sigma, and equal ratios spread its error evenly. Uniform t on the
 cosine schedule goes from 20 to 3 in one of 10 steps, and below START_SIGMA it reads the model's own
 error as noise: its raw round trip errs 3 (N = 10) to 500 times (N = 200) as much. Many
@@ -48,6 +48,7 @@ STEPS = (10, 20, 50, 100, 200, 500, 1000)
 PAPER_MSE = (0.014, 0.0065, 0.0023, 0.0009, 0.0004, 0.0001, 0.0001)
 FULL_STEPS = (10, 50)  # where controls are run, and latents replaced and rounded: six walks
 EXACT_STEPS = (10, 20)  # where the exact score is affordable
+TOP_SIGMA = 20.0
 START_SIGMA = 0.04  # data units; t = 20 of 1000 on the linear schedule, 43 on the cosine one
 BITS = (4, 6, 8)
 LATENT_RANGE = 4.0  # rounding covers [-4, 4], all but 6e-5 of a standard normal
@@ -75,7 +76,7 @@ class RoundTripScheduler(DDIMScheduler):
         self, num_inference_steps: int, start_t: int | None = None
     ) -> list[tuple[int, int]]:
         """Return at most N steps as (t, t_prev), uniform in log sigma, the last t_prev = -1."""
-        sigmas = np.geomspace(self.SIGMA_RANGE[0], START_SIGMA, num_inference_steps)
+        sigmas = np.geomspace(TOP_SIGMA, START_SIGMA, num_inference_steps)
         ts = list(dict.fromkeys(self.timestep_at(sigma) for sigma in sigmas.tolist()))
         return list(zip(ts, [*ts[1:], -1], strict=True))
 
