@@ -14,11 +14,11 @@ nothing, repeats every gesture exactly. So beside the error the table asks what 
                   the variance of the family.
     rounding      a code of unit variance survives rounding gradually; a faint copy is lost.
 
-Which steps. Encoder and decoder walk the same indices: uniform in log sigma from TOP_SIGMA,
-above which nothing is decided, to START_SIGMA, so that raw and dequantised walks differ by their start alone. A
-DDIM step is an Euler step in sigma, and equal ratios spread its error evenly. Uniform t on the
-cosine schedule goes from 20 to 3 in one of 10 steps, and below START_SIGMA it reads the model's own
-error as noise: its raw round trip errs 3 (N = 10) to 500 times (N = 200) as much. Many
+Which steps. Encoder and decoder walk the same indices: uniform in log sigma from TOP_SIGMA, above
+which nothing is decided, to START_SIGMA, so that raw and dequantised walks differ by their start
+alone. A DDIM step is an Euler step in sigma, and equal ratios spread its error evenly. Uniform t on
+the cosine schedule goes from 20 to 3 in one of 10 steps, and below START_SIGMA it reads the
+model's own error as noise: its raw round trip errs 3 (N = 10) to 500 times (N = 200) as much. Many
 steps share indices: 1,000 take 693 of the 1,000 (cosine); num_steps says how many.
 x_0_pred is not clipped on either way: clipping has no inverse.
 """
