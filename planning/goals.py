@@ -3,9 +3,11 @@
     python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals   # about ten minutes
 
 A gesture of the true generator does something to a scene; what it did is afterwards called the
-goal (Andrychowicz et al., arXiv:1707.01495). From such pairs learn: the denoiser, started from a
-trained one, with the goal as its context; a regression to the gesture; a regression to its six
-parameters, at a fixed time; and a look-up of the nearest goal. All read the same context.
+goal (Andrychowicz et al., arXiv:1707.01495). From such pairs learn: a regression to the gesture; a
+regression to its six parameters, at a fixed time; and the denoiser, started from a trained one,
+whose context is what that regression answers: where the gesture begins and ends, on average. (Given
+the tokens instead, the denoiser had hardly learnt to use them after 7,500 steps: docs/PLANNING.md.)
+A look-up takes the nearest goal.
 """
 
 import json
@@ -23,6 +25,7 @@ from planning.surrogate import draw_transitions
 from planning.tasks import UNCHANGED, Instances
 from planning.world import FEATURES, GRID, Scenes, State, observe
 from train_diffusion_ddim import (
+    PRESSED,
     SEQ_LEN,
     DDIMScheduler,
     MinimalDiffusionTransformer,
@@ -39,6 +42,8 @@ from train_diffusion_ddim import (
     with_goal,
 )
 
+ENDS = 4  # x, y of touch-down and of lift-off
+TOUCH_DOWN = 110  # the frame where all gestures begin that the denoiser learns with goals
 KEPT = 3  # of the FEATURES of a token, by a fixed random projection
 CONTEXT_DIM = 2 * KEPT * GRID**2
 CHUNK = 1000
@@ -116,31 +121,45 @@ def train_regression(
 
 
 def canonical(gestures: Tensor) -> Tensor:
-    """Return where gestures begin and end, (N, 4): their time does not matter to the goal."""
+    """Return where gestures begin and end, (N, ENDS): their time does not matter to the goal."""
     return to_ramp(gestures)[:, [0, 1, 3, 4]]
 
 
 def at_fixed_time(ends: Tensor) -> Tensor:
-    """Return the six parameters of gestures of 60 ms from their ends, (..., 4) → (..., 6)."""
+    """Return the six parameters of gestures of 60 ms from their ends, (..., ENDS) → (..., 6)."""
     begin, end = ends.clamp(0, 1).split(2, dim=-1)
     times = torch.tensor([0.44, 0.56]).expand(*ends.shape[:-1], 2)
     return torch.cat([begin, times[..., :1], end, times[..., 1:]], dim=-1)
 
 
+def to_fixed_time(gestures: Tensor) -> Tensor:
+    """Shift gestures, (N, L, 3), in time, so that all touch down at TOUCH_DOWN."""
+    first = (gestures[..., 2] > PRESSED).int().argmax(dim=1)
+    frames = torch.arange(SEQ_LEN) - TOUCH_DOWN + first[:, None]  # of the gesture as it was
+    inside = (frames >= 0) & (frames < SEQ_LEN)
+    frames = frames.clamp(0, SEQ_LEN - 1)[..., None].expand_as(gestures)
+    return gestures.gather(1, frames) * inside[..., None]
+
+
+def as_goal(ends: Tensor) -> Tensor:
+    """Scale ends, (N, ENDS), data units, to a goal vector of about unit variance."""
+    return 4 * (ends - 0.5)
+
+
 def train_denoiser(
-    checkpoint: Path, context: Tensor, gestures: Tensor, epochs: int, save_dir: Path
+    checkpoint: Path, goal: Tensor, gestures: Tensor, epochs: int, save_dir: Path
 ) -> None:
     """Train the denoiser of `checkpoint` further with goals, through the script's own loop."""
     plain, scheduler, config = load_model(checkpoint)
     config = replace(
-        config, context_dim=CONTEXT_DIM, symmetries=False, num_epochs=epochs, save_every=epochs,
+        config, context_dim=ENDS, symmetries=False, num_epochs=epochs, save_every=epochs,
         save_dir=str(save_dir), wandb_mode="disabled", lr=1e-3, figure_every=epochs,
         known_share=0.05, device="cpu",
     )  # fmt: skip
     torch.manual_seed(config.seed)
-    model = MinimalDiffusionTransformer(**{**plain.options, "context_dim": CONTEXT_DIM})
+    model = MinimalDiffusionTransformer(**{**plain.options, "context_dim": ENDS})
     model.load_state_dict(plain.state_dict(), strict=False)
-    train_loop(model, scheduler, gestures, gestures[:64], config, context=context)
+    train_loop(model, scheduler, gestures, gestures[:64], config, context=goal)
 
 
 @dataclass
@@ -148,9 +167,9 @@ class GoalPolicy:
     """What was trained on goals.
 
     Attributes:
-        model, scheduler, sampling: the denoiser with a context.
+        model, scheduler, sampling: the denoiser, whose goal is `as_goal(to_ends_net(context))`.
         to_gesture_net: context → (N, L·3).
-        to_ends_net: context → (N, 4).
+        to_ends_net: context → (N, ENDS).
         context, gestures: the pairs themselves, for the look-up.
     """
 
@@ -171,7 +190,8 @@ class GoalPolicy:
             model = with_goal(self.model, rows, scale)
             return self.scheduler.sample(model, shape, "cpu", **self.sampling, generator=generator)
 
-        drawn = in_batches(draw, context.repeat_interleave(K, dim=0))
+        goal = as_goal(self.to_ends_net(context))
+        drawn = in_batches(draw, goal.repeat_interleave(K, dim=0))
         return to_gesture(drawn).unflatten(0, (len(context), K))
 
 
@@ -241,13 +261,15 @@ def train_all(checkpoint: Path, folder: Path, pairs: int, epochs: int, steps: in
     began, seconds = time.perf_counter(), {}
     context, gestures = hindsight_pairs(pairs, seed=1)
     seconds["pairs"] = time.perf_counter() - began
+    nets = {}
     for name, target in (("gesture", gestures.flatten(1)), ("ends", canonical(gestures))):
         start = time.perf_counter()
-        net = train_regression(context, target, steps)
-        torch.save(net.state_dict(), folder / f"{name}.pt")
+        nets[name] = train_regression(context, target, steps)
+        torch.save(nets[name].state_dict(), folder / f"{name}.pt")
         seconds[name] = time.perf_counter() - start
     start = time.perf_counter()
-    train_denoiser(checkpoint, context, gestures, epochs, folder)
+    goal = as_goal(nets["ends"](context))
+    train_denoiser(checkpoint, goal, to_fixed_time(gestures), epochs, folder)
     seconds["denoiser"] = time.perf_counter() - start
     np.save(folder / "context.npy", context.half().numpy())
     np.save(folder / "gestures.npy", gestures.half().numpy())
@@ -268,7 +290,7 @@ def load_policy(folder: Path) -> GoalPolicy:
         )
     model, scheduler, config = load_model(folder)
     nets = []
-    for name, width in (("gesture", SEQ_LEN * 3), ("ends", 4)):
+    for name, width in (("gesture", SEQ_LEN * 3), ("ends", ENDS)):
         net = make_regression(width)
         net.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
         nets.append(net.eval().requires_grad_(False))
@@ -287,7 +309,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="where to keep it all")
     parser.add_argument("--pairs", type=int, default=24_000, help="default: 24000")
-    parser.add_argument("--epochs", type=int, default=10, help="of the denoiser; default: 10")
+    parser.add_argument("--epochs", type=int, default=5, help="of the denoiser; default: 5")
     parser.add_argument("--steps", type=int, default=4000, help="of a regression; default: 4000")
     try:
         args = parser.parse_args(argv)
