@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planning.optimizers import BACKWARD, FORWARD, Objective, cem, descend, ramp, to_ramp
+from planning.optimizers import FORWARD, Objective, cem, descend, ramp, to_ramp
 from train_diffusion_ddim import (
     SEQ_LEN,
     DDIMScheduler,
@@ -313,7 +313,7 @@ class Planner:
 
         objective.best_cost = torch.full_like(cost_before, math.inf)
         objective.budget = objective.used + REFINEMENT
-        if self._has_gradient(objective, decode(z[:, :1])):
+        if self._has_gradient(objective, z[:, :1], decode):
             descend(objective, z, decode, LR)
         else:
             cem(objective, request.rng, z[:, 0], decode, std=0.05, population=CHUNK, elites=4)
@@ -325,17 +325,14 @@ class Planner:
         objective.best_cost = cost if better else cost_before
 
     @staticmethod
-    def _has_gradient(objective: Objective, actions: Tensor) -> bool:
-        """Tell whether the cost has a gradient at actions (1, K, L, 3) that leads anywhere."""
-        objective.used += FORWARD
-        with torch.enable_grad():
-            actions = actions.detach().requires_grad_()
-            cost = objective.cost_fn(actions).sum()
-            if not cost.requires_grad:
-                return False
-            objective.used += BACKWARD
-            (gradient,) = torch.autograd.grad(cost, actions, allow_unused=True)
-        return gradient is not None and bool(gradient.isfinite().all() and gradient.any())
+    def _has_gradient(objective: Objective, z: Tensor, decode: Callable[[Tensor], Tensor]) -> bool:
+        """Tell whether the cost has a gradient at decode(z), z (1, K, 6), that leads anywhere."""
+        try:
+            gradient = objective.gradient(z, decode)
+        except RuntimeError:  # torch's word for none; any other reason will show again
+            objective.used += FORWARD * z.shape[1]
+            return False
+        return bool(gradient.isfinite().all() and gradient.any())
 
 
 def token_cost(
