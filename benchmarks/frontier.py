@@ -11,9 +11,7 @@ report draws them; samples are plain DDIM's (eta 0). A name that is there alread
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import sys
 import tempfile
 from datetime import date
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import exit_code, run_trainer
 from evaluation.analyses import measure_latencies
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.distribution import validity
@@ -31,6 +30,7 @@ from evaluation.records import FRONTIER
 from train_diffusion_ddim import (
     DDIMScheduler,
     DiffusionActionDataset,
+    OneLineParser,
     compute_reconstruction_metrics,
     denoise_one_shot,
     generate,
@@ -42,7 +42,6 @@ from train_diffusion_ddim import (
     to_model_units,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 SIGMAS = (0.1, 0.2, 0.4, 0.7)
 NUM_DENOISED, NUM_GENERATED = 400, 1000
 SIZES = {
@@ -95,11 +94,7 @@ def measure(checkpoint: str | Path) -> dict[str, Any]:
 def train_size(flags: list[str]) -> dict[str, Any]:
     """Train once on one thread; return the scores and the seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train_diffusion_ddim.py", *flags, "--save_dir", folder]
-        command += ["--wandb_mode", "disabled", "--device", "cpu"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
-        rows = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        rows = run_trainer(Path(folder), flags)
         return measure(folder) | {"train_s": sum(row.get("train/epoch_s", 0.0) for row in rows)}
 
 
@@ -110,8 +105,11 @@ def read_rows() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure what is missing, then print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        prog="python -m benchmarks.frontier",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--num_epochs", type=int, default=15)
     parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES))
@@ -137,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -9,12 +9,13 @@ tables is checked on made-up times.
 import importlib
 import json
 import math
+import subprocess
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, python
 
-from benchmarks import cost_curves, measure, report, roofline
+from benchmarks import cost_curves, latency, measure, report, roofline
 
 MINI = ["--data_dir", "test_data_mini"]
 TINY = {
@@ -51,7 +52,7 @@ def test_benchmark_runs(name, tmp_path, capsys):
     flags = [*TINY[name], "--threads", "1", "--output_dir", str(tmp_path)]
     flags += ["--rounds", "1"] if "rounds" in module.OPTIONS else []
     flags += ["--workers", "0"] if "workers" in module.OPTIONS else []
-    measure.main(name, module.__doc__, module.measure, module.OPTIONS, flags)
+    assert measure.main(name, module.__doc__, module.measure, module.OPTIONS, flags) == 0
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
     assert result["commit"] and result["versions"]["torch"] and result["processor"]
@@ -60,6 +61,41 @@ def test_benchmark_runs(name, tmp_path, capsys):
     assert f"## {result['title']}" in capsys.readouterr().out
     report.main(tmp_path, tmp_path / "BENCHMARKS.md")
     assert result["tables"][0]["title"] in (tmp_path / "BENCHMARKS.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rounds", "0"], "--rounds must be above 0, got 0"),
+        (["--threads", "-1"], "--threads must be above 0"),
+        (["--steps", "ten"], "see --help"),
+        (["--step_counts", "5", "0"], "--step_counts must be above 0"),
+        (["--batch", "1"], "see --help"),
+        (["--output_dir", f"{__file__}/x"], "choose another"),
+    ],
+)
+def test_mistakes_are_one_line(flags, words, capsys):
+    code = measure.main("latency", "", lambda args: [], latency.OPTIONS, flags)
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and words in err
+
+
+def test_the_exit_codes_of_faults(capsys):
+    def fails(error):
+        def program():
+            raise error
+
+        return measure.exit_code(program)
+
+    assert fails(OSError("full")) == 1 and "error: full" in capsys.readouterr().err
+    assert fails(subprocess.CalledProcessError(3, "train")) == 1
+    assert fails(KeyboardInterrupt()) == 130
+    assert measure.exit_code(lambda: None) == 0
+
+
+def test_unknown_benchmarks_are_named():
+    done = python("-m", "benchmarks", "speed", "sampling")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "got speed" in done.stderr
 
 
 def test_ratios_are_formed_within_a_round():
