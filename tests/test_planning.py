@@ -8,6 +8,7 @@ evaluation is) and its pairing (every method meets the same instances).
 
 import json
 import math
+import shutil
 from functools import partial
 
 import numpy as np
@@ -421,14 +422,20 @@ def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):
     assert about["machine"]["torch"] and about["command"].startswith("python -m planning --quick")
 
 
-def test_the_document_quotes_the_results():
-    """Every table between marks is what the committed results make."""
-    folder = ROOT / "planning" / "results"
-    if not (folder / "results.jsonl").exists():
-        pytest.skip("no results are committed")
+def test_the_document_quotes_the_results(tmp_path, capsys):
+    """Written again from the committed results it is the same; a table without a place is named."""
+    results, again = ROOT / "planning" / "results", tmp_path / "PLANNING.md"
+    shutil.copytree(results, tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "cache"))
+    text = document.DOCUMENT.read_text("utf-8")
+    again.write_text(text, "utf-8")
     prior = DiffusionPrior(None, None, {})
     methods = cost_methods() | prior_methods(prior) | goal_methods(None)
-    text = document.DOCUMENT.read_text("utf-8")
-    for name, table in document.tables(folder, methods).items():
-        if f"<!-- begin {name} -->" in text:
-            assert table in text, name
+    document.write(tmp_path / "results", methods, again)
+    assert again.read_text("utf-8") == text
+    assert {path.name for path in (tmp_path / "results").glob("*.png")} == {
+        path.name for path in results.glob("*.png")
+    }
+    capsys.readouterr()
+    again.write_text(text.replace("<!-- begin pairs -->", ""), "utf-8")
+    document.write(tmp_path / "results", methods, again)
+    assert "no place for the table pairs" in capsys.readouterr().out
