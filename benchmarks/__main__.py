@@ -9,7 +9,7 @@ import time
 
 from benchmarks import report
 from benchmarks.measure import exit_code
-from train_diffusion_ddim import OneLineParser, UserError
+from train_diffusion_ddim import OneLineParser, UserError, say
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     for name in names or report.ORDER:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=report.ROOT, check=True)
-        print(f"{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
+        say(f"{name}: {time.perf_counter() - start:.0f} s\n")
     report.main()
 
 

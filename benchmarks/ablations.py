@@ -17,7 +17,8 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.measure import RESULTS, exit_code, run_trainer
-from train_diffusion_ddim import OneLineParser
+from benchmarks.report import table
+from train_diffusion_ddim import OneLineParser, say
 
 ABLATIONS = RESULTS / "ablations.json"
 
@@ -67,8 +68,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--num_epochs", type=int, default=12)
-    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--num_epochs", type=int, default=12, help="of each; default: 12")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="which")
     args = parser.parse_args()
     for name in args.only:
         if name in read_results():
@@ -81,10 +82,7 @@ def main() -> None:
             "scores": run_variant(VARIANTS[name], args.num_epochs),
         }
         ABLATIONS.write_text(json.dumps(read_results() | {name: row}, indent=2) + "\n")
-    print("| variant | " + " | ".join([*COLUMNS, "train s"]) + " |")
-    print("|---" * (len(COLUMNS) + 2) + "|")
-    for name, row in read_results().items():
-        print(f"| {name} | " + " | ".join(f"{v:.3g}" for v in row["scores"].values()) + " |")
+    say(table([{"variant": name} | row["scores"] for name, row in read_results().items()]))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import exit_code, run_trainer
+from benchmarks.report import table
 from evaluation.analyses import measure_latencies
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.distribution import validity
@@ -38,6 +39,7 @@ from train_diffusion_ddim import (
     load_model,
     noise_bank,
     recreate,
+    say,
     to_data_units,
     to_model_units,
 )
@@ -103,6 +105,15 @@ def read_rows() -> list[dict[str, Any]]:
     return json.loads(FRONTIER.read_text()) if FRONTIER.exists() else []
 
 
+def describe(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as the table shows it."""
+    shown = {"model": row["name"], "parameters": row["parameters"]}
+    shown |= {"MSE": row["keyframes"]["mse"], "SNR, dB": row["keyframes"]["mean_snr_db"]}
+    shown |= {f"R at {sigma}": r for sigma, r in row["r"].items()}
+    names = {"one_press": "one press", "valid": "valid", "latency_ms": "ms a sample"}
+    return shown | {title: row[name] for name, title in names.items()}
+
+
 def main() -> None:
     """Measure what is missing, then print the table."""
     parser = OneLineParser(
@@ -111,8 +122,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--num_epochs", type=int, default=15)
-    parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--num_epochs", type=int, default=15, help="of each size; default: 15")
+    parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES), help="sizes")
     parser.add_argument("--checkpoint", help="measure this one, train nothing")
     parser.add_argument("--name", help="of its row")
     args = parser.parse_args()
@@ -125,13 +136,7 @@ def main() -> None:
         row = {"name": name, "options": " ".join(flags), "date": date.today().isoformat()}
         row["machine"] = f"{platform.machine()}, 1 thread, Python {platform.python_version()}"
         FRONTIER.write_text(json.dumps([*read_rows(), row | scores], indent=1) + "\n")
-    print("| model | parameters | MSE | SNR, dB | R at " + ", ".join(map(str, SIGMAS)), end=" ")
-    print("| one press | valid | ms a sample |\n" + "|---" * 8 + "|")
-    for row in read_rows():
-        ratios = ", ".join(f"{r:.2f}" for r in row["r"].values())
-        keyframes = f"{row['keyframes']['mse']:.1e} | {row['keyframes']['mean_snr_db']:.1f}"
-        print(f"| {row['name']} | {row['parameters']:,} | {keyframes} | {ratios}", end=" ")
-        print(f"| {row['one_press']:.2f} | {row['valid']:.2f} | {row['latency_ms']:.0f} |")
+    say(table([describe(row) for row in read_rows()]))
 
 
 if __name__ == "__main__":

@@ -158,8 +158,13 @@ class Planner:
         """Load a checkpoint or run folder, and run once what is slow the first time.
 
         Raises:
-            UserError: it cannot be read, or its gestures do not have 250 frames.
+            UserError: it cannot be read, its gestures do not have 250 frames, or no such device.
         """
+        try:
+            torch.zeros(1, device=device)
+        except (AssertionError, RuntimeError) as e:
+            reason = str(e).splitlines()[0]
+            raise UserError(f"device {device!r} cannot be used ({reason})") from None
         model, scheduler, config = load_model(checkpoint, device)
         wanted = f"{checkpoint} cannot plan: its gestures must have {SEQ_LEN} frames"
         _require(config.seq_len == SEQ_LEN, wanted, config.seq_len)
@@ -205,7 +210,8 @@ class Planner:
             num_plans: gestures to draw at most, at least 1.
             num_inference_steps: denoising steps, in [1, T].
             budget_ms: wall-clock, above 0, perhaps infinite.
-            seed: of all noise, at least 0: same seed, last plan and time enough, same plan.
+            seed: of all noise, at least 0: same seed, last plan and time enough, same plan; another
+                one at each call brings other draws.
 
         Raises:
             UserError: an argument has a wrong type, shape or range, or no cost is finite.

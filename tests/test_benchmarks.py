@@ -93,6 +93,13 @@ def test_the_exit_codes_of_faults(capsys):
     assert measure.exit_code(lambda: None) == 0
 
 
+@pytest.mark.parametrize("name", ["ablations", "frontier"])
+def test_committed_rows_are_shown_without_training(name):
+    rows = json.loads((measure.RESULTS / f"{name}.json").read_text())
+    done = python("-m", f"benchmarks.{name}", "--only")
+    assert done.returncode == 0 and done.stdout.count("\n") == 2 + len(rows), done.stderr
+
+
 def test_unknown_benchmarks_are_named():
     done = python("-m", "benchmarks", "speed", "sampling")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "got speed" in done.stderr

@@ -325,6 +325,8 @@ def test_the_mistake_of_another_is_his(planner):
 def test_a_checkpoint_of_other_gestures_is_refused(straight_run):
     with pytest.raises(tdd.UserError, match="250 frames, got 20"):
         Planner.load(straight_run)
+    with pytest.raises(tdd.UserError, match="device 'gpu' cannot be used"):
+        Planner.load(straight_run, "gpu")
 
 
 def test_a_torch_world_model_through_the_adapter():
