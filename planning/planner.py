@@ -31,7 +31,8 @@ from train_diffusion_ddim import (
 PlanCost = Callable[[Tensor], Tensor]  # actions (B, L, 3), data units → (B,), lower is better
 CHUNK = 16  # gestures drawn at a time
 SHARE = 0.5  # of the time, for drawing; the rest refines
-TOP, LR = 3, 0.05  # refinement: of how many, how fast
+TOP = 3  # are refined
+LR, STD = 0.05, 0.15  # of Adam and of CEM, as tuned for the benchmark
 REFINEMENT = 360  # evaluations that it may take
 WARM, WARM_SHARE = 0.5, 0.25  # strength at which the last plan is varied, for how many draws
 UNLIMITED = 10**9
@@ -322,7 +323,7 @@ class Planner:
         if self._has_gradient(objective, z[:, :1], decode):
             descend(objective, z, decode, LR)
         else:
-            cem(objective, request.rng, z[:, 0], decode, std=0.05, population=CHUNK, elites=4)
+            cem(objective, request.rng, z[:, 0], decode, std=STD, population=CHUNK, elites=4)
         objective.budget = UNLIMITED
         rounded = request.paste(to_gesture(objective.best))
         cost = objective(rounded[None])[:, 0]
