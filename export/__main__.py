@@ -66,14 +66,20 @@ def describe_schedule(model: nn.Module, scheduler: tdd.DDIMScheduler, steps: int
 
 
 def example_inputs(model: nn.Module, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Return x_T and, if the model takes them, known frames (B, L, C) and a mask (B, L)."""
+    """Return x_T and, if the model takes them, known frames (B, L, C) and a mask (B, L).
+
+    Known are the press edges of random clicks: given what no gesture can contain, a trained
+    denoiser makes much of rounding.
+    """
     generator = torch.Generator().manual_seed(seed)
-    shape = (batch, getattr(model, "seq_len", tdd.SEQ_LEN), tdd.ACTION_DIM)
-    x_T = torch.randn(shape, generator=generator)
+    L, C = getattr(model, "seq_len", tdd.SEQ_LEN), tdd.ACTION_DIM
+    x_T = torch.randn((batch, L, C), generator=generator)
     if not tdd.takes_known_frames(model):
         return (x_T,)
-    known = torch.rand(shape, generator=generator)
-    return x_T, known, torch.rand(shape[:2], generator=generator) < 0.02
+    known = torch.zeros(batch, L, C)
+    known[:, L // 4 : L // 2] = torch.rand((batch, 1, C), generator=generator)
+    known[:, L // 4 : L // 2, -1] = 1
+    return x_T, known, tdd.press_edges(known)
 
 
 def plain_operators() -> dict[Any, Callable[..., Any]]:
