@@ -9,11 +9,13 @@ largest difference to `DDIMScheduler.sample` and the time of one gesture on one 
 """
 
 import argparse
+import io
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -110,13 +112,20 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
     }
 
 
+def write(save: Callable[[io.BytesIO], Any], path: Path) -> None:
+    """Write what `save` does: torch's own writer ends the process when the disk is full."""
+    buffer = io.BytesIO()
+    save(buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
 def write_denoiser(model: nn.Module, folder: Path) -> None:
     """Write denoiser.pt2 and, where onnxscript is installed, denoiser.onnx."""
     x_t, *given = example_inputs(model, 2)
     inputs = (x_t, torch.tensor([1, 0]), *given)
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.export.export(model, inputs, dynamic_shapes=({0: batch},) * len(inputs))
-    torch.export.save(program, folder / runtime.FILES["torch"])
+    write(partial(torch.export.save, program), folder / runtime.FILES["torch"])
     try:
         import onnxscript  # noqa: F401
     except ImportError:
@@ -140,11 +149,10 @@ def write_sampler(model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, 
         return
     whole = WholeSampler(model, scheduler, steps).eval()
     program = torch.export.export(whole, example_inputs(model, 1))
-    torch._inductor.aoti_compile_and_package(
-        program,
-        package_path=str(folder / runtime.FILES["compiled"]),
-        inductor_configs={"freezing": True},
+    package = partial(
+        torch._inductor.aoti_compile_and_package, program, inductor_configs={"freezing": True}
     )
+    write(lambda buffer: package(package_path=buffer), folder / runtime.FILES["compiled"])
 
 
 def export(
@@ -171,8 +179,10 @@ def export(
         write_denoiser(model, folder)
         if compiled:
             write_sampler(model, scheduler, folder, steps)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(folder)  # made above: half an export is none
+        if isinstance(e, OSError):
+            raise OSError(f"cannot write into {folder}: {e}") from None
         raise
 
 

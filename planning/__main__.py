@@ -9,6 +9,7 @@ into --output_dir, and with --document the tables and figures of docs/PLANNING.m
 
 import argparse
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -135,9 +136,9 @@ def fill_bank(prior: DiffusionPrior, num: int, path: Path) -> None:
     if prior.bank is None or len(prior.bank) != num:
         say(f"drawing {num} gestures")
         prior.fill_bank(num, seed=0)
-        partial_file = path.with_suffix(".partial")
-        with partial_file.open("wb") as file:
-            np.save(file, np.asarray(prior.bank))
+        buffer, partial_file = io.BytesIO(), path.with_suffix(".partial")
+        np.save(buffer, np.asarray(prior.bank))
+        partial_file.write_bytes(buffer.getbuffer())
         partial_file.replace(path)
 
 
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"error: {e}", err=True)
         return 2
     except OSError as e:
-        say(f"error: {e}", err=True)
+        say(f"error: {e}; mend it, and the same command goes on from here", err=True)
         return 1
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here", err=True)

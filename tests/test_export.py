@@ -73,6 +73,18 @@ def test_parity_sees_a_wrong_schedule(exported, tmp_path):
     assert min(check_parity(model, scheduler, path.parent, 3).values()) > 1e-4
 
 
+def test_parity_sees_lost_known_frames(exported, monkeypatch):
+    """The largest difference counts, and only the inputs with known frames have one."""
+    kept = runtime.given_frames
+
+    def lost(schedule, x_T, known, known_mask):
+        values, mask = kept(schedule, x_T, known, known_mask)
+        return 0 * values, mask
+
+    monkeypatch.setattr(runtime, "given_frames", lost)
+    assert min(check_parity(*exported, 3).values()) > 1e-2
+
+
 def test_the_folder_needs_nothing_of_ours(exported):
     code = (
         "import sys, numpy as np; from runtime import Sampler;"
