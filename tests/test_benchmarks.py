@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, python
 
-from benchmarks import cost_curves, latency, measure, report, roofline
+from benchmarks import cost_curves, keyframes, latency, measure, report, roofline, scaling, training
 
 MINI = ["--data_dir", "test_data_mini"]
 TINY = {
@@ -119,6 +119,30 @@ def test_turns_are_taken_in_turn():
     assert calls == list("ababab") and [len(v) for v in seconds.values()] == [2, 2]
 
 
+def test_times_per_gesture():
+    """100 ms for 64 gestures against 10 ms for 32: five times faster each."""
+    rows = [{"": "plan", "ms": 100.0}, {"": "ours", "ms": 10.0}]
+    training.per_gesture(rows, {"plan": 64, "ours": 32}, "plan")
+    assert [row["times faster per gesture"] for row in rows] == [1, 5]
+
+
+def test_training_until_a_target():
+    scores = iter([3.0, 2.0, 0.5, 0.1])
+    curve, reached = keyframes.train_until(lambda: None, lambda: next(scores), 1.0, 60, every=10)
+    assert reached and [(row["steps"], row["mse"]) for row in curve] == [
+        (10, 3),
+        (20, 2),
+        (30, 0.5),
+    ]
+    assert keyframes.train_until(lambda: None, lambda: 3.0, 1.0, 1e-9, every=1)[1] is False
+
+
+def test_bytes_of_a_ring():
+    """All-reduce of n numbers over 8 devices moves 2·7/8·4n bytes through each link."""
+    rows = scaling.paper_table(1000, 0.0, 0.0)["rows"]
+    assert [row["MB over each link"] for row in rows] == [0, 0.004, 0.006, 0.007]
+
+
 def test_slope_of_a_power_law():
     sizes = [1, 2, 4, 8]
     assert math.isclose(measure.log_log_slope(sizes, [3 * s**1.5 for s in sizes]), 1.5)
@@ -130,7 +154,11 @@ def test_work_of_a_linear_layer_and_of_attention():
     assert flops == 2 * 4 * 8 * 16 and moved == 4 * (4 * 8 + 8 * 16 + 4 * 16)
     q = torch.randn(2, 3, 10, 4)  # (B, heads, L, D): two products of 2·L·L·D each
     flops, _ = roofline.work(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
-    assert flops == 2 * 3 * 2 * (2 * 10 * 10 * 4)
+    product = 2 * 3 * (2 * 10 * 10 * 4)
+    assert flops == 2 * product
+    q.requires_grad_()
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert roofline.work(lambda: attention(q, q, q).sum().backward())[0] == 7 * product
 
 
 def test_kept_bytes_counts_each_storage_once():
