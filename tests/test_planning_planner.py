@@ -35,6 +35,14 @@ def planner(untrained_run):
     return Planner.load(untrained_run)
 
 
+def test_the_best_three_are_refined(planner, monkeypatch):
+    gestures, refined = make_gestures(8, L), []
+    stub(planner, monkeypatch, gestures)
+    monkeypatch.setattr(planner, "_refine", lambda *args: refined.append(args[-1]))
+    planner.plan(begin_cost, num_plans=8, budget_ms=math.inf)
+    assert torch.equal(refined[0][0], gestures[begin_cost(gestures).argsort()[:3]])
+
+
 def test_what_refinement_makes_worse_is_left(planner, monkeypatch):
     """The one draw is an arc and the cost the distance from it, so that every line is worse."""
     arc = make_gestures(1, L)
