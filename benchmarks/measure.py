@@ -125,7 +125,10 @@ def run_trainer(folder: Path, flags: Sequence[str], launcher: Sequence[str] = ()
 def git_commit() -> str:
     """Return the commit of the working tree, "-dirty" if it differs, "unknown" without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
@@ -226,7 +229,8 @@ def parse_args(
         values = given if isinstance(given, list) else [given]
         least = 0 if option in MAY_BE_ZERO else 1e-9
         if any(isinstance(value, int | float) and not value >= least for value in values):
-            raise tdd.UserError(f"--{option} must be above 0, got {given}")
+            words = "above" if least else "at least"
+            raise tdd.UserError(f"--{option} must be {words} 0, got {given}")
     return args
 
 
