@@ -1,6 +1,6 @@
 """Change one choice of the default recipe at a time, train briefly, compare.
 
-    python benchmarks/ablations.py [--num_epochs 12] [--only NAME ...]
+    python -m benchmarks.ablations [--num_epochs 12] [--only NAME ...]
 
 Each variant is one run of the trainer's own command line, on one thread and one seed, scored on
 the whole validation set; the rows go to benchmarks/results/ablations.json as they finish, and a
@@ -10,16 +10,17 @@ full recipe reaches: that is docs/RESULTS.md.
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import sys
 import tempfile
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "ablations.json"
+from benchmarks.measure import RESULTS, exit_code, run_trainer
+from benchmarks.report import table
+from train_diffusion_ddim import OneLineParser, say
+
+ABLATIONS = RESULTS / "ablations.json"
 
 VARIANTS = {
     "default": "",
@@ -49,28 +50,26 @@ COLUMNS = {
 def run_variant(flags: str, num_epochs: int) -> dict[str, float]:
     """Train once and return the scores of the last line of its metrics.jsonl."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train_diffusion_ddim.py", "--num_epochs", str(num_epochs)]
-        command += ["--save_dir", folder, "--wandb_mode", "disabled", "--device", "cpu"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            command + flags.split(), cwd=ROOT, env=environment, check=True, stdout=sys.stderr
-        )
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    scores = json.loads(lines[-1])
-    seconds = sum(row.get("train/epoch_s", 0.0) for row in map(json.loads, lines))
-    return {name: scores[key] for name, key in COLUMNS.items()} | {"train s": seconds}
+        rows = run_trainer(Path(folder), [*flags.split(), "--num_epochs", str(num_epochs)])
+    seconds = sum(row.get("train/epoch_s", 0.0) for row in rows)
+    return {name: rows[-1][key] for name, key in COLUMNS.items()} | {"train s": seconds}
 
 
 def read_results() -> dict[str, dict]:
     """Return the rows that are there; two processes may fill them at once."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return json.loads(ABLATIONS.read_text()) if ABLATIONS.exists() else {}
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num_epochs", type=int, default=12)
-    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser = OneLineParser(
+        prog="python -m benchmarks.ablations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--num_epochs", type=int, default=12, help="of each; default: 12")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="which")
     args = parser.parse_args()
     for name in args.only:
         if name in read_results():
@@ -82,13 +81,9 @@ def main() -> None:
             "date": date.today().isoformat(),
             "scores": run_variant(VARIANTS[name], args.num_epochs),
         }
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(read_results() | {name: row}, indent=2) + "\n")
-    print("| variant | " + " | ".join([*COLUMNS, "train s"]) + " |")
-    print("|---" * (len(COLUMNS) + 2) + "|")
-    for name, row in read_results().items():
-        print(f"| {name} | " + " | ".join(f"{v:.3g}" for v in row["scores"].values()) + " |")
+        ABLATIONS.write_text(json.dumps(read_results() | {name: row}, indent=2) + "\n")
+    say(table([{"variant": name} | row["scores"] for name, row in read_results().items()]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -8,6 +8,7 @@ log cost over log size, of the larger half of the sizes.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -122,4 +123,4 @@ OPTIONS = {
 }
 
 if __name__ == "__main__":
-    main("cost_curves", __doc__ or "", measure, OPTIONS)
+    sys.exit(main("cost_curves", __doc__ or "", measure, OPTIONS))

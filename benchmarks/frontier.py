@@ -11,9 +11,7 @@ report draws them; samples are plain DDIM's (eta 0). A name that is there alread
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import sys
 import tempfile
 from datetime import date
@@ -23,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import exit_code, run_trainer
+from benchmarks.report import table
 from evaluation.analyses import measure_latencies
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.distribution import validity
@@ -31,6 +31,7 @@ from evaluation.records import FRONTIER
 from train_diffusion_ddim import (
     DDIMScheduler,
     DiffusionActionDataset,
+    OneLineParser,
     compute_reconstruction_metrics,
     denoise_one_shot,
     generate,
@@ -38,11 +39,11 @@ from train_diffusion_ddim import (
     load_model,
     noise_bank,
     recreate,
+    say,
     to_data_units,
     to_model_units,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 SIGMAS = (0.1, 0.2, 0.4, 0.7)
 NUM_DENOISED, NUM_GENERATED = 400, 1000
 SIZES = {
@@ -95,11 +96,7 @@ def measure(checkpoint: str | Path) -> dict[str, Any]:
 def train_size(flags: list[str]) -> dict[str, Any]:
     """Train once on one thread; return the scores and the seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train_diffusion_ddim.py", *flags, "--save_dir", folder]
-        command += ["--wandb_mode", "disabled", "--device", "cpu"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
-        rows = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        rows = run_trainer(Path(folder), flags)
         return measure(folder) | {"train_s": sum(row.get("train/epoch_s", 0.0) for row in rows)}
 
 
@@ -108,13 +105,25 @@ def read_rows() -> list[dict[str, Any]]:
     return json.loads(FRONTIER.read_text()) if FRONTIER.exists() else []
 
 
+def describe(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as the table shows it."""
+    shown = {"model": row["name"], "parameters": row["parameters"]}
+    shown |= {"MSE": row["keyframes"]["mse"], "SNR, dB": row["keyframes"]["mean_snr_db"]}
+    shown |= {f"R at {sigma}": r for sigma, r in row["r"].items()}
+    names = {"one_press": "one press", "valid": "valid", "latency_ms": "ms a sample"}
+    return shown | {title: row[name] for name, title in names.items()}
+
+
 def main() -> None:
     """Measure what is missing, then print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        prog="python -m benchmarks.frontier",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--num_epochs", type=int, default=15)
-    parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--num_epochs", type=int, default=15, help="of each size; default: 15")
+    parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES), help="sizes")
     parser.add_argument("--checkpoint", help="measure this one, train nothing")
     parser.add_argument("--name", help="of its row")
     args = parser.parse_args()
@@ -127,14 +136,8 @@ def main() -> None:
         row = {"name": name, "options": " ".join(flags), "date": date.today().isoformat()}
         row["machine"] = f"{platform.machine()}, 1 thread, Python {platform.python_version()}"
         FRONTIER.write_text(json.dumps([*read_rows(), row | scores], indent=1) + "\n")
-    print("| model | parameters | MSE | SNR, dB | R at " + ", ".join(map(str, SIGMAS)), end=" ")
-    print("| one press | valid | ms a sample |\n" + "|---" * 8 + "|")
-    for row in read_rows():
-        ratios = ", ".join(f"{r:.2f}" for r in row["r"].values())
-        keyframes = f"{row['keyframes']['mse']:.1e} | {row['keyframes']['mean_snr_db']:.1f}"
-        print(f"| {row['name']} | {row['parameters']:,} | {keyframes} | {ratios}", end=" ")
-        print(f"| {row['one_press']:.2f} | {row['valid']:.2f} | {row['latency_ms']:.0f} |")
+    say(table([describe(row) for row in read_rows()]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -10,6 +10,7 @@ while training, not while scoring; the plan stops after `--bound` times our time
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -102,4 +103,4 @@ OPTIONS: dict[str, Any] = {
 OPTIONS |= {"workers": 4, "target": 0.01, "val_sequences": 128, "data_dir": "diffusion_test_data"}
 
 if __name__ == "__main__":
-    main("keyframes", __doc__ or "", measure, OPTIONS)
+    sys.exit(main("keyframes", __doc__ or "", measure, OPTIONS))

@@ -8,6 +8,7 @@ The planner's number: batch 1, one thread, the default network with random weigh
 
 import argparse
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -76,4 +77,4 @@ OPTIONS: dict[str, Any] = {
 OPTIONS["num_layers"] = tdd.TrainConfig().num_layers
 
 if __name__ == "__main__":
-    main("latency", __doc__ or "", measure, OPTIONS)
+    sys.exit(main("latency", __doc__ or "", measure, OPTIONS))

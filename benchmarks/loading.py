@@ -75,4 +75,4 @@ OPTIONS = {"sizes": [10000, 100000, 1000000], "per_file": 10000}
 OPTIONS |= {"data_dir": "diffusion_test_data/train"}
 
 if __name__ == "__main__":
-    main("loading", __doc__ or "", measure, OPTIONS)
+    sys.exit(main("loading", __doc__ or "", measure, OPTIONS))

@@ -11,6 +11,8 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -22,10 +24,11 @@ import torch
 from torch import nn
 
 import train_diffusion_ddim as tdd
+from benchmarks.report import ROOT, markdown
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "numpy", "diffusers", "denoising-diffusion-pytorch", "azula", "onnxruntime")
+MAY_BE_ZERO = ("variants", "compiled", "workers")
 Row = dict[str, Any]
 
 
@@ -104,10 +107,28 @@ def default_model(**knobs: Any) -> tuple[nn.Module, tdd.DDIMScheduler]:
     return random_weights(tdd.build_model(config)), tdd.build_scheduler(config)
 
 
+def run_trainer(folder: Path, flags: Sequence[str], launcher: Sequence[str] = ()) -> list[Row]:
+    """Train on the CPU, a thread per process, into `folder`; return the lines of metrics.jsonl.
+
+    Args:
+        folder: the run folder.
+        flags: of the trainer's command line.
+        launcher: of the interpreter's, such as ("-m", "torch.distributed.run").
+    """
+    command = [sys.executable, *launcher, "train_diffusion_ddim.py", *flags]
+    command += ["--save_dir", str(folder), "--wandb_mode", "disabled", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=2)  # stdout has tables
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def git_commit() -> str:
     """Return the commit of the working tree, "-dirty" if it differs, "unknown" without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
@@ -158,11 +179,59 @@ def record(name: str, title: str, arguments: dict[str, Any], tables: list[Row]) 
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_before": os.getloadavg()[0],
         "versions": versions(),
         "arguments": arguments,
         "tables": tables,
     }
+
+
+def exit_code(program: Callable[[], Any]) -> int:
+    """Call a program; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
+    try:
+        program()
+    except tdd.UserError as e:
+        tdd.say(f"error: {e}", err=True)
+        return 2
+    except (OSError, subprocess.CalledProcessError) as e:
+        tdd.say(f"error: {e}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the results; raise UserError if it cannot be written, before any work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise tdd.UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from e
+
+
+def parse_args(
+    name: str, description: str, options: dict[str, Any], argv: list[str] | None
+) -> argparse.Namespace:
+    """Parse the command line of a benchmark; see `main`."""
+    parser = tdd.OneLineParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for option, default in ({"threads": 1, "output_dir": str(RESULTS)} | options).items():
+        kind: Any = type(default[0]) if isinstance(default, list) else type(default)
+        nargs = "+" if isinstance(default, list) else None
+        help = f"default: {default}"
+        parser.add_argument(f"--{option}", type=kind, nargs=nargs, default=default, help=help)
+    args = parser.parse_args(argv)
+    for option, given in vars(args).items():
+        values = given if isinstance(given, list) else [given]
+        least = 0 if option in MAY_BE_ZERO else 1e-9
+        if any(isinstance(value, int | float) and not value >= least for value in values):
+            words = "above" if least else "at least"
+            raise tdd.UserError(f"--{option} must be {words} 0, got {given}")
+    return args
 
 
 def main(
@@ -171,7 +240,7 @@ def main(
     measure: Callable[[argparse.Namespace], list[Row]],
     options: dict[str, Any],
     argv: list[str] | None = None,
-) -> Row:
+) -> int:
     """Run a benchmark from the command line: measure, write its JSON, print its tables.
 
     Args:
@@ -180,30 +249,22 @@ def main(
         measure: maps the options to tables, see `record`.
         options: name and default of each; `threads` and `output_dir` are added.
         argv: the command line, None = sys.argv.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for option, default in ({"threads": 1, "output_dir": str(RESULTS)} | options).items():
-        kind: Any = type(default[0]) if isinstance(default, list) else type(default)
-        nargs = "+" if isinstance(default, list) else None
-        help = f"default: {default}"
-        parser.add_argument(f"--{option}", type=kind, nargs=nargs, default=default, help=help)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    load = os.getloadavg()[0]
-    start = time.perf_counter()
-    tables = measure(args)
-    arguments = {k: v for k, v in vars(args).items() if k != "output_dir"}
-    result = record(name, description.splitlines()[0], arguments, tables)
-    result |= {"load_before": load, "seconds": round(time.perf_counter() - start, 1)}
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{machine_name()}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    from benchmarks.report import markdown
 
-    print(markdown(result), flush=True)
-    return result
+    Returns: the exit code.
+    """
+
+    def program() -> None:
+        args = parse_args(name, description, options, argv)
+        folder = Path(args.output_dir)
+        make_folder(folder)
+        torch.set_num_threads(args.threads)
+        load, start = os.getloadavg()[0], time.perf_counter()
+        tables = measure(args)
+        arguments = {k: v for k, v in vars(args).items() if k != "output_dir"}
+        result = record(name, description.splitlines()[0], arguments, tables)
+        result |= {"load_before": load, "seconds": round(time.perf_counter() - start, 1)}
+        path = folder / f"{name}-{machine_name()}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        tdd.say(markdown(result))
+
+    return exit_code(program)

@@ -8,6 +8,7 @@ as all inputs and outputs of all operators, as if nothing stayed in a cache.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -116,4 +117,4 @@ def measure(args: argparse.Namespace) -> list[Row]:
 OPTIONS = {"rounds": 5, "threads": 2, "copy_mb": 512}
 
 if __name__ == "__main__":
-    main("roofline", __doc__ or "", measure, OPTIONS)
+    sys.exit(main("roofline", __doc__ or "", measure, OPTIONS))

@@ -8,6 +8,7 @@ diffusers' is "trailing", where both must agree. Progress bars are off.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +21,11 @@ from benchmarks.measure import Row, compare, default_model, in_turn, main
 from benchmarks.peers import SAMPLERS
 
 BARE = "bare forward passes"
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether a library of SAMPLERS can be imported."""
+    return find_spec(name.replace("-", "_")) is not None
 
 
 def candidates(batch: int, steps: int) -> tuple[dict[str, Callable[[], Any]], float]:
@@ -40,7 +46,7 @@ def candidates(batch: int, steps: int) -> tuple[dict[str, Callable[[], Any]], fl
     peers = {
         name: make(model, scheduler, shape, steps)
         for name, make in SAMPLERS.items()
-        if find_spec(name.replace("-", "_"))
+        if is_installed(name)
     }
     difference = tdd.to_model_units(ours()) - peers["diffusers"](x_T)
     functions: dict[str, Callable[[], Any]] = {BARE: bare, "sample()": ours}
@@ -50,11 +56,15 @@ def candidates(batch: int, steps: int) -> tuple[dict[str, Callable[[], Any]], fl
 
 def measure(args: argparse.Namespace) -> list[Row]:
     """Return one table per batch size."""
+    missing = [name for name in SAMPLERS if not is_installed(name)]
+    if "diffusers" in missing:
+        raise tdd.UserError("no diffusers to compare with; pip install -r requirements-bench.txt")
     tables = []
     for batch in args.batches:
         functions, difference = candidates(batch, args.steps)
         rows = compare(in_turn(functions, args.rounds), BARE)
         note = f"Largest difference between `sample()` and diffusers: {difference:.1e}."
+        note += f" Not installed: {', '.join(missing)}." if missing else ""
         tables.append({"title": f"Batch {batch}, {args.steps} steps", "rows": rows, "note": note})
     return tables
 
@@ -62,4 +72,4 @@ def measure(args: argparse.Namespace) -> list[Row]:
 OPTIONS = {"rounds": 60, "steps": 10, "batches": [1, 8]}
 
 if __name__ == "__main__":
-    main("sampling", __doc__ or "", measure, OPTIONS)
+    sys.exit(main("sampling", __doc__ or "", measure, OPTIONS))

@@ -7,7 +7,6 @@ the data set. The losses of all steps are compared; eight GPUs are computed, not
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,32 +20,21 @@ import torch
 import torch.distributed
 
 import train_diffusion_ddim as tdd
-from benchmarks.measure import ROOT, Row, in_turn, main
+from benchmarks.measure import ROOT, Row, in_turn, main, run_trainer
 
 LINK_GB_S = 300.0  # one direction of NVLink 4 between two data-centre GPUs, from its data sheet
 
 
-def run_trainer(folder: Path, data: Path, processes: int, flags: list[str]) -> list[Row]:
-    """Train briefly on one or more processes; return the lines of metrics.jsonl."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launcher, "train_diffusion_ddim.py", "--data_dir", str(data), "--device", "cpu"]
-    command += ["--val_data_dir", "test_data_mini/val", "--log_interval", "1"]
-    command += ["--wandb_mode", "disabled", "--save_dir", str(folder), *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def launcher(processes: int) -> list[str]:
+    """Return the interpreter's arguments that start so many processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return torchrun if processes > 1 else []
 
 
 def all_reduce_s(processes: int, numel: int, rounds: int) -> float:
     """Return the median time that gloo takes to sum one float32 vector over local processes."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={processes}", "-m", "benchmarks.scaling", "--worker"]
+        command = [sys.executable, *launcher(processes), "-m", "benchmarks.scaling", "--worker"]
         command += [str(numel), str(rounds), str(Path(folder) / "seconds")]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
@@ -81,6 +69,8 @@ def paper_table(parameters: int, gloo_s: float, step_s: float) -> Row:
 
 def measure(args: argparse.Namespace) -> list[Row]:
     """Return the table of runs and the one on paper."""
+    if args.processes[0] != 1:
+        raise tdd.UserError(f"--processes must begin with 1, got {args.processes}")
     x_train = tdd.DiffusionActionDataset(ROOT / args.data_dir).sequences[: args.num_sequences]
     rows: list[Row] = []
     seconds: dict[int, float] = {}
@@ -90,11 +80,13 @@ def measure(args: argparse.Namespace) -> list[Row]:
         np.save(data / "batch_000000_actions.npy", x_train)
         for batch_size in args.batch_sizes:
             flags = ["--batch_size", str(batch_size), "--num_epochs", str(args.epochs)]
+            flags += ["--data_dir", str(data), "--val_data_dir", "test_data_mini/val"]
+            flags += ["--log_interval", "1"]
             losses: dict[int, list[float]] = {}
             for processes in args.processes:
                 folder = Path(name) / f"run_{batch_size}_{processes}"
                 started = time.perf_counter()
-                lines = run_trainer(folder, data, processes, flags)
+                lines = run_trainer(folder, flags, launcher(processes))
                 wall_s = time.perf_counter() - started
                 losses[processes] = [r["train/loss"] for r in lines if "train/loss" in r]
                 epoch_s = min(r["train/epoch_s"] for r in lines if "train/epoch_s" in r)
@@ -126,4 +118,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         worker(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
-        main("scaling", __doc__ or "", measure, OPTIONS)
+        sys.exit(main("scaling", __doc__ or "", measure, OPTIONS))

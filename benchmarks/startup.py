@@ -65,4 +65,4 @@ def measure(args: argparse.Namespace) -> list[Row]:
 OPTIONS = {"rounds": 5}
 
 if __name__ == "__main__":
-    main("startup", __doc__ or "", measure, OPTIONS)
+    sys.exit(main("startup", __doc__ or "", measure, OPTIONS))

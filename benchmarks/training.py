@@ -9,6 +9,7 @@ One step is batch, noise, forward, backward, clipping, optimizer and EMA. The ep
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -148,4 +149,4 @@ OPTIONS: dict[str, Any] = {
 OPTIONS |= {"threads": 2, "workers": 4, "variants": 1, "data_dir": "diffusion_test_data"}
 
 if __name__ == "__main__":
-    main("training", __doc__ or "", measure, OPTIONS)
+    sys.exit(main("training", __doc__ or "", measure, OPTIONS))

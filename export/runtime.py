@@ -13,12 +13,43 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 FILES = {"compiled": "sampler.pt2", "onnx": "denoiser.onnx", "torch": "denoiser.pt2"}
+PACKAGES = {"compiled": "torch", "onnx": "onnxruntime", "torch": "torch"}
+
+
+def given_frames(
+    schedule: dict[str, Any],
+    x_T: np.ndarray,
+    known: np.ndarray | None,
+    known_mask: np.ndarray | None,
+) -> tuple[np.ndarray, ...]:
+    """Return known frames, float32 data units, and their mask; none if the denoiser takes none.
+
+    Raises:
+        ValueError: arguments or their shapes do not fit.
+    """
+    shape = (len(x_T), *schedule["shape"][1:])
+    if x_T.shape != shape:
+        raise ValueError(f"x_T must be {shape}, got {x_T.shape}")
+    if (known is None) != (known_mask is None):
+        raise ValueError("known and known_mask must be given together")
+    if known is None or known_mask is None:
+        known, known_mask = np.zeros(shape), np.zeros(shape[:2], bool)
+    elif not schedule["known_frames"]:
+        raise ValueError("this denoiser takes no known frames")
+    if known.shape != shape or known_mask.shape != shape[:2] or known_mask.dtype != bool:
+        raise ValueError(
+            f"known must be {shape} and known_mask bool {shape[:2]}, "
+            f"got {known.shape} and {known_mask.dtype} {known_mask.shape}"
+        )
+    known = np.ascontiguousarray(known, np.float32)
+    return (known, known_mask) if schedule["known_frames"] else ()
 
 
 def ddim(
@@ -41,18 +72,16 @@ def ddim(
     Returns: x_0, (B, L, C) float32, data units.
     """
     x_t = x_T
-    given: tuple[np.ndarray, ...] = ()
-    if schedule["known_frames"]:
-        values = np.zeros_like(x_T) if known is None else (2 * known - 1).astype(np.float32)
-        mask = np.zeros(x_T.shape[:2], bool) if known_mask is None else known_mask
-        given = (values, mask)
+    given = given_frames(schedule, x_T, known, known_mask)
+    if given:
+        given = (2 * given[0] - 1, given[1])
     for step in schedule["steps"]:
         output = denoise(x_t, np.full(len(x_t), step["t"], np.int64), *given)
         x_0_pred = np.float32(step["a"]) * output + np.float32(step["b"]) * x_t
         if schedule["clip_sample"]:
             x_0_pred = x_0_pred.clip(-1, 1)
         if given:
-            x_0_pred = np.where(mask[..., None], values, x_0_pred)
+            x_0_pred = np.where(given[1][..., None], given[0], x_0_pred)
         x_t = np.float32(step["c"]) * x_0_pred + np.float32(step["d"]) * x_t
     return (x_t + 1) / 2
 
@@ -63,8 +92,11 @@ class Sampler:
     Args:
         folder: that `python -m export` wrote.
         engine: "compiled" (all steps as one program for this kind of processor, batch 1),
-            "onnx", "torch"; None = the first of them whose file is there.
-        threads: that the engine may use, where it can be told.
+            "onnx", "torch"; None = the first of them whose file and package are there.
+        threads: that "onnx" may use; the others take those of torch.
+
+    Raises:
+        ValueError: no such engine here.
     """
 
     def __init__(
@@ -72,7 +104,10 @@ class Sampler:
     ) -> None:
         folder = Path(folder)
         self.schedule = json.loads((folder / "schedule.json").read_text("utf-8"))
-        self.engine = engine or next(e for e, name in FILES.items() if (folder / name).exists())
+        here = [e for e in FILES if (folder / FILES[e]).exists() and find_spec(PACKAGES[e])]
+        if not here or engine not in (None, *here):
+            raise ValueError(f"{folder} can be run here by {' or '.join(here) or 'nothing'}")
+        self.engine = engine or here[0]
         path = str(folder / FILES[self.engine])
         self.run = self._onnx(path, threads) if self.engine == "onnx" else self._torch(path)
 
@@ -104,12 +139,14 @@ class Sampler:
     def __call__(
         self, x_T: np.ndarray, known: np.ndarray | None = None, known_mask: np.ndarray | None = None
     ) -> np.ndarray:
-        """Map noise (B, L, C), perhaps with known frames, to actions; see `ddim`."""
+        """Map noise (B, L, C), perhaps with known frames, to actions; see `ddim`.
+
+        Raises:
+            ValueError: arguments or their shapes do not fit.
+        """
         x_T = np.ascontiguousarray(x_T, np.float32)
         if self.engine != "compiled":
             return ddim(self.run, self.schedule, x_T, known, known_mask)
-        if not self.schedule["known_frames"]:
-            return self.run(x_T)
-        known = np.zeros_like(x_T) if known is None else known.astype(np.float32)
-        mask = np.zeros(x_T.shape[:2], bool) if known_mask is None else known_mask
-        return self.run(x_T, known, mask)
+        if len(x_T) != 1:
+            raise ValueError(f'"compiled" draws one gesture at a time, got {len(x_T)}')
+        return self.run(x_T, *given_frames(self.schedule, x_T, known, known_mask))

@@ -9,6 +9,7 @@ into --output_dir, and with --document the tables and figures of docs/PLANNING.m
 
 import argparse
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from planning.diffusion import DiffusionPrior
 from planning.goals import load_policy
 from planning.methods import Method, cost_methods, goal_methods, prior_methods
 from planning.world import World
-from train_diffusion_ddim import OneLineParser, UserError, newest_checkpoint, say
+from train_diffusion_ddim import SEQ_LEN, OneLineParser, UserError, newest_checkpoint, say
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,11 +51,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for options that cannot be, before any work."""
+    if args.threads < 1:
+        raise UserError(f"--threads must be at least 1, got {args.threads}")
+    if args.quick and args.document:
+        raise UserError("--document shows the whole benchmark: drop it, or --quick")
+
+
 def find_checkpoint(path: str | None) -> Path:
-    """Return the checkpoint to use: the one given, else that of the newest run under runs/."""
+    """Return the checkpoint to use: the one given, else that of the newest run under runs/.
+
+    What `planning.goals` left there is no such run.
+    """
     if path:
         return newest_checkpoint(path)
     found = sorted(Path("runs").glob("*/diffusion_checkpoint_epoch_*.pth"))
+    found = [file for file in found if not (file.parent / "seconds.json").exists()]
     if not found:
         raise UserError(
             "no --checkpoint given and none under runs/; train one first: "
@@ -63,19 +76,27 @@ def find_checkpoint(path: str | None) -> Path:
     return newest_checkpoint(max(found, key=lambda p: p.stat().st_mtime).parent)
 
 
-def claim_folder(folder: Path, checkpoint: Path, replace: bool) -> None:
+def claim_folder(folder: Path, checkpoint: Path, quick: bool, replace: bool) -> None:
     """Make the folder, or check that its results are of this checkpoint.
 
     Cost-only results do not depend on it and stay.
 
     Raises:
-        UserError: they are of another, and `replace` is not set.
+        UserError: it cannot be written, its results are of another size, or of another checkpoint
+            and `replace` is not set.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "cache").mkdir(parents=True, exist_ok=True)
+        (folder / "results.jsonl").touch()
+    except OSError as e:
+        raise UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from None
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     mark = folder / "checkpoint.json"
     rows_path = folder / "results.jsonl"
-    if mark.exists() and json.loads(mark.read_text())["sha256"] != digest:
+    claimed = json.loads(mark.read_text()) if mark.exists() else {}
+    if claimed and claimed.get("quick", False) != quick:
+        raise UserError(f"{folder} holds results of another size; choose another --output_dir")
+    if claimed and claimed["sha256"] != digest:
         if not replace:
             raise UserError(
                 f"{folder} holds results of another checkpoint; add --replace to drop them, or "
@@ -91,20 +112,44 @@ def claim_folder(folder: Path, checkpoint: Path, replace: bool) -> None:
             bench.write_json(folder / name, {k: v for k, v in content.items() if k in free})
         for old in (folder / "cache").glob("*"):
             old.unlink()
-    bench.write_json(mark, {"path": checkpoint.name, "sha256": digest})
+    bench.write_json(mark, {"path": checkpoint.name, "sha256": digest, "quick": quick})
 
 
-def load_prior(checkpoint: Path, bank: int, cache: Path) -> DiffusionPrior:
-    """Load the denoiser, with a bank of its gestures; the bank is kept in `cache`."""
+def load_prior(checkpoint: Path) -> DiffusionPrior:
+    """Load the denoiser.
+
+    Raises:
+        UserError: it cannot be read, or its gestures do not have 250 frames.
+    """
     prior = DiffusionPrior.load(str(checkpoint))
-    path = cache / "bank.npy"
+    if prior.model.seq_len != SEQ_LEN:
+        raise UserError(
+            f"{checkpoint} draws {prior.model.seq_len} frames, the tasks take {SEQ_LEN}"
+        )
+    return prior
+
+
+def fill_bank(prior: DiffusionPrior, num: int, path: Path) -> None:
+    """Give the denoiser a bank of `num` of its gestures, which is kept in `path`."""
     if path.exists():
         prior.bank = torch.from_numpy(np.load(path, allow_pickle=False))
-    if prior.bank is None or len(prior.bank) != bank:
-        say(f"drawing {bank} gestures from {checkpoint}")
-        prior.fill_bank(bank, seed=0)
-        np.save(path, np.asarray(prior.bank))
-    return prior
+    if prior.bank is None or len(prior.bank) != num:
+        say(f"drawing {num} gestures")
+        prior.fill_bank(num, seed=0)
+        buffer, partial_file = io.BytesIO(), path.with_suffix(".partial")
+        np.save(buffer, np.asarray(prior.bank))
+        partial_file.write_bytes(buffer.getbuffer())
+        partial_file.replace(path)
+
+
+def known_methods(prior: DiffusionPrior, goals: str | None) -> dict[str, Method]:
+    """Return all methods, those trained on goals if they are there."""
+    methods = cost_methods() | prior_methods(prior)
+    folder = Path(goals or "runs/goals")
+    if goals or (folder / "seconds.json").exists():
+        return methods | goal_methods(load_policy(folder))
+    say(f"note: no goal-trained methods: nothing in {folder}; see planning.goals --help")
+    return methods
 
 
 def settings_of(folder: Path, methods: Mapping[str, Method], size: bench.Size) -> dict[str, Any]:
@@ -115,25 +160,20 @@ def settings_of(folder: Path, methods: Mapping[str, Method], size: bench.Size) -
 
 def run(args: argparse.Namespace, argv: list[str]) -> None:
     """Do it all."""
+    check_options(args)
     torch.set_num_threads(args.threads)
     size = bench.QUICK if args.quick else bench.FULL
-    folder = Path(args.output_dir or ("runs/planning_quick" if args.quick else RESULTS))
     checkpoint = find_checkpoint(args.checkpoint)
-    claim_folder(folder, checkpoint, args.replace or args.quick)
+    prior = load_prior(checkpoint)
+    known = known_methods(prior, args.goals)
+    unknown = sorted(set(args.only or ()) - set(known))
+    if unknown:
+        raise UserError(f"--only knows {', '.join(known)}; got {', '.join(unknown)}")
+    methods = {name: known[name] for name in args.only or known}
+    folder = Path(args.output_dir or ("runs/planning_quick" if args.quick else RESULTS))
+    claim_folder(folder, checkpoint, args.quick, args.replace or args.quick)
     cache = folder / "cache"
-    cache.mkdir(exist_ok=True)
-    prior = load_prior(checkpoint, size.bank, cache)
-    methods = cost_methods() | prior_methods(prior)
-    goals_folder = Path(args.goals or "runs/goals")
-    if args.goals or (goals_folder / "seconds.json").exists():
-        methods |= goal_methods(load_policy(goals_folder))
-    else:
-        say(f"note: no goal-trained methods: nothing in {goals_folder}; see planning.goals --help")
-    if args.only:
-        unknown = sorted(set(args.only) - set(methods))
-        if unknown:
-            raise UserError(f"--only knows {', '.join(methods)}; got {', '.join(unknown)}")
-        methods = {name: methods[name] for name in args.only}
+    fill_bank(prior, size.bank, cache / "bank.npy")
     settings = settings_of(folder, methods, size)
     jobs = bench.plan_jobs(methods, size)
     options = {"num": 6000, "steps": 300} if args.quick else {}
@@ -146,20 +186,24 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     about = describe_run(argv) | {"machine": describe_machine(torch.device("cpu"))}
     about |= {"checkpoint": checkpoint.name, "command": " ".join(["python -m planning", *argv])}
     bench.write_json(folder / "about.json", about)
-    say(document.summary(folder, methods))
+    say(document.summary(folder, known))
     if args.document:
-        document.write(folder, methods)
+        document.write(folder, known)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 done, 2 the user's mistake, 130 interrupted."""
+    """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         run(parse_args(argv), argv)
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        say(f"error: {e}", err=True)
         return 2
+    except OSError as e:
+        say(f"error: {e}; mend it, and the same command goes on from here", err=True)
+        return 1
     except KeyboardInterrupt:
+        say("stopped; the same command goes on from here", err=True)
         return 130
     return 0
 

@@ -20,6 +20,7 @@ from evaluation.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION, 
 from planning.benchmark import BUDGET, MILESTONES, Row, read_rows
 from planning.methods import COST, GOAL, PRIOR, Method
 from planning.tasks import TASKS
+from train_diffusion_ddim import say
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "PLANNING.md"
 LATENCIES_MS = (0, 2, 53)  # per evaluation: none, V-JEPA-2-AC, DINO-WM
@@ -92,9 +93,10 @@ def in_groups(
     return rows
 
 
-def success_table(rows: Sequence[Row], methods: Mapping[str, Method], **match: Any) -> str:
-    """Success after all evaluations, by task."""
-    milestone = match.pop("milestone", BUDGET)
+def success_table(
+    rows: Sequence[Row], methods: Mapping[str, Method], milestone: int = BUDGET, **match: Any
+) -> str:
+    """Success after all evaluations of the rows that match, by task."""
     bits = collect(rows, milestone, **match)
     tasks = [t for t in TASKS if any(k[1] == t for k in bits)]
 
@@ -165,19 +167,22 @@ def _pair(
     return [*labels, task, share(a), share(b), str(wins), str(losses), f"{p:.2g}", apart]
 
 
+def read_timing(folder: Path) -> dict[str, Any]:
+    """Return the seconds of each method that was timed."""
+    path = folder / "timing.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
 def tables(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
     """Return every table by its name in the document."""
-    rows = read_rows(folder / "results.jsonl")
-    timing = json.loads((folder / "timing.json").read_text()) if (
-        folder / "timing.json").exists() else {}  # fmt: skip
+    rows, timing = read_rows(folder / "results.jsonl"), read_timing(folder)
     made = {
         "success": success_table(rows, methods, stage="main"),
         "account": account_table(rows, methods, timing),
         "pairs": pairs_table(rows, methods),
     }
     for budget in sorted({row["budget"] for row in rows if row["stage"] == "long"}):
-        match = {"stage": "long", "budget": budget, "milestone": budget}
-        made[f"long_{budget}"] = success_table(rows, methods, **match)
+        made[f"long_{budget}"] = success_table(rows, methods, budget, stage="long", budget=budget)
     for tau in sorted({row["variant"] for row in rows if row["stage"] == "temperature"}):
         match = {"stage": "temperature", "variant": tau}
         made[f"temperature_{tau}"] = success_table(rows, methods, **match)
@@ -280,11 +285,12 @@ def write(folder: Path, methods: Mapping[str, Method], path: Path = DOCUMENT) ->
     """Replace the tables in the document and draw its figures beside the results."""
     text = path.read_text("utf-8")
     for name, table in tables(folder, methods).items():
+        if f"<!-- begin {name} -->" not in text:
+            say(f"note: {path} has no place for the table {name}")
         between = rf"(?<=<!-- begin {name} -->\n).*?(?=<!-- end {name} -->)"
         text = re.sub(between, f"\n{table}\n\n".replace("\\", r"\\"), text, flags=re.DOTALL)
     path.write_text(text, "utf-8")
-    rows = read_rows(folder / "results.jsonl")
-    timing = json.loads((folder / "timing.json").read_text())
+    rows, timing = read_rows(folder / "results.jsonl"), read_timing(folder)
     for name, figure in (
         ("success_by_evaluations", evaluations_figure(rows, methods)),
         ("success_by_seconds", seconds_figure(rows, methods, timing)),

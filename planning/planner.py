@@ -7,7 +7,8 @@ result = planner.plan(cost_fn, budget_ms=500)    # result.actions: float32 [250,
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planning.optimizers import Objective, cem, descend, ramp, to_ramp
+from planning.optimizers import FORWARD, Objective, cem, descend, ramp, to_ramp
 from train_diffusion_ddim import (
+    SEQ_LEN,
     DDIMScheduler,
     UserError,
     generate,
@@ -29,8 +31,10 @@ from train_diffusion_ddim import (
 PlanCost = Callable[[Tensor], Tensor]  # actions (B, L, 3), data units → (B,), lower is better
 CHUNK = 16  # gestures drawn at a time
 SHARE = 0.5  # of the time, for drawing; the rest refines
-TOP, LR, STEPS = 3, 0.05, 40  # refinement: of how many, how fast, how long at most
-WARM = 0.5  # strength at which the last plan is varied
+TOP = 3  # are refined
+LR, STD = 0.05, 0.15  # of Adam and of CEM, as tuned for the benchmark
+REFINEMENT = 360  # evaluations that it may take
+WARM, WARM_SHARE = 0.5, 0.25  # strength at which the last plan is varied, for how many draws
 UNLIMITED = 10**9
 
 
@@ -38,12 +42,11 @@ class PlanResult(NamedTuple):
     """A plan.
 
     Attributes:
-        actions: float32 (L, 3), data units, press 0 or 1, zero while idle.
+        actions: float32 (L, 3), on the CPU, data units, press 0 or 1, zero while idle.
         cost: of exactly these actions; NaN without a cost function.
-        evaluations: of the cost function; a backward pass counts two.
+        evaluations: of the cost function, one per action; a backward pass counts two.
         milliseconds: wall-clock of the call.
-        sampler_ms: one gesture drawn alone with as many steps: the batch-1 latency, measured on
-            the first call with this number of steps, outside of its budget.
+        sampler_ms: of it, what the first gesture took, which is drawn alone: batch-1 latency.
     """
 
     actions: Tensor
@@ -53,29 +56,88 @@ class PlanResult(NamedTuple):
     sampler_ms: float
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What one call asks the sampler for, checked; tensors are on the CPU."""
+def _require(condition: bool, text: str, got: Any) -> None:
+    """Raise UserError unless the condition holds."""
+    if not condition:
+        raise UserError(f"{text}, got {got}")
 
-    steps: int
-    known: Tensor | None  # (L, 3), with mask (L,), or both None
-    mask: Tensor | None
-    base: Tensor | None = None  # (L, 3), the action to vary
-    strength: float = 1.0  # how far variations leave it
-    varied: float = 0.0  # share of the draws that are variations
+
+def _describe(x: Any) -> str:
+    """Name the type of an argument; of a tensor, dtype and shape."""
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+
+@dataclass
+class _Request:
+    """The arguments of one call, checked; the actions float32 (L, 3) on the CPU."""
+
+    known: Tensor | None
+    known_mask: Tensor | None
+    init: Tensor | None  # the action to vary
+    strength: float  # how far variations leave it
+    num_plans: int
+    num_inference_steps: int
+    budget_ms: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_plans", "num_inference_steps", "seed"):
+            value = getattr(self, name)
+            _require(isinstance(value, Integral), f"{name} must be an integer", _describe(value))
+        for name in ("strength", "budget_ms"):
+            value = getattr(self, name)
+            _require(isinstance(value, Real), f"{name} must be a number", _describe(value))
+        _require(self.num_plans >= 1, "num_plans must be at least 1", self.num_plans)
+        _require(self.seed >= 0, "seed must be at least 0", self.seed)
+        _require(self.budget_ms > 0, "budget_ms must be above 0", self.budget_ms)
+        _require(0 < self.strength <= 1, "strength must be in (0, 1]", self.strength)
+        _require(
+            self.init is not None or self.strength == 1,
+            "strength below 1 needs an init to stay near to",
+            self.strength,
+        )
+        for name in ("known", "init"):
+            x = getattr(self, name)
+            if x is not None:
+                shaped = isinstance(x, Tensor) and x.shape == (SEQ_LEN, 3)
+                _require(shaped, f"{name} must be a tensor {[SEQ_LEN, 3]}", _describe(x))
+                setattr(self, name, x.detach().cpu().float())
+        if self.init is not None:
+            low, high = self.init.min().item(), self.init.max().item()  # NaN if any number is
+            _require(low >= 0 and high <= 1, "init must be in [0, 1]", f"{low} to {high}")
+        self._check_known()
+        self.rng = np.random.default_rng(int(self.seed))
+        self.varied = float(self.init is not None)  # share of the draws that vary `init`
+
+    def _check_known(self) -> None:
+        """Check the known frames; what the mask leaves out becomes zero."""
+        known, mask = self.known, self.known_mask
+        if known is None and mask is None:
+            return
+        if known is None or mask is None:
+            raise UserError("known and known_mask must be given together")
+        is_mask = isinstance(mask, Tensor) and mask.shape == (SEQ_LEN,) and mask.dtype == torch.bool
+        _require(is_mask, f"known_mask must be a bool tensor {[SEQ_LEN]}", _describe(mask))
+        self.known_mask = mask.cpu()
+        frames = known[self.known_mask]
+        if not torch.equal(frames, to_gesture(frames)):
+            raise UserError(
+                "known frames must have x and y in [0, 1] and press 0 or 1, and be zero while idle"
+            )
+        self.known = torch.where(self.known_mask[:, None], known, 0)
 
     def paste(self, actions: Tensor) -> Tensor:
         """Put the known frames into actions (..., L, 3)."""
-        if self.known is None or self.mask is None:
+        if self.known is None or self.known_mask is None:
             return actions
-        return torch.where(self.mask[:, None], self.known, actions)
+        return torch.where(self.known_mask[:, None], self.known, actions)
 
 
 class Planner:
     """A denoiser as a planner; it remembers its last plan until `reset`.
 
     Args:
-        model: the denoiser.
+        model: the denoiser, of 250 frames.
         scheduler: its scheduler.
         sampling: eta and sampler, as of `TrainConfig.sampling`.
         device: where the model lives and where cost functions get their actions.
@@ -90,19 +152,28 @@ class Planner:
     ) -> None:
         self.model, self.scheduler, self.device = model, scheduler, torch.device(device)
         self.sampling = {k: v for k, v in sampling.items() if k != "num_inference_steps"}
-        self.seq_len = int(getattr(model, "seq_len", 250))
         self.last: Tensor | None = None
-        self._latency: dict[int, float] = {}  # steps → seconds of one gesture alone
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str | torch.device = "cpu") -> "Planner":
-        """Load a checkpoint or run folder.
+        """Load a checkpoint or run folder, and run once what is slow the first time.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, its gestures do not have 250 frames, or no such device.
         """
+        try:
+            torch.zeros(1, device=device)
+        except (AssertionError, RuntimeError) as e:
+            reason = str(e).splitlines()[0]
+            raise UserError(f"device {device!r} cannot be used ({reason})") from None
         model, scheduler, config = load_model(checkpoint, device)
-        return cls(model, scheduler, config.sampling, device)
+        wanted = f"{checkpoint} cannot plan: its gestures must have {SEQ_LEN} frames"
+        _require(config.seq_len == SEQ_LEN, wanted, config.seq_len)
+        planner = cls(model, scheduler, config.sampling, device)
+        planner.plan()
+        planner.reset()
+        torch.optim.Adam([torch.zeros(1)])  # the first one imports for a second
+        return planner
 
     def reset(self) -> None:
         """Forget the last plan, as when the goal has changed."""
@@ -125,139 +196,118 @@ class Planner:
 
         Half of the time is for drawing `num_plans` gestures, a quarter of them variations of the
         last plan, if there is one. The rest refines the best three along the straight line
-        through their ends: by the gradient, or by CEM if the cost has none.
+        through their ends: by the gradient, or by CEM where the cost has none, as in
+        `torch.inference_mode`.
 
         Args:
-            cost_fn: costs of actions (B, L, 3), data units, float32 → (B,); None = the first draw.
-            known: frames that the plan must contain, (L, 3), data units; read under known_mask.
+            cost_fn: costs of actions (B, L, 3), data units, float32 → (B,); None = the first
+                draw. An action whose cost is not finite is never chosen.
+            known: frames that the plan must contain, (L, 3), data units, as gestures are: press 0
+                or 1, zero while idle; read under known_mask.
             known_mask: (L,) bool, together with `known`.
-            init: an action (L, 3) to start from instead of the last plan.
-            strength: in (0, 1], how far the draws leave `init`; 1 = pure noise. `init` itself is a
-                candidate too.
+            init: an action (L, 3), data units, to start from instead of the last plan; itself a
+                candidate.
+            strength: in (0, 1], how far the draws leave `init`; 1 = pure noise.
             num_plans: gestures to draw at most, at least 1.
             num_inference_steps: denoising steps, in [1, T].
-            budget_ms: wall-clock, above 0.
-            seed: of all noise: same seed, same last plan and time enough, same plan.
+            budget_ms: wall-clock, above 0, perhaps infinite.
+            seed: of all noise, at least 0: same seed, last plan and time enough, same plan; another
+                one at each call brings other draws.
 
         Raises:
-            UserError: an argument is out of range or of the wrong shape.
+            UserError: an argument has a wrong type, shape or range, or no cost is finite.
         """
-        if not (num_plans >= 1 and budget_ms > 0 and 0 < strength <= 1):
-            raise UserError(
-                "num_plans must be at least 1, budget_ms above 0 and strength in (0, 1], got "
-                f"{num_plans}, {budget_ms}, {strength}"
-            )
-        request = self._check(num_inference_steps, known, known_mask, init)
-        latency = self._measure(num_inference_steps)
-        began, rng = time.perf_counter(), np.random.default_rng(seed)
-        if init is not None:
-            request = replace(request, base=init.cpu().float(), strength=strength, varied=1.0)
-        elif self.last is not None and cost_fn is not None:
-            request = replace(request, base=self.last, strength=WARM, varied=0.25)
-        if cost_fn is None:
-            actions, cost, used = self._draw(request, 1, rng)[0], math.nan, 0
-        else:
-            objective = Objective(self._batched(cost_fn), 1, UNLIMITED, (), budget_ms / 1000)
-            deadline = began + SHARE * budget_ms / 1000
-            starts = self._draw_all(objective, request, num_plans, deadline, rng)
-            self._refine(objective, request, starts, rng)
+        began = time.perf_counter()
+        _require(cost_fn is None or callable(cost_fn), "cost_fn must be a function", cost_fn)
+        request = _Request(
+            known, known_mask, init, strength, num_plans, num_inference_steps, budget_ms, seed
+        )
+        if init is None and self.last is not None and cost_fn is not None:
+            request.init, request.strength, request.varied = self.last, WARM, WARM_SHARE
+        first = self._draw(request, 1)
+        sampler_s = time.perf_counter() - began
+        actions, cost, used = first[0], math.nan, 0
+        if cost_fn is not None:
+            seconds = budget_ms / 1000 - sampler_s
+            objective = Objective(self._batched(cost_fn), 1, UNLIMITED, (), seconds)
+            starts = self._draw_all(objective, request, first, began)
+            self._refine(objective, request, starts)
             actions, cost = objective.best[0], float(objective.best_cost[0])
             used = objective.used
-        self.last = actions
-        ms = 1000 * (time.perf_counter() - began)
-        return PlanResult(actions, cost, used, ms, 1000 * latency)
-
-    def _check(
-        self, steps: int, known: Tensor | None, mask: Tensor | None, init: Tensor | None
-    ) -> _Request:
-        """Return the request; raise UserError unless shapes and steps fit the model."""
-        self.scheduler.timestep_pairs(steps)
-        if (known is None) != (mask is None):
-            raise UserError("known and known_mask must be given together")
-        for name, x in (("known", known), ("init", init)):
-            if x is not None and x.shape != (self.seq_len, 3):
-                raise UserError(f"{name} must be {[self.seq_len, 3]}, got {list(x.shape)}")
-        if known is None or mask is None:
-            return _Request(steps, None, None)
-        if mask.shape != (self.seq_len,) or mask.dtype != torch.bool:
-            raise UserError(
-                f"known_mask must be bool {[self.seq_len]}, got {mask.dtype} {list(mask.shape)}"
-            )
-        return _Request(steps, known.cpu().float(), mask.cpu())
-
-    def _measure(self, steps: int) -> float:
-        """Return the seconds of one gesture drawn alone; measured once per number of steps."""
-        if steps not in self._latency:
-            request, rng = _Request(steps, None, None), np.random.default_rng(0)
-            self._draw(request, 1, rng)  # warm-up
-            began = time.perf_counter()
-            self._draw(request, 1, rng)
-            self._latency[steps] = time.perf_counter() - began
-        return self._latency[steps]
+            _require(math.isfinite(cost), "cost_fn must give finite costs", f"none in {used}")
+        self.last = actions.clone()
+        milliseconds = 1000 * (time.perf_counter() - began)
+        return PlanResult(actions, cost, used, milliseconds, 1000 * sampler_s)
 
     def _batched(self, cost_fn: PlanCost) -> Callable[[Tensor], Tensor]:
-        """Turn a cost function of (B, L, 3) into one of (1, K, L, 3), on the CPU, checked."""
+        """Turn a cost function of (B, L, 3) into one of (1, K, L, 3), on the CPU, checked.
+
+        It gets a copy, which it may change in place; what is not finite becomes NaN.
+        """
 
         def batched(actions: Tensor) -> Tensor:
-            costs = cost_fn(actions[0].to(self.device))
-            if costs.shape != actions.shape[1:2]:
-                raise UserError(
-                    f"cost_fn must return {list(actions.shape[1:2])}, one cost per action, "
-                    f"got {list(costs.shape)}"
-                )
-            return costs.cpu()[None]
+            costs = cost_fn(actions[0].to(self.device, copy=True))
+            shape = actions.shape[1:2]
+            shaped = isinstance(costs, Tensor) and costs.shape == shape
+            wanted = f"cost_fn must return a tensor {list(shape)}, one cost per action"
+            _require(shaped, wanted, _describe(costs))
+            costs = costs.cpu().float()[None]
+            return torch.where(costs.isfinite(), costs, math.nan)
 
         return batched
 
-    def _draw(self, request: _Request, num: int, rng: np.random.Generator) -> Tensor:
-        """Draw gestures, (num, L, 3): variations of the base first, the rest from pure noise."""
-        num_varied = 0 if request.base is None else round(request.varied * num)
+    def _draw(self, request: _Request, num: int) -> Tensor:
+        """Draw gestures, (num, L, 3): variations of `init` first, the rest from pure noise."""
+        num_varied = round(request.varied * num)
         parts = []
-        for count, base in ((num_varied, request.base), (num - num_varied, None)):
+        for count, base in ((num_varied, request.init), (num - num_varied, None)):
             if not count:
                 continue
-            shape, steps = (count, self.seq_len, 3), request.steps
-            options: dict[str, Any] = {"seed": int(rng.integers(2**31)), **self.sampling}
+            shape, steps = (count, SEQ_LEN, 3), request.num_inference_steps
+            options: dict[str, Any] = {"seed": int(request.rng.integers(2**31)), **self.sampling}
             if base is not None and request.strength < 1:
                 start_t = max(round(request.strength * self.scheduler.num_timesteps) - 1, 0)
                 steps = min(max(round(request.strength * steps), 1), start_t + 1)
-                eps = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+                eps = torch.from_numpy(request.rng.standard_normal(shape, dtype=np.float32))
                 x_0 = to_model_units(base).expand(shape).to(self.device)
                 x_t, _ = self.scheduler.add_noise(x_0, start_t, eps.to(self.device))
                 options |= {"x_T": x_t, "start_t": start_t}
-            if request.known is not None and request.mask is not None:
+            if request.known is not None and request.known_mask is not None:
                 options["known"] = request.known.to(self.device).expand(shape)
-                options["known_mask"] = request.mask.to(self.device).expand(shape[:2])
+                options["known_mask"] = request.known_mask.to(self.device).expand(shape[:2])
             parts.append(generate(self.model, self.scheduler, shape, steps, **options))
         return request.paste(to_gesture(torch.cat(parts).cpu()))
 
     def _draw_all(
-        self,
-        objective: Objective,
-        request: _Request,
-        num: int,
-        deadline: float,
-        rng: np.random.Generator,
+        self, objective: Objective, request: _Request, first: Tensor, began: float
     ) -> Tensor:
-        """Draw and evaluate until `num` or the deadline; return the best TOP, (1, k, L, 3)."""
-        kept, costs = torch.empty(0, self.seq_len, 3), torch.empty(0)
-        done, each = 0, 0.0  # gestures drawn, seconds of the dearest
-        while done < num and (done == 0 or time.perf_counter() + CHUNK * each < deadline):
-            began = time.perf_counter()
-            chunk = min(CHUNK, num - done) if done else 1  # one alone: there is a plan at once
-            new = self._draw(request, chunk, rng)
-            if done == 0 and request.base is not None:
-                new = torch.cat([request.paste(to_gesture(request.base))[None], new])
+        """Draw and evaluate until all are drawn or the time for it is over.
+
+        Args:
+            objective: the account.
+            request: what to draw, how often, how long.
+            first: the draw that has been made, (1, L, 3).
+            began: when the call did.
+
+        Returns: the best TOP, (1, k, L, 3).
+        """
+        deadline = began + SHARE * request.budget_ms / 1000
+        new, num, left = first, 1, request.num_plans - 1
+        if request.init is not None:
+            new = torch.cat([request.paste(to_gesture(request.init))[None], first])
+        kept, costs = torch.empty(0, SEQ_LEN, 3), torch.empty(0)
+        while True:
             kept, costs = torch.cat([kept, new]), torch.cat([costs, objective(new[None])[0]])
             order = costs.nan_to_num(nan=math.inf).argsort()[:TOP]
             kept, costs = kept[order], costs[order]
-            done += chunk
-            each = max(each if chunk == CHUNK else 0, (time.perf_counter() - began) / chunk)
-        return kept[None]
+            now = time.perf_counter()
+            each = (now - began) / num  # seconds per gesture; less in a larger chunk
+            num = int(min(CHUNK, left, (deadline - now) / each))
+            if num < 1:
+                return kept[None]
+            new, began, left = self._draw(request, num), now, left - num
 
-    def _refine(
-        self, objective: Objective, request: _Request, starts: Tensor, rng: np.random.Generator
-    ) -> None:
+    def _refine(self, objective: Objective, request: _Request, starts: Tensor) -> None:
         """Improve the best draws within the time left; keep what is cheaper once rounded."""
         before, cost_before = objective.best.clone(), objective.best_cost.clone()
         has_press = (starts[..., 2] > 0.5).any(dim=-1)[0]
@@ -269,10 +319,12 @@ class Planner:
             return request.paste(ramp(z))
 
         objective.best_cost = torch.full_like(cost_before, math.inf)
-        if self._has_gradient(objective, decode(z[:, :1])):
-            descend(objective, z, decode, LR, STEPS)
+        objective.budget = objective.used + REFINEMENT
+        if self._has_gradient(objective, z[:, :1], decode):
+            descend(objective, z, decode, LR)
         else:
-            cem(objective, rng, z[:, 0], decode, std=0.05, population=CHUNK, elites=4)
+            cem(objective, request.rng, z[:, 0], decode, std=STD, population=CHUNK, elites=4)
+        objective.budget = UNLIMITED
         rounded = request.paste(to_gesture(objective.best))
         cost = objective(rounded[None])[:, 0]
         better = bool(cost < cost_before)
@@ -280,11 +332,14 @@ class Planner:
         objective.best_cost = cost if better else cost_before
 
     @staticmethod
-    def _has_gradient(objective: Objective, actions: Tensor) -> bool:
-        """Tell whether the cost can be differentiated; one evaluation."""
-        objective.used += 1
-        with torch.enable_grad():
-            return bool(objective.cost_fn(actions.detach().requires_grad_()).requires_grad)
+    def _has_gradient(objective: Objective, z: Tensor, decode: Callable[[Tensor], Tensor]) -> bool:
+        """Tell whether the cost has a gradient at decode(z), z (1, K, 6), that leads anywhere."""
+        try:
+            gradient = objective.gradient(z, decode)
+        except RuntimeError:  # torch's word for none; any other reason will show again
+            objective.used += FORWARD * z.shape[1]
+            return False
+        return bool(gradient.isfinite().all() and gradient.any())
 
 
 def token_cost(
@@ -296,12 +351,21 @@ def token_cost(
         predictor: `predictor(tokens (B, N, D), actions (B, T, L, 3)) → (B, N, D)`, T = 1 here.
         tokens: of the screen now, (N, D), such as 16 x 16 V-JEPA 2 tokens, N = 256.
         goal_tokens: of the screen wanted, (N, D).
+
+    Raises:
+        UserError: the two differ in shape, or (from the cost function) what is predicted does.
     """
-    goal = F.layer_norm(goal_tokens, goal_tokens.shape[-1:])
+    shape = tokens.shape
+    same = len(shape) == 2 and goal_tokens.shape == shape
+    _require(
+        same, f"goal_tokens must be like tokens, (N, D) = {list(shape)}", _describe(goal_tokens)
+    )
+    goal = F.layer_norm(goal_tokens, shape[-1:])
 
     def cost_fn(actions: Tensor) -> Tensor:
-        now = tokens.expand(len(actions), -1, -1)
-        then = predictor(now, actions[:, None])
-        return (F.layer_norm(then, then.shape[-1:]) - goal).abs().mean(dim=(1, 2))
+        then = predictor(tokens.expand(len(actions), *shape), actions[:, None])
+        wanted = (len(actions), *shape)
+        _require(then.shape == wanted, f"predictor must return {list(wanted)}", _describe(then))
+        return (F.layer_norm(then, shape[-1:]) - goal).abs().mean(dim=(1, 2))
 
     return cost_fn

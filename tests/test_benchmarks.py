@@ -9,12 +9,13 @@ tables is checked on made-up times.
 import importlib
 import json
 import math
+import subprocess
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, python
 
-from benchmarks import cost_curves, measure, report, roofline
+from benchmarks import cost_curves, keyframes, latency, measure, report, roofline, scaling, training
 
 MINI = ["--data_dir", "test_data_mini"]
 TINY = {
@@ -51,7 +52,7 @@ def test_benchmark_runs(name, tmp_path, capsys):
     flags = [*TINY[name], "--threads", "1", "--output_dir", str(tmp_path)]
     flags += ["--rounds", "1"] if "rounds" in module.OPTIONS else []
     flags += ["--workers", "0"] if "workers" in module.OPTIONS else []
-    measure.main(name, module.__doc__, module.measure, module.OPTIONS, flags)
+    assert measure.main(name, module.__doc__, module.measure, module.OPTIONS, flags) == 0
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
     assert result["commit"] and result["versions"]["torch"] and result["processor"]
@@ -60,6 +61,53 @@ def test_benchmark_runs(name, tmp_path, capsys):
     assert f"## {result['title']}" in capsys.readouterr().out
     report.main(tmp_path, tmp_path / "BENCHMARKS.md")
     assert result["tables"][0]["title"] in (tmp_path / "BENCHMARKS.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rounds", "0"], "--rounds must be above 0, got 0"),
+        (["--threads", "-1"], "--threads must be above 0"),
+        (["--steps", "ten"], "see --help"),
+        (["--step_counts", "5", "0"], "--step_counts must be above 0"),
+        (["--batch", "1"], "see --help"),
+        (["--output_dir", f"{__file__}/x"], "choose another"),
+    ],
+)
+def test_mistakes_are_one_line(flags, words, capsys):
+    code = measure.main("latency", "", lambda args: [], latency.OPTIONS, flags)
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and words in err
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert measure.git_commit() == "unknown"
+
+
+def test_the_exit_codes_of_faults(capsys):
+    def fails(error):
+        def program():
+            raise error
+
+        return measure.exit_code(program)
+
+    assert fails(OSError("full")) == 1 and "error: full" in capsys.readouterr().err
+    assert fails(subprocess.CalledProcessError(3, "train")) == 1
+    assert fails(KeyboardInterrupt()) == 130
+    assert measure.exit_code(lambda: None) == 0
+
+
+@pytest.mark.parametrize("name", ["ablations", "frontier"])
+def test_committed_rows_are_shown_without_training(name):
+    rows = json.loads((measure.RESULTS / f"{name}.json").read_text())
+    done = python("-m", f"benchmarks.{name}", "--only")
+    assert done.returncode == 0 and done.stdout.count("\n") == 2 + len(rows), done.stderr
+
+
+def test_unknown_benchmarks_are_named():
+    done = python("-m", "benchmarks", "speed", "sampling")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "got speed" in done.stderr
 
 
 def test_ratios_are_formed_within_a_round():
@@ -76,6 +124,30 @@ def test_turns_are_taken_in_turn():
     assert calls == list("ababab") and [len(v) for v in seconds.values()] == [2, 2]
 
 
+def test_times_per_gesture():
+    """100 ms for 64 gestures against 10 ms for 32: five times faster each."""
+    rows = [{"": "plan", "ms": 100.0}, {"": "ours", "ms": 10.0}]
+    training.per_gesture(rows, {"plan": 64, "ours": 32}, "plan")
+    assert [row["times faster per gesture"] for row in rows] == [1, 5]
+
+
+def test_training_until_a_target():
+    scores = iter([3.0, 2.0, 0.5, 0.1])
+    curve, reached = keyframes.train_until(lambda: None, lambda: next(scores), 1.0, 60, every=10)
+    assert reached and [(row["steps"], row["mse"]) for row in curve] == [
+        (10, 3),
+        (20, 2),
+        (30, 0.5),
+    ]
+    assert keyframes.train_until(lambda: None, lambda: 3.0, 1.0, 1e-9, every=1)[1] is False
+
+
+def test_bytes_of_a_ring():
+    """All-reduce of n numbers over 8 devices moves 2·7/8·4n bytes through each link."""
+    rows = scaling.paper_table(1000, 0.0, 0.0)["rows"]
+    assert [row["MB over each link"] for row in rows] == [0, 0.004, 0.006, 0.007]
+
+
 def test_slope_of_a_power_law():
     sizes = [1, 2, 4, 8]
     assert math.isclose(measure.log_log_slope(sizes, [3 * s**1.5 for s in sizes]), 1.5)
@@ -87,7 +159,11 @@ def test_work_of_a_linear_layer_and_of_attention():
     assert flops == 2 * 4 * 8 * 16 and moved == 4 * (4 * 8 + 8 * 16 + 4 * 16)
     q = torch.randn(2, 3, 10, 4)  # (B, heads, L, D): two products of 2·L·L·D each
     flops, _ = roofline.work(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
-    assert flops == 2 * 3 * 2 * (2 * 10 * 10 * 4)
+    product = 2 * 3 * (2 * 10 * 10 * 4)
+    assert flops == 2 * product
+    q.requires_grad_()
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert roofline.work(lambda: attention(q, q, q).sum().backward())[0] == 7 * product
 
 
 def test_kept_bytes_counts_each_storage_once():

@@ -15,6 +15,9 @@ from importlib.util import find_spec
 import pytest
 from conftest import ROOT, SCRIPT, python, read_jsonl
 
+import evaluation.__main__
+import export.__main__
+import planning.__main__
 import train_diffusion_ddim as tdd
 
 
@@ -137,22 +140,31 @@ def test_commands_of_the_documents_exist():
             assert argv[0].startswith("-") or (ROOT / argv[0]).exists(), f"{document}: {argv}"
 
 
+PARSERS = {
+    "train_diffusion_ddim.py": tdd.parse_args,
+    "evaluation": evaluation.__main__.parse_args,
+    "planning": planning.__main__.parse_args,
+    "export": export.__main__.parse_args,
+}
+
+
 def test_flags_of_the_documents_exist(capsys):
-    checked = 0
+    checked = set()
     for document, argv in commands():
-        if "train_diffusion_ddim.py" not in argv:
+        name = next((word for word in argv if word in PARSERS), None)
+        if name is None:
             continue
-        flags = [arg for arg in argv[argv.index("train_diffusion_ddim.py") + 1 :]]
+        flags = argv[argv.index(name) + 1 :]
         flags = ["1" if re.fullmatch(r"[A-Z]+", arg) else arg for arg in flags]  # placeholders
         flags = [arg for arg in flags if arg not in ("...", "…")]
         try:
-            tdd.parse_args(flags)
+            PARSERS[name](flags)
         except tdd.UserError as error:
             raise AssertionError(f"{document}: {' '.join(argv)}: {error}") from None
         except SystemExit as stop:
             assert stop.code == 0
-        checked += 1
-    assert checked >= 2
+        checked.add(name)
+    assert checked == set(PARSERS)
 
 
 def test_files_named_in_the_readme_exist():

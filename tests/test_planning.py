@@ -8,6 +8,7 @@ evaluation is) and its pairing (every method meets the same instances).
 
 import json
 import math
+import shutil
 from functools import partial
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 from conftest import ROOT, python
 from scipy.stats import binomtest
 
+import train_diffusion_ddim as tdd
 from planning import benchmark, document, optimizers, surrogate, tasks, world
-from planning.__main__ import main
+from planning.__main__ import claim_folder, main
 from planning.diffusion import DiffusionPrior
 from planning.methods import COST, Method, cost_methods, goal_methods, prior_methods
 from planning.world import BUTTON, ICON, LAMP, LIST, SLIDER, TOGGLE, Scenes
@@ -352,13 +354,58 @@ def test_results_are_paired_and_resumed(tmp_path):
     assert {len(b) for b in bits.values()} == {8}
 
 
-def test_a_users_mistakes(capsys, tmp_path, monkeypatch):
+@pytest.fixture
+def refused(capsys):
+    """Return f(*argv): assert exit code 2 and one line; return the line."""
+
+    def run(*argv):
+        assert main([str(a) for a in argv]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+
+    return run
+
+
+def test_a_users_mistakes(refused, tmp_path, monkeypatch, untrained_run, straight_run):
     monkeypatch.chdir(tmp_path)
-    assert main(["--quick"]) == 2
-    assert "train one first" in capsys.readouterr().err
-    assert main(["--quick", "--checkpoint", "nowhere"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1
+    assert "train one first" in refused("--quick")
+    (tmp_path / "runs" / "goals").mkdir(parents=True)  # no run to take, although it is there
+    for name in ("diffusion_checkpoint_epoch_0.pth", "seconds.json"):
+        (tmp_path / "runs" / "goals" / name).touch()
+    assert "train one first" in refused("--quick")
+    assert "nowhere" in refused("--quick", "--checkpoint", "nowhere")
+    assert "see --help" in refused("--fast")
+    assert "--threads" in refused("--threads", 0)
+    assert "drop it, or --quick" in refused("--quick", "--document")
+    given = ("--quick", "--checkpoint", untrained_run)
+    monkeypatch.chdir(tmp_path / "runs" / "goals")  # from where no goals are found
+    assert "nets" in refused(*given, "--goals", "nets")
+    assert "--only knows shoot_noise" in refused(*given, "--only", "adam")
+    assert "draws 20 frames" in refused("--quick", "--checkpoint", straight_run)
+    assert not (tmp_path / "runs" / "planning_quick").exists(), "refused before any work"
+    (tmp_path / "file").touch()
+    assert "choose another" in refused(*given, "--output_dir", tmp_path / "file" / "x")
+
+
+def test_results_are_of_one_checkpoint_and_size(refused, tmp_path, untrained_run, monkeypatch):
+    """Others are refused; --replace keeps what no checkpoint had a part in, and only then."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint = next(untrained_run.iterdir())
+    claim_folder(tmp_path, checkpoint, quick=False, replace=False)
+    rows = [{"method": "cem_ramp"}, {"method": "ddim_select"}]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--output_dir", tmp_path, "--checkpoint")
+    assert "another size" in refused("--quick", *flags, checkpoint)
+    other = tmp_path / "other.pth"
+    other.write_bytes(checkpoint.read_bytes()[:-100])
+    assert "no intact checkpoint" in refused("--replace", *flags, other)
+    with pytest.raises(tdd.UserError, match="another checkpoint"):
+        claim_folder(tmp_path, other, quick=False, replace=False)
+    assert benchmark.read_rows(path) == rows
+    claim_folder(tmp_path, other, quick=False, replace=True)
+    assert benchmark.read_rows(path) == rows[:1]
 
 
 def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):
@@ -375,14 +422,20 @@ def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):
     assert about["machine"]["torch"] and about["command"].startswith("python -m planning --quick")
 
 
-def test_the_document_quotes_the_results():
-    """Every table between marks is what the committed results make."""
-    folder = ROOT / "planning" / "results"
-    if not (folder / "results.jsonl").exists():
-        pytest.skip("no results are committed")
+def test_the_document_quotes_the_results(tmp_path, capsys):
+    """Written again from the committed results it is the same; a table without a place is named."""
+    results, again = ROOT / "planning" / "results", tmp_path / "PLANNING.md"
+    shutil.copytree(results, tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "cache"))
+    text = document.DOCUMENT.read_text("utf-8")
+    again.write_text(text, "utf-8")
     prior = DiffusionPrior(None, None, {})
     methods = cost_methods() | prior_methods(prior) | goal_methods(None)
-    text = document.DOCUMENT.read_text("utf-8")
-    for name, table in document.tables(folder, methods).items():
-        if f"<!-- begin {name} -->" in text:
-            assert table in text, name
+    document.write(tmp_path / "results", methods, again)
+    assert again.read_text("utf-8") == text
+    assert {path.name for path in (tmp_path / "results").glob("*.png")} == {
+        path.name for path in results.glob("*.png")
+    }
+    capsys.readouterr()
+    again.write_text(text.replace("<!-- begin pairs -->", ""), "utf-8")
+    document.write(tmp_path / "results", methods, again)
+    assert "no place for the table pairs" in capsys.readouterr().out

@@ -35,6 +35,61 @@ def planner(untrained_run):
     return Planner.load(untrained_run)
 
 
+def test_the_best_three_are_refined(planner, monkeypatch):
+    gestures, refined = make_gestures(8, L), []
+    stub(planner, monkeypatch, gestures)
+    monkeypatch.setattr(planner, "_refine", lambda *args: refined.append(args[-1]))
+    planner.plan(begin_cost, num_plans=8, budget_ms=math.inf)
+    assert torch.equal(refined[0][0], gestures[begin_cost(gestures).argsort()[:3]])
+
+
+def test_what_refinement_makes_worse_is_left(planner, monkeypatch):
+    """The one draw is an arc and the cost the distance from it, so that every line is worse."""
+    arc = make_gestures(1, L)
+    arc[0, 50:150] = 1
+    arc[0, 50:150, 0] = torch.linspace(0, math.pi, 100).sin()
+    stub(planner, monkeypatch, arc)
+    result = planner.plan(lambda a: (a - arc).abs().sum((1, 2)), num_plans=1, budget_ms=500)
+    assert result.evaluations > 10 and result.cost == 0 and torch.equal(result.actions, arc[0])
+
+
+class Follower(torch.nn.Module):
+    """A denoiser that holds the first frame, which is known."""
+
+    known_frames = True
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_t, t, known, known_mask):
+        assert known_mask[:, 0].all() and not known_mask[:, 1:].any()
+        return known[:, :1].expand_as(x_t)
+
+
+def test_the_denoiser_is_given_the_known_frames():
+    planner = Planner(Follower(), tdd.DDIMScheduler(prediction_type="x0"), {"eta": 0.0})
+    known = torch.tensor([0.25, 0.75, 1]).expand(L, 3)
+    result = planner.plan(known=known, known_mask=torch.arange(L) < 1)
+    assert torch.allclose(result.actions, known, atol=1e-5)
+
+
+class Faithful(torch.nn.Module):
+    """A denoiser that takes the noisy gesture for the clean one."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_t, t):
+        return x_t
+
+
+def noise_planner():
+    """A planner whose draws are noise with presses in it; an untrained denoiser draws none."""
+    return Planner(Faithful(), tdd.DDIMScheduler(prediction_type="x0"), {"eta": 0.0})
+
+
 @pytest.fixture(autouse=True)
 def forget(planner):
     planner.reset()
@@ -44,7 +99,7 @@ def stub(planner, monkeypatch, gestures):
     """Let the planner draw from given gestures, (N, L, 3), in turn."""
     queue = list(gestures)
 
-    def draw(request, num, rng):
+    def draw(request, num):
         drawn = torch.stack([queue[i % len(queue)] for i in range(num)])
         queue.append(queue.pop(0))
         return request.paste(drawn)
@@ -52,14 +107,15 @@ def stub(planner, monkeypatch, gestures):
     monkeypatch.setattr(planner, "_draw", draw)
 
 
-def test_a_plan_is_an_action(planner):
-    result = planner.plan()
+def test_a_plan_is_an_action():
+    result = noise_planner().plan()
     assert result.actions.shape == (L, 3) and result.actions.dtype == torch.float32
     press = result.actions[:, 2]
-    assert set(press.tolist()) <= {0.0, 1.0}
+    assert set(press.tolist()) == {0.0, 1.0}
     assert (result.actions[press == 0] == 0).all()
+    assert ((result.actions >= 0) & (result.actions <= 1)).all()
     assert math.isnan(result.cost) and result.evaluations == 0
-    assert result.milliseconds > 0 and result.sampler_ms > 0
+    assert 0 < result.sampler_ms <= result.milliseconds
 
 
 def test_the_cost_is_that_of_the_actions(planner, monkeypatch):
@@ -71,7 +127,8 @@ def test_the_cost_is_that_of_the_actions(planner, monkeypatch):
     assert result.evaluations > 8
 
 
-def test_every_evaluation_is_counted(planner, monkeypatch):
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_every_evaluation_is_counted(planner, monkeypatch, has_gradient):
     stub(planner, monkeypatch, make_gestures(40, L))
     count = {"forward": 0, "backward": 0}
 
@@ -79,16 +136,28 @@ def test_every_evaluation_is_counted(planner, monkeypatch):
         count["forward"] += len(actions)
         if actions.requires_grad:
             actions.register_hook(lambda g: count.update(backward=count["backward"] + len(g)))
-        return begin_cost(actions)
+        return begin_cost(actions if has_gradient else actions.detach())
 
     result = planner.plan(cost_fn, num_plans=4, budget_ms=300)
+    assert (count["backward"] > 0) == has_gradient
     assert result.evaluations == count["forward"] + 2 * count["backward"]
 
 
-def test_a_cost_without_gradient_is_refined_too(planner, monkeypatch):
+WEIGHT = torch.ones((), requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "cost_fn",
+    [
+        lambda a: begin_cost(a.detach()),
+        lambda a: begin_cost(a.detach()) * WEIGHT,  # a gradient, but not of the actions
+        lambda a: begin_cost((50 * a).round() / 50),  # one of zeros
+    ],
+)
+def test_a_cost_without_gradient_is_refined_too(planner, monkeypatch, cost_fn):
     stub(planner, monkeypatch, make_gestures(40, L))
-    result = planner.plan(lambda a: begin_cost(a.detach()), num_plans=4, budget_ms=1000)
-    assert result.cost < begin_cost(make_gestures(40, L)[:4]).min().item()
+    result = planner.plan(cost_fn, num_plans=4, budget_ms=2000)
+    assert result.cost < 0.9 * cost_fn(make_gestures(40, L)[:4]).min().item()
 
 
 def test_the_budget_holds(planner, monkeypatch):
@@ -116,21 +185,10 @@ def test_known_frames_are_in_the_plan(planner):
         assert torch.equal(result.actions[:30], known[:30])
 
 
-class Faithful(torch.nn.Module):
-    """A denoiser that takes the noisy gesture for the clean one."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, x_t, t):
-        return x_t
-
-
 def test_init_and_strength():
     """A small strength stays near init; with init the cost is never above that of init."""
     init = make_gestures(3, L)[2]
-    planner = Planner(Faithful(), tdd.DDIMScheduler(prediction_type="x0"), {"eta": 0.0})
+    planner = noise_planner()
     near = planner.plan(init=init, strength=0.02, seed=1).actions
     far = planner.plan(init=init, strength=1.0, seed=1).actions
     pure = planner.plan(init=None, seed=1).actions
@@ -150,46 +208,173 @@ def test_the_last_plan_is_a_start_until_reset(planner, monkeypatch):
     assert planner.last is None
 
 
-def test_num_plans_steps_and_seed(planner, monkeypatch):
-    drawn = []
+def flat(actions):
+    """A cost that prefers nothing and has no gradient."""
+    return 0 * actions.detach().sum((1, 2))
+
+
+def test_num_plans_steps_and_seed(monkeypatch):
+    """All are drawn if there is time: one alone, then in chunks."""
+    drawn, planner = [], noise_planner()
     original = planner._draw
 
-    def draw(request, num, rng):
-        drawn.append((request.steps, num))
-        return original(request, num, rng)
+    def draw(request, num):
+        drawn.append((request.num_inference_steps, num))
+        return original(request, num)
 
-    planner.plan(num_inference_steps=3)  # measured once, before counting
     monkeypatch.setattr(planner, "_draw", draw)
-    options = {"num_plans": 20, "num_inference_steps": 3, "budget_ms": 60_000}
-
-    def flat(actions):
-        return 0 * actions.detach().sum((1, 2))
-
     monkeypatch.setattr(planner, "_refine", lambda *a: None)
+    options = {"num_plans": 20, "num_inference_steps": 3, "budget_ms": math.inf}
     one = planner.plan(flat, seed=5, **options)
     assert drawn == [(3, 1), (3, 16), (3, 3)]
     planner.reset()
     assert torch.equal(planner.plan(flat, seed=5, **options).actions, one.actions)
+    planner.reset()
+    assert not torch.equal(planner.plan(flat, seed=6, **options).actions, one.actions)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"), [(lambda num: 0.05, 60, 60), (lambda num: 0.01 * num, 20, 51)]
+)
+def test_half_of_the_time_is_drawn_in(planner, monkeypatch, seconds, least, most):
+    """Half of 1 s: enough for 60 if a chunk costs as much as one, for 50 if each costs 10 ms."""
+    stub(planner, monkeypatch, make_gestures(40, L))
+    quick, drawn = planner._draw, []
+
+    def draw(request, num):
+        time.sleep(seconds(num))
+        drawn.append(num)
+        return quick(request, num)
+
+    monkeypatch.setattr(planner, "_draw", draw)
+    planner.plan(flat, num_plans=60, budget_ms=1000)
+    assert least <= sum(drawn) <= most
+
+
+def test_refinement_ends_without_a_deadline(planner, monkeypatch):
+    stub(planner, monkeypatch, make_gestures(40, L))
+    for cost_fn in (begin_cost, flat):
+        planner.reset()
+        result = planner.plan(cost_fn, num_plans=4, budget_ms=math.inf)
+        assert 300 < result.evaluations < 400
+
+
+def in_place(actions):
+    """A cost that overwrites what it is given."""
+    costs = begin_cost(actions)
+    actions.zero_()
+    return costs
+
+
+@pytest.mark.parametrize(
+    "cost_fn",
+    [
+        begin_cost,
+        lambda a: begin_cost(a).double(),
+        lambda a: begin_cost(a).half(),
+        lambda a: (begin_cost(a) > 0.1).long(),
+        in_place,
+        lambda a: torch.where(begin_cost(a) > 0.1, math.nan, begin_cost(a)),
+    ],
+)
+def test_costs_of_all_kinds(planner, monkeypatch, cost_fn):
+    stub(planner, monkeypatch, make_gestures(40, L))
+    result = planner.plan(cost_fn, num_plans=16, budget_ms=2000)
+    assert result.cost == pytest.approx(cost_fn(result.actions[None].clone()).item(), abs=1e-5)
+    assert result.cost <= min(cost_fn(x[None].clone()).nan_to_num(9) for x in make_gestures(16, L))
+    press = result.actions[:, 2:]
+    assert ((press == 0) | (press == 1)).all() and (result.actions * (1 - press) == 0).all()
+    assert ((result.actions >= 0) & (result.actions <= 1)).all()
+
+
+def test_the_gradient_modes_of_the_caller(planner, monkeypatch):
+    """No gradients in inference mode, so CEM; what it leaves behind serves later calls."""
+    stub(planner, monkeypatch, make_gestures(40, L))
+    drawn = begin_cost(make_gestures(4, L)).min()
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
+        with mode:
+            result = planner.plan(begin_cost, num_plans=4, budget_ms=2000)
+        assert result.cost < 0.5 * drawn and not result.actions.requires_grad
+
+
+def test_a_plan_touches_nothing_else(planner):
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    numbers = np.random.get_state()[1].copy()
+    init = make_gestures(1, L)[0].requires_grad_()
+    result = planner.plan(begin_cost, init=init, strength=0.5, num_plans=2, budget_ms=200)
+    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
+    assert (np.random.get_state()[1] == numbers).all() and init.grad is None
+    result.actions.mul_(1000)
+    assert planner.last.max() <= 1, "the plan that is remembered is its own"
+
+
+ALL = torch.ones(L, dtype=torch.bool)
+
+
+def with_nan(x):
+    x = x.clone()
+    x[100] = math.nan
+    return x
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_plans": 0}, "num_plans"),
-        ({"budget_ms": 0}, "budget_ms"),
-        ({"strength": 0}, "strength"),
-        ({"strength": 1.5}, "strength"),
+        ({"num_plans": 0}, "num_plans must be at least 1, got 0"),
+        ({"num_plans": 1.5}, "num_plans must be an integer, got float"),
+        ({"num_plans": "8"}, "num_plans must be an integer"),
+        ({"budget_ms": 0}, "budget_ms must be above 0"),
+        ({"budget_ms": math.nan}, "budget_ms must be above 0"),
+        ({"budget_ms": "500"}, "budget_ms must be a number"),
+        ({"strength": 0, "init": torch.zeros(L, 3)}, "strength must be in"),
+        ({"strength": 1.5}, "strength must be in"),
+        ({"strength": 0.5}, "needs an init"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
-        ({"known": torch.zeros(L, 3)}, "known_mask"),
+        ({"num_inference_steps": 51}, "num_inference_steps"),
+        ({"num_inference_steps": 2.0}, "num_inference_steps must be an integer"),
+        ({"known": torch.zeros(L, 3)}, "given together"),
+        ({"known_mask": torch.zeros(L).bool()}, "given together"),
+        ({"init": np.zeros((L, 3))}, "init must be a tensor .250, 3., got ndarray"),
+        ({"init": with_nan(torch.zeros(L, 3))}, "init must be in .0, 1., got nan"),
+        ({"init": torch.full((L, 3), -0.5)}, "got -0.5 to -0.5"),
         ({"init": torch.zeros(L)}, "init must be"),
         ({"known": torch.zeros(9, 3), "known_mask": torch.zeros(9).bool()}, "known must be"),
-        ({"known": torch.zeros(L, 3), "known_mask": torch.zeros(L)}, "known_mask must be bool"),
+        ({"known": torch.zeros(L, 3), "known_mask": torch.zeros(L)}, "known_mask must be a bool"),
+        ({"known": with_nan(torch.zeros(L, 3)), "known_mask": ALL}, "known frames must have"),
+        ({"known": torch.full((L, 3), 0.7), "known_mask": ALL}, "press 0 or 1"),
+        ({"cost_fn": 3}, "cost_fn must be a function"),
         ({"cost_fn": lambda a: a}, "one cost per action"),
+        ({"cost_fn": lambda a: a.mean()}, "one cost per action"),
+        ({"cost_fn": lambda a: 0.5}, "one cost per action, got float"),
+        ({"cost_fn": lambda a: flat(a) + math.inf}, "finite"),
     ],
 )
 def test_a_users_mistakes(planner, options, words):
     with pytest.raises(tdd.UserError, match=words):
         planner.plan(**options)
+
+
+def test_unknown_frames_may_be_nan(planner):
+    known = torch.full((L, 3), math.nan)
+    known[:10] = 0
+    result = planner.plan(known=known, known_mask=torch.arange(L) < 10)
+    assert result.actions.isfinite().all() and (result.actions[:10] == 0).all()
+
+
+def test_the_mistake_of_another_is_his(planner):
+    def fails(actions):
+        raise KeyError("tokens")
+
+    with pytest.raises(KeyError, match="tokens"):
+        planner.plan(fails)
+
+
+def test_a_checkpoint_of_other_gestures_is_refused(straight_run):
+    with pytest.raises(tdd.UserError, match="250 frames, got 20"):
+        Planner.load(straight_run)
+    with pytest.raises(tdd.UserError, match="device 'gpu' cannot be used"):
+        Planner.load(straight_run, "gpu")
 
 
 def test_a_torch_world_model_through_the_adapter():
@@ -205,13 +390,18 @@ def test_a_torch_world_model_through_the_adapter():
     assert costs.shape == (5,) and seen == [(5, 1, L, 3)]
     there = token_cost(lambda z, a: goal.expand(len(a), -1, -1), tokens, goal)
     assert there(torch.rand(2, L, 3)).tolist() == pytest.approx([0, 0], abs=1e-6)
+    with pytest.raises(tdd.UserError, match="goal_tokens must be like tokens"):
+        token_cost(predictor, tokens, goal[:1])
+    with pytest.raises(tdd.UserError, match=r"predictor must return .2, 256, 4."):
+        token_cost(lambda z, a: z[:, :1], tokens, goal)(torch.rand(2, L, 3))
 
 
-def test_the_example_of_the_readme_runs(untrained_run, capsys):
+def test_the_examples_of_the_readme_run(untrained_run, capsys):
     text = (ROOT / "README.md").read_text("utf-8")
-    code = re.findall(r"```python\n(from planning.*?)```", text, re.DOTALL)[0]
-    exec(code.replace("runs/RUN", str(untrained_run)), {})
-    assert "ms" in capsys.readouterr().out
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    exec("".join(examples).replace("runs/RUN", str(untrained_run)), {})
+    assert re.search(r"solved: .*cost .*evaluations, .* ms", capsys.readouterr().out)
 
 
 # ----------------------------------------------------------------------------------------
