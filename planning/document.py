@@ -35,6 +35,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "ddim_adam": {"color": BLUE, "marker": "D"},
     "diffusion_es": {"color": BLUE, "marker": "P", "ls": ":"},
     "cfg_ddim_adam": {"color": GREEN, "marker": "*"},
+    "regress_ends_adam": {"color": "black", "marker": "x", "ls": ":"},
 }
 Bits = dict[tuple[str, str], str]  # (method, task) → "0110…", instances in the order of the seeds
 
