@@ -94,13 +94,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_sampler(sampler: str, eta: float, dashes: str = "") -> None:
-    """Raise UserError for an unknown sampler or an eta outside [0, 1]."""
-    check_choice(f"{dashes}sampler", sampler, SAMPLERS)
-    if not 0 <= eta <= 1:
-        raise UserError(f"{dashes}eta must be in [0, 1], got {eta}")
-
-
 def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
     """Raise UserError if `value` does not divide `whole`."""
     if value < 1 or whole % value:
@@ -149,9 +142,7 @@ class TrainConfig:
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
     beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
     prediction_type: str = flag("x0", "what the net predicts", choices=PREDICTION_TYPES)
-    loss_weighting: str = flag(
-        "balanced", "of noise levels and known-frame strategies", choices=LOSS_WEIGHTINGS
-    )
+    loss_weighting: str = flag("balanced", "of noise levels and tasks", choices=LOSS_WEIGHTINGS)
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
     gate_weight: float = flag(2.0, "weight of the gates' cross-entropy", low=0)
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
@@ -174,9 +165,7 @@ class TrainConfig:
     amp: bool = flag(False, "bf16 autocast in training; worth it on a GPU")
     compile: bool = flag(False, "torch.compile the denoiser in training; needs a C++ compiler")
     # run
-    seed: int = flag(
-        0, "seeds weights, order, noise; with --sample, the samples", low=0, high=2**31
-    )
+    seed: int = flag(0, "seeds weights, order, noise and samples", low=0, high=2**31)
     device: str = flag("auto", "auto = CUDA if there is one", choices=("auto", "cpu", "cuda"))
     save_dir: str = flag("", "run folder; empty = a new one under runs/")
     save_every: float = flag(10.0, "epochs, or a part of one, between checkpoints", low=1e-6)
@@ -198,18 +187,13 @@ class TrainConfig:
                     raise UserError(f"--{f.name} must be in [{low:g}, {high:g}], got {value}")
         check_divides("--nhead", self.nhead, "--d_model", self.d_model)
         check_divides("--patch_size", self.patch_size, "--seq_len", self.seq_len)
-        if self.num_inference_steps > self.num_timesteps:
-            raise UserError(
-                f"--num_inference_steps must be at most --num_timesteps = {self.num_timesteps}, "
-                f"got {self.num_inference_steps}"
-            )
-        check_sampler(self.sampler, self.eta, "--")
+        N, T, predicted = self.num_inference_steps, self.num_timesteps, self.prediction_type
+        if N > T:
+            raise UserError(f"--num_inference_steps must be at most --num_timesteps {T}, got {N}")
         if self.context_dim and self.symmetries:
             raise UserError("--context_dim needs --no-symmetries: a mirrored gesture has no goal")
-        if self.gates and self.prediction_type != "x0":
-            raise UserError(
-                f"--gates needs --prediction_type x0, got {self.prediction_type}; add --no-gates"
-            )
+        if self.gates and predicted != "x0":
+            raise UserError(f"--gates needs --prediction_type x0, got {predicted}; add --no-gates")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -243,8 +227,7 @@ def to_gesture(x: Tensor) -> Tensor:
 def read_actions(path: Path, seq_len: int) -> np.ndarray:
     """Read one `*_actions.npy` as float32 (N, seq_len, 3); no pickle is ever opened.
 
-    Raises:
-        UserError: not floats in [0, 1] of the format above; the message names the file.
+    UserError names the file and why it is none.
     """
     try:
         if path.exists() and not path.is_file():  # to open a pipe would wait for ever
@@ -260,33 +243,24 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"cannot read {path} as an .npy array ({reason}); regenerate it") from None
     if data.dtype.kind != "f":
-        kind = data.dtype
-        raise UserError(f"{path} must hold floats in [0, 1], got {kind}; convert it to float32")
-    if data.shape[1:] not in ((ACTION_DIM,), (seq_len, ACTION_DIM)):
-        raise UserError(
-            f"{path} must be [N*{seq_len}, {ACTION_DIM}] or [N, {seq_len}, {ACTION_DIM}], "
-            f"got {list(data.shape)}; set --seq_len or regenerate it"
-        )
-    rows = data.reshape(-1, ACTION_DIM)
+        raise UserError(f"{path} must hold floats, got {data.dtype}; convert it to float32")
+    if data.shape[1:] not in ((3,), (seq_len, 3)):
+        shapes = f"[N*{seq_len}, 3] or [N, {seq_len}, 3], got {list(data.shape)}"
+        raise UserError(f"{path} must be {shapes}; set --seq_len or regenerate it")
+    rows = data.reshape(-1, 3)
     if len(rows) == 0 or len(rows) % seq_len:
-        raise UserError(
-            f"{path} must hold whole gestures of {seq_len} frames, got {len(rows)} rows, "
-            f"{len(rows) % seq_len} left over; set --seq_len or regenerate it"
-        )
+        got = f"{len(rows)} rows, {len(rows) % seq_len} left over"
+        raise UserError(f"{path} must hold gestures of {seq_len} frames, got {got}; set --seq_len")
     low, high = float(rows.min()), float(rows.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = np.argwhere(~np.isfinite(rows))
-        raise UserError(
-            f"{path} holds {len(bad)} NaN or infinite values, the first in row {bad[0][0]}, "
-            f"column {CHANNELS[bad[0][1]]}; regenerate it"
-        )
+        first = f"row {bad[0][0]}, column {CHANNELS[bad[0][1]]}"
+        raise UserError(f"{path} holds {len(bad)} NaN or infinite values, the first in {first}")
     if low < -1e-6 or high > 1 + 1e-6:
-        raise UserError(
-            f"{path} must lie in [0, 1], got [{low:g}, {high:g}]; if these are pixels, divide by "
-            "the screen's width and height"
-        )
+        got = f"[{low:g}, {high:g}]"
+        raise UserError(f"{path} must lie in [0, 1], got {got}; divide pixels by the screen's size")
     rows = rows.astype(np.float32, order="C", copy=False)
-    return rows.clip(0, 1, out=rows).reshape(-1, seq_len, ACTION_DIM)
+    return rows.clip(0, 1, out=rows).reshape(-1, seq_len, 3)
 
 
 def memory_limit() -> int:
@@ -303,14 +277,12 @@ def read_all_actions(paths: list[Path], seq_len: int) -> np.ndarray:
     """Read files as one float32 array (N, seq_len, 3), without holding any of it twice."""
     size, limit = sum(path.stat().st_size for path in paths if path.is_file()), memory_limit()
     if size > 0.9 * limit:
-        raise UserError(
-            f"{paths[0].parent} holds {size / 1e9:.1f} GB of gestures, too much for "
-            f"{limit / 1e9:.1f} GB of memory; train on a part of the files"
-        )
+        need = f"{size / 1e9:.1f} GB, too much for {limit / 1e9:.1f} GB of memory"
+        raise UserError(f"{paths[0].parent} holds {need}; train on a part of the files")
     if len(paths) == 1:
         return read_actions(paths[0], seq_len)
     # Room for twice as many, should they be float16; memory is taken only where it is written.
-    sequences = np.empty((size // (2 * seq_len * ACTION_DIM), seq_len, ACTION_DIM), np.float32)
+    sequences = np.empty((size // (2 * seq_len * 3), seq_len, 3), np.float32)
     count = 0
     for path in paths:
         x = read_actions(path, seq_len)
@@ -339,13 +311,9 @@ def check_manifest(folder: Path, seq_len: int) -> None:
 
 
 class DiffusionActionDataset(Dataset):
-    """All gestures of a folder of `*_actions.npy`, in file-name order.
+    """All gestures of a folder of `*_actions.npy`, in file-name order; UserError for a bad one.
 
-    Attributes:
-        sequences: float32 numpy (N, seq_len, 3), data units.
-
-    Raises:
-        UserError: no such folder, no such file in it, or a bad file.
+    `sequences` holds them, float32 numpy (N, seq_len, 3), data units.
     """
 
     def __init__(self, data_dir: str | Path, seq_len: int = SEQ_LEN) -> None:
@@ -354,10 +322,8 @@ class DiffusionActionDataset(Dataset):
             raise UserError(f"no such folder: {self.data_dir}; check the path")
         self.action_files = sorted(self.data_dir.glob("*_actions.npy"))
         if not self.action_files:
-            raise UserError(
-                f"no *_actions.npy in {self.data_dir}; make some with "
-                "python -m augmentation.generate_click_dataset"
-            )
+            make = "python -m augmentation.generate_click_dataset"
+            raise UserError(f"no *_actions.npy in {self.data_dir}; make some with {make}")
         check_manifest(self.data_dir, seq_len)
         self.sequences = read_all_actions(self.action_files, seq_len)
 
@@ -374,10 +340,8 @@ def read_context(data_dir: str | Path, num: int, context_dim: int) -> Tensor:
     parts = [np.load(path, allow_pickle=False) for path in paths]
     shapes = [part.shape for part in parts]
     if not parts or any(s[1:] != (context_dim,) for s in shapes) or sum(map(len, parts)) != num:
-        raise UserError(
-            f"{data_dir} must hold *_context.npy with {num} rows of --context_dim {context_dim}, "
-            f"one per gesture, got {shapes}"
-        )
+        needed = f"{num} rows of --context_dim {context_dim}, one per gesture"
+        raise UserError(f"{data_dir} must hold *_context.npy with {needed}, got {shapes}")
     return torch.from_numpy(np.concatenate(parts).astype(np.float32))
 
 
@@ -413,8 +377,6 @@ def count_shared(x_train: Tensor, x_val: Tensor) -> int:
 def all_sequences(loader: DataLoader) -> Tensor:
     """Return a loader's whole data set as one float32 tensor (N, L, 3), in order."""
     dataset: Any = loader.dataset
-    if isinstance(dataset, DiffusionActionDataset):
-        return torch.from_numpy(dataset.sequences)
     return torch.stack([dataset[i] for i in range(len(dataset))])
 
 
@@ -428,7 +390,7 @@ def all_sequences(loader: DataLoader) -> Tensor:
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """Hold a module in eval mode without gradients, then restore its mode."""
-    was_training = isinstance(model, nn.Module) and model.training
+    was_training = getattr(model, "training", False)
     if was_training:
         model.eval()
     try:
@@ -440,21 +402,16 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 
 class DDIMScheduler(nn.Module):
-    """Noise schedule, forward process and samplers.
+    """Noise schedule, forward process and samplers; UserError for betas that do not end in noise.
 
     Args:
         num_timesteps: T, the number of noise levels, at least 2.
-        beta_start: first beta of the linear schedule, as for T = 1000; scaled by 1000/T so that
-            every T ends in noise.
-        beta_end: last beta of the linear schedule, likewise.
+        beta_start, beta_end: of the linear schedule at T = 1000; any other T scales them.
         beta_schedule: "linear" (DDPM, sec. 4) or "cosine" (arXiv:2102.09672, eq. 17).
         prediction_type: what the model predicts: "epsilon", "v" (arXiv:2202.00512) or "x0".
         spacing: where N of the T indices lie: "trailing", "leading", "linspace" (named
             as in diffusers), or "log_sigma": uniform in log sigma over SIGMA_RANGE.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
-
-    Raises:
-        UserError: an unknown choice, or betas whose last ᾱ is above 0.001: not noise.
     """
 
     # Of the spacings tried on the exact score, this one biases durations and types the least at
@@ -495,11 +452,9 @@ class DDIMScheduler(nn.Module):
             betas = 1 - f[1:] / f[:-1]
         betas = betas.clamp(max=0.999)
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-        if not 0 < alphas_cumprod[-1] < 1e-3:
-            raise UserError(
-                f"the schedule must end in noise, alphas_cumprod[-1] in (0, 0.001), "
-                f"got {alphas_cumprod[-1]:.3g}; raise beta_end"
-            )
+        last = alphas_cumprod[-1].item()
+        if not 0 < last < 1e-3:
+            raise UserError(f"alphas_cumprod must end below 0.001, got {last:.3g}; raise beta_end")
         # Float64, for int indices. The last entry makes index -1 mean x_0: ᾱ = 1, sigma = 0.
         self._alpha_bar = [*alphas_cumprod.tolist(), 1.0]
         self._sigma = [0.5 * math.sqrt(1 / alpha_bar - 1) for alpha_bar in self._alpha_bar]
@@ -559,14 +514,10 @@ class DDIMScheduler(nn.Module):
     def add_noise(
         self, x_0: Tensor, t: int | Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw x_t = sqrt(ᾱ_t)·x_0 + sqrt(1 - ᾱ_t)·eps (DDPM eq. 4).
+        """Return x_t = sqrt(ᾱ_t)·x_0 + sqrt(1 - ᾱ_t)·eps, and eps (DDPM eq. 4).
 
-        Args:
-            x_0: clean actions, (B, L, C), model units.
-            t: index in [-1, T), an int or (B,) int64.
-            noise: eps, like x_0; drawn if None.
-
-        Returns: x_t and eps, both (B, L, C).
+        x_0 is (B, L, C), model units; t in [-1, T), an int or (B,) int64; noise is eps, like x_0,
+        drawn if None.
         """
         eps = torch.randn_like(x_0) if noise is None else noise
         alpha_bar_t = self.alpha_bar(t)
@@ -615,14 +566,12 @@ class DDIMScheduler(nn.Module):
             σ = eta·sqrt((1 - ᾱ_prev)/(1 - ᾱ_t))·sqrt(1 - ᾱ_t/ᾱ_prev)
 
         Args:
-            x_0_pred: estimate of x_0, (B, L, C), model units.
-            x_t: noisy actions, (B, L, C), model units.
+            x_0_pred: estimate of x_0, (B, L, C), model units; x_t and the result likewise.
+            x_t: noisy actions.
             t: current index in [0, T), an int or (B,) int64.
             t_prev: target index in [-1, t), likewise; -1 lands on x_0.
             eta: 0 = deterministic, 1 = the variance of the DDPM posterior.
             generator: CPU source of z.
-
-        Returns: x_prev, (B, L, C).
         """
         alpha_bar_t, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
         eps_pred = self.eps_from_x_0(x_0_pred, x_t, t)
@@ -677,10 +626,13 @@ class DDIMScheduler(nn.Module):
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
             start_t: the index to start from; None = the noisiest of the spacing.
             generator: CPU source of x_T and of z, so that the device does not change the draw.
-            cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `_descend`.
-            guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
+            cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); x_0_pred moves down its
+                gradient, which does not pass through the model.
+            guidance_scale: data units that it moves per unit of that gradient.
         """
-        check_sampler(sampler, eta)
+        check_choice("sampler", sampler, SAMPLERS)
+        if not 0 <= eta <= 1:
+            raise UserError(f"eta must be in [0, 1], got {eta}")
         if (known is None) != (known_mask is None):
             raise UserError("known and known_mask must be given together")
         pairs = self.timestep_pairs(num_inference_steps, start_t)
@@ -689,7 +641,7 @@ class DDIMScheduler(nn.Module):
         if known is not None and known_mask is not None:
             given = (to_model_units(known.to(x_t)), known_mask.to(device))
         ts = torch.tensor([t for t, _ in pairs], device=device)
-        last: tuple[Tensor, int] | None = None  # x_0_pred of the step before, and its t
+        last: Any = None  # x_0_pred of the step before, and its t
         with eval_mode(model):
             for i, (t, t_prev) in enumerate(pairs):
                 x_0_pred = self.predict_x_0(model(x_t, ts[i].expand(len(x_t)), *given), x_t, t)
@@ -698,7 +650,7 @@ class DDIMScheduler(nn.Module):
                 if given:
                     x_0_pred = torch.where(given[1][..., None], given[0], x_0_pred)
                 aim, eta_t = x_0_pred, eta if self.sigma(t) <= eta_max_sigma else 0.0
-                if sampler == "dpmpp" and eta_t == 0 and last is not None and t_prev >= 0:
+                if sampler == "dpmpp" and eta_t == 0 and last and t_prev >= 0:
                     aim = self._extrapolate(x_0_pred, t, t_prev, *last)
                 last = (x_0_pred, t)
                 x_t = self.step(aim, x_t, t, t_prev, eta=eta_t, generator=generator)
@@ -712,10 +664,8 @@ class DDIMScheduler(nn.Module):
         h_last = math.log(self.sigma(t_last) / self.sigma(t))
         return x_0_pred + (x_0_pred - x_0_last) * (h / (2 * h_last))
 
-    def _descend(
-        self, x_0_pred: Tensor, cost_fn: Callable[[Tensor], Tensor], scale: float
-    ) -> Tensor:
-        """Move x_0_pred down the cost's gradient, which does not pass through the model."""
+    def _descend(self, x_0_pred: Tensor, cost_fn: Any, scale: float) -> Tensor:
+        """Move x_0_pred, model units, down the gradient of its cost in data units."""
         with torch.enable_grad():
             actions = to_data_units(x_0_pred).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(cost_fn(actions).sum(), actions)
@@ -733,17 +683,10 @@ class DDIMScheduler(nn.Module):
     ) -> Tensor:
         """Encode x_0 as the noise from which `sample` leads back to it (DDIM sec. 4.3, eta 0).
 
-        The pairs of `sample` in reverse; eps is evaluated at the index walked to, unclipped.
-
-        Args:
-            model: `model(x_t, t)`.
-            x_0: actions, (B, L, C), data units.
-            num_inference_steps: N, in [1, T].
-            start_t: -1 starts at x_0 itself; else x_0 is first noised to start_t (dequantised)
-                and only the indices above it are walked.
-            generator: CPU source of that noise.
-
-        Returns: x_T, (B, L, C), model units.
+        The N pairs of `sample` in reverse; eps is evaluated at the index walked to, unclipped.
+        x_0 is (B, L, C), data units; the result, x_T, likewise, in model units. With a start_t
+        above -1, x_0 is first noised to it (dequantised), with noise of the CPU `generator`, and
+        only the indices above it are walked.
         """
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         x_t, now = self.add_noise(to_model_units(x_0), start_t, eps)[0], start_t
@@ -833,10 +776,9 @@ class ContextEmbedding(nn.Module):
 def with_goal(
     model: Callable[..., Tensor], context: Tensor, scale: float = 1.0
 ) -> Callable[..., Tensor]:
-    """Return a model for `sample` whose output heads for goals, (B, context_dim).
+    """Return a model for `sample` that heads for goals, (B, context_dim), w = `scale`.
 
-    Classifier-free guidance (arXiv:2207.12598): (1 - w)·output(no goal) + w·output(goal), with
-    w = `scale`; 1 is the goal as it is, at half the cost.
+    (1 - w)·output(no goal) + w·output(goal): classifier-free guidance, arXiv:2207.12598.
     """
 
     def guided(*arguments: Tensor) -> Tensor:
@@ -896,15 +838,11 @@ class AdaLNBlock(PlanBlock):
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """Map (B, L, D), t_emb (B, D), to (B, L, D)."""
         m = self.modulation(F.silu(t_emb))[:, None].chunk(6, dim=-1)  # 6 x (B, 1, D)
-        h = self.attention(modulate(self.norm_1(x), m[0], m[1]))
-        x = x + m[2] * self.dropout(h)
-        h = F.gelu(self.up(modulate(self.norm_2(x), m[3], m[4])), approximate="tanh")
-        return x + m[5] * self.dropout(self.down(self.dropout(h)))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale normalised features."""
-    return x * (1 + scale) + shift
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = m
+        h = self.attention(self.norm_1(x) * (1 + scale_1) + shift_1)
+        x = x + gate_1 * self.dropout(h)
+        h = F.gelu(self.up(self.norm_2(x) * (1 + scale_2) + shift_2), approximate="tanh")
+        return x + gate_2 * self.dropout(self.down(self.dropout(h)))
 
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
@@ -917,12 +855,9 @@ def zero_init(layer: nn.Linear) -> nn.Linear:
 def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     """Tell every frame of its nearest known frames, before (or at) and after (or at) it.
 
-    The model then reads a given value where it is needed, instead of first learning to fetch it
-    across tokens; this made the keyframes protocol learnable in minutes (docs/LOG.md).
-
-    Returns:
-        (B, L, 2C + 3): both values (0 where there is none), how far along from the one to the
-        other the frame lies in [0, 1], and whether each exists.
+    As (B, L, 2C + 3): both values (0 where there is none), how far along from the one to the other
+    the frame lies in [0, 1], and whether each exists. The model then reads a value where it needs
+    it, instead of learning to fetch it; so keyframes are learnt in minutes (docs/LOG.md).
     """
     B, L, C = known.shape
     frame = torch.arange(L, device=known.device).expand(B, L)
@@ -939,19 +874,12 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
 
 
 def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
-    """Tell every frame how x and y stand against the noise, on the same scale at every t.
+    """Tell every frame how x and y of x_t stand against the noise, on the same scale at every t.
 
-    Whether a gesture moves or stands still is a slope against its noise. Left to x_t alone, where
-    that slope shrinks with the noise, the denoiser fits lines but draws no clicks (docs/LOG.md).
-
-    Args:
-        x_t: (B, L, C), model units, the last channel press.
-        alpha_bar_t: ᾱ_t of each, (B, 1, 1).
-
-    Returns:
-        (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited
-        to 4; its sum up to the frame over the root of the number of pressed frames, doubled,
-        likewise (the CUSUM test for a change of the mean); the probability of a press.
+    As (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited to
+    4; its sum up to the frame over the root of the number of pressed frames, doubled, likewise
+    (the CUSUM test for a change of the mean); the probability of a press. Left to x_t alone, where
+    slopes shrink with the noise, the denoiser fits lines but draws no clicks (docs/LOG.md).
     """
     std = (1 - alpha_bar_t).sqrt().clamp(min=0.01)
     pressed = torch.sigmoid(2 * alpha_bar_t.sqrt() * x_t[..., -1:] / std**2)  # Bayes, for ±1
@@ -966,12 +894,8 @@ class MinimalDiffusionTransformer(nn.Module):
     """The denoiser: a small bidirectional transformer over the frames of a gesture.
 
     Args:
-        action_dim: channels per frame, C.
-        seq_len: frames per gesture, L.
-        d_model: width.
-        nhead: attention heads; must divide d_model.
-        num_layers: transformer blocks.
-        dim_feedforward: hidden width of the MLPs.
+        action_dim, seq_len: C channels per frame, L frames per gesture.
+        d_model, nhead, num_layers, dim_feedforward: the transformer; nhead must divide d_model.
         dropout: rate on residual branches and MLPs; the attention weights have none.
         max_timesteps: T.
         patch_size: frames per token; must divide seq_len.
@@ -979,8 +903,7 @@ class MinimalDiffusionTransformer(nn.Module):
             of t to every token.
         learned_positions: learned instead of sinusoidal.
         token_overlap: embed each patch together with the patches before and after it.
-        noise_units: read x and y also about their mean while pressed, and the sum of that up to
-            each frame, in units of the noise of t under `beta_schedule` (`in_noise_units`).
+        noise_units: read x and y also in units of the noise of t (`in_noise_units`).
         beta_schedule: the scheduler's; read with `noise_units` only.
         gates: for a model that predicts x_0, of gestures that are zero while idle: output
             P(press) for press, and P(press)·(P(moves)·E[x | moves] + P(rests)·E[x | rests]) for x,
@@ -988,9 +911,6 @@ class MinimalDiffusionTransformer(nn.Module):
             error hardly teaches: that a slope within the noise is none.
         known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
         context_dim: width of a goal vector that joins the embedding of t; 0 = no goals.
-
-    Raises:
-        UserError: nhead does not divide d_model, or patch_size seq_len.
     """
 
     alphas_cumprod: Tensor
@@ -1063,7 +983,7 @@ class MinimalDiffusionTransformer(nn.Module):
         *,
         return_gates: bool = False,
     ) -> Any:
-        """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t).
+        """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t): (B, L, C).
 
         Args:
             x_t: noisy actions, (B, L, C), model units.
@@ -1072,8 +992,6 @@ class MinimalDiffusionTransformer(nn.Module):
             known_mask: (B, L) bool; None = nothing is known.
             context: (B, context_dim); None, or a row of zeros, = no goal.
             return_gates: also return the logits of P(moves) of each axis and of P(press).
-
-        Returns: (B, L, C); with `return_gates` a tuple of it and the logits, (B, L, C).
         """
         B, L, C = x_t.shape
         x = x_t
@@ -1102,7 +1020,7 @@ class MinimalDiffusionTransformer(nn.Module):
             x = block(x, t_emb)  # (B, tokens, D)
         if self.adaln:
             shift, scale = self.output_modulation(F.silu(t_emb))[:, None].chunk(2, dim=-1)
-            x = modulate(self.layer_norm(x), shift, scale)
+            x = self.layer_norm(x) * (1 + scale) + shift
         output = self.output_projection(x)
         if not self.gates:
             return output.reshape(B, L, C)
@@ -1174,9 +1092,9 @@ KNOWN_STRATEGIES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 
 
 def draw_known_mask(x_0: Tensor, known_share: float) -> tuple[Tensor, Tensor]:
-    """Draw what each gesture of a batch is trained with: nothing, or a strategy by its share.
+    """Draw for each gesture what training gives of it: (B, L) bool, and the strategy, (B,) int64.
 
-    Returns: masks, (B, L) bool, and what was drawn, (B,) int64: 0 = nothing, i = the i-th strategy.
+    Strategy 0 is nothing, i the i-th of KNOWN_STRATEGIES.
     """
     masks = [torch.zeros_like(x_0[..., 2], dtype=torch.bool)]
     masks += [strategy(x_0) for strategy, _ in KNOWN_STRATEGIES.values()]
@@ -1253,14 +1171,10 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 def compute_reconstruction_metrics(
     original: Tensor, reconstructed: Tensor, scheduler: DDIMScheduler | None = None
 ) -> dict[str, float]:
-    """Score recreations against their originals; docs/METRICS.md has each formula.
+    """Score recreations, (B, L, C), data units, row by row against their originals.
 
-    Args:
-        original: (B, L, C), data units.
-        reconstructed: likewise, row by row the recreation of `original`.
-        scheduler: the plan passes it; nothing depends on it.
-
-    Returns: one finite float per metric.
+    Returns one finite float per metric, see docs/METRICS.md. The plan passes a scheduler; nothing
+    depends on it.
     """
     error = original - reconstructed
     active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
@@ -1343,20 +1257,10 @@ def generate(
     x_T: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Draw gestures from pure noise, perhaps with known frames, in batches.
+    """Sample gestures (B, L, C), data units, in batches; they are not rounded (see `to_gesture`).
 
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        shape: (B, L, C).
-        num_inference_steps: N.
-        seed: of all noise; the same seed gives the same gestures on every device.
-        known: as in `DDIMScheduler.sample`, like the next two and the further `options`.
-        known_mask: (B, L) bool.
-        x_T: (B, L, C), model units, in place of the noise to start from.
-        options: as said.
-
-    Returns: (B, L, C), data units, not rounded (see `to_gesture`).
+    All noise is of `seed`, the same on every device, or starts at x_T, (B, L, C), model units.
+    `known`, `known_mask` and further options are those of `DDIMScheduler.sample`.
     """
     generator = torch.Generator().manual_seed(seed)
     if x_T is None:
@@ -1422,7 +1326,7 @@ def validate(
 ) -> tuple[dict[str, float], Tensor]:
     """Score the keyframes and denoise protocols on x_0, (B, L, C), data units.
 
-    Returns: scores without prefix, and the recreations (B, L, C) in data units.
+    Returns the scores, without prefix, and the recreations, like x_0.
     """
     start = time.perf_counter()
     recreated = recreate(model, scheduler, x_0, **sampling)
@@ -1459,18 +1363,10 @@ def comprehensive_evaluation(
     device: str | torch.device,
     num_inference_steps: int = 10,
 ) -> dict[str, float]:
-    """Score recreations (see `recreate`) gesture by gesture: the plan's four results.
+    """Recreate the gestures of any loader, (L, C), data units, in N steps; score them one by one.
 
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        test_loader: any loader of gestures (L, C) in data units.
-        device: where the model lives.
-        num_inference_steps: N.
-
-    Returns:
-        `{name}_mean` and `{name}_std` over gestures for reconstruction_quality (MSE),
-        action_timing_accuracy (IoU), spatial_accuracy and gesture_type_preservation.
+    Returns `{name}_mean` and `{name}_std` over gestures for reconstruction_quality (MSE),
+    action_timing_accuracy (IoU), spatial_accuracy and gesture_type_preservation.
     """
     x_0 = all_sequences(test_loader).to(device)
     x_0 = x_0[has_press_edge(x_0)]  # the others give the model nothing to go by
@@ -1520,17 +1416,10 @@ def visualize_action_sequences(
     *,
     known_mask: Any = None,
 ) -> "Figure":
-    """Draw original, noisy and recreated gestures side by side, one row each.
+    """Draw original, noisy and recreated gestures side by side, at most max_samples rows.
 
-    Args:
-        original: (B, L, C), data units, array or CPU tensor; likewise the next two.
-        reconstructed: the recreation of `original`.
-        noisy: `original` with noise.
-        title_prefix: the first words of every title.
-        max_samples: most rows.
-        known_mask: (B, L) bool; the frames that were given, marked with dots.
-
-    Returns: a Figure that belongs to no window and needs no closing.
+    They are (B, L, C), data units, arrays or CPU tensors; the frames of `known_mask`, (B, L) bool,
+    are marked with dots. The Figure belongs to no window and needs no closing.
     """
     columns = {"original": original, "noisy": noisy, "recreated": reconstructed}
     figure, panels = make_panels(columns, min(max_samples, len(original)), 15, 2.2)
@@ -1554,10 +1443,7 @@ def visualize_action_sequences(
 def visualize_noise_comparison(
     original: Any, reconstructed: Any, noisy: Any, title_prefix: str = "", max_samples: int = 4
 ) -> "Figure":
-    """Draw |error| frame by frame, of the noisy and of the recreated gestures, on one log scale.
-
-    Arguments and result are those of `visualize_action_sequences`.
-    """
+    """Draw |error| frame by frame on one log scale; else as `visualize_action_sequences`."""
     from matplotlib.colors import LogNorm
 
     columns = {"noisy": noisy, "recreated": reconstructed}
@@ -1575,11 +1461,8 @@ def visualize_noise_comparison(
 class RunLogger:
     """The record of a run: `metrics.jsonl`, figures, the reconstruction table, a W&B mirror.
 
-    Args:
-        folder: the run folder, made if missing; config.json is written into it.
-        config: of the run.
-        step: where the run stands; what was logged beyond it, and final scores, are cut off.
-        wandb_id: the W&B run to continue, or None.
+    What `folder` holds beyond `step`, where the run stands, is cut off, and so are final scores;
+    `wandb_id` is the W&B run to continue.
     """
 
     def __init__(
@@ -1795,10 +1678,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, or a run folder's newest; its CRCs are checked, no code from it runs.
 
-    Returns: its `path`, and what `TrainState.to_checkpoint` wrote.
-
-    Raises:
-        UserError: missing, damaged, foreign, or of another version's format.
+    Returns what `TrainState.to_checkpoint` wrote, and its `path`; UserError if it is missing,
+    damaged, foreign, or of another version's format.
     """
     path = newest_checkpoint(path)
     try:
@@ -1857,12 +1738,9 @@ def build_scheduler(config: TrainConfig) -> DDIMScheduler:
 def load_model(
     path: str | Path, device: str | torch.device = "cpu", *, ema: bool = True
 ) -> tuple[MinimalDiffusionTransformer, DDIMScheduler, TrainConfig]:
-    """Load a trained denoiser in eval mode, with its scheduler and config.
+    """Load the denoiser of a checkpoint, or a run folder's newest, with its scheduler and config.
 
-    Args:
-        path: a checkpoint, or a run folder for its newest one.
-        device: where to put them.
-        ema: the averaged weights, else the raw ones.
+    In eval mode; with the averaged weights, or without `ema` the raw ones.
     """
     content = load_checkpoint(path)
     try:
@@ -1929,19 +1807,11 @@ NUM_TASKS = (1 + len(KNOWN_STRATEGIES)) * NOISE_LEVELS
 
 
 class TrainState:
-    """A run in progress: what is trained on what, and where it stands.
+    """A run in progress: what is trained, and where it stands.
 
-    Args:
-        model: the denoiser, on its device.
-        scheduler: its scheduler, there too.
-        config: of the run.
-        total_steps: from which the learning rate and the EMA decay follow.
-
-    Attributes:
-        step: steps done.
-        unseen: gestures that the epoch in progress has still to see; 0 between epochs.
-        loss_sum: sum of its losses so far, over gestures.
-        caught: the signals that ask the run to stop.
+    `step` counts the steps done of `total_steps`; `unseen` the gestures that the epoch in progress
+    has still to see, 0 between epochs; `loss_sum` adds up its losses so far, over gestures;
+    `caught` holds the signals that ask the run to stop.
     """
 
     def __init__(
@@ -2011,12 +1881,9 @@ def gesture_losses(
     """Noise a batch x_0, (B, L, C), data units; predict; compare.
 
     `rows` is the share of this process. t, eps and masks are drawn for the whole batch, so that
-    they do not depend on the number of processes.
-
-    Returns:
-        Of each of this process's gestures, (b,): the mean squared error; its task, the pair of
-        known-frame strategy and noise level, int64 in [0, NUM_TASKS); its t, int64; its
-        `gate_loss`, 0 without gates.
+    they do not depend on the number of processes. Returns, of each gesture of the share, (b,): the
+    mean squared error; its task, the pair of known-frame strategy and noise level, int64 in
+    [0, NUM_TASKS); its t, int64; its `gate_loss`, 0 without gates.
     """
     B, T = len(x_0), scheduler.num_timesteps
     # one t per stratum of T/B: less variance than independent draws
@@ -2046,8 +1913,8 @@ def gesture_losses(
 def gate_loss(logits: Tensor, x_0: Tensor) -> Tensor:
     """Score logits of P(x moves), P(y moves), P(press), (B, L, 3), against x_0, data units.
 
-    Returns: the cross-entropy of motion, mean over axes and pressed frames, plus that of press,
-    mean over frames, (B,), nats.
+    Returns, in nats, the cross-entropy of motion, mean over axes and pressed frames, plus that of
+    press, mean over frames; (B,).
     """
     pressed = x_0[..., 2:] > PRESSED
     high = torch.where(pressed, x_0[..., :2], -1).amax(dim=1, keepdim=True)
@@ -2085,12 +1952,9 @@ def min_snr_weight(scheduler: DDIMScheduler, t: Tensor, gamma: float) -> Tensor:
 
 
 def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) -> dict[str, Any]:
-    """Update weights and EMA from one batch x_0, (B, L, C), data units; `state` moves on by a step.
+    """Update weights and EMA from one batch x_0, (B, L, C), data units; return scalars to log.
 
-    Returns: the scalars of the step, by the keys under which they are logged.
-
-    Raises:
-        FloatingPointError: loss or gradient is not finite; the weights are untouched.
+    FloatingPointError if loss or gradient is not finite; the weights are then untouched.
     """
     config, scheduler = state.config, state.scheduler
     rank, world = process_rank()
@@ -2177,11 +2041,9 @@ def caught_signals(caught: list[int]) -> Iterator[None]:
 
 
 def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
-    """At a step's edge: save what is due; stop if a signal asks any process for it.
+    """At a step's edge: save what is due; if a signal asks any process for it, save and stop.
 
-    Raises:
-        KeyboardInterrupt: carries the signal's number; the run is saved up to its last step.
-        FloatingPointError: the weights are not finite; nothing is written.
+    KeyboardInterrupt carries the signal's number. Weights that are not finite are never saved.
     """
     stop = torch.tensor(max(state.caught, default=0), device=state.task_loss.device)
     if process_rank()[1] > 1:
@@ -2200,10 +2062,7 @@ def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
 def train_epoch(
     state: TrainState, x_train: Tensor, log: RunLogger | None, context: Tensor | None = None
 ) -> float:
-    """Train until the end of the epoch in which `state` is; return the mean loss of its gestures.
-
-    `log` receives the scalars of every `log_interval`-th step, and is None on all ranks but 0.
-    """
+    """Train to the end of the epoch of `state`; return its mean loss. Ranks but 0 have no log."""
     config = state.config
     epoch = state.step // state.steps_per_epoch
     order = epoch_order(len(x_train), config.seed, epoch).to(x_train.device)
@@ -2373,22 +2232,11 @@ def train_diffusion_model(
     config: TrainConfig | None = None,
     resume: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Train, validate every epoch, and leave a run folder; the plan's training loop.
+    """Train, validate every epoch, leave a run folder `save_dir`; return the EMA model.
 
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        train_loader: its data set and batch size are used; the order is f(seed, epoch).
-        val_loader: its data set is used.
-        num_epochs: passes over the training set.
-        lr: peak learning rate.
-        device: where to train.
-        log_interval: steps between lines of metrics.jsonl.
-        save_dir: the run folder.
-        config: every other knob; the arguments above win over it.
-        resume: a loaded checkpoint to continue.
-
-    Returns: the EMA model, in eval mode.
+    The plan's training loop. Of the loaders the data sets are used, and the batch size; the order
+    is f(seed, epoch). `lr` is the peak, `log_interval` the steps between lines of metrics.jsonl,
+    `config` every other knob, `resume` a loaded checkpoint to continue.
     """
     config = replace(
         config or TrainConfig(),
@@ -2581,17 +2429,10 @@ def join_processes(device: torch.device) -> None:
 def train(
     config: TrainConfig, resume: dict[str, Any] | None = None, *, resuming: bool = False
 ) -> nn.Module:
-    """Do a whole run as `config` says: what the command line does, for a notebook.
+    """Do a whole run, as the command line does; return the EMA model in eval mode.
 
-    Args:
-        config: of the run.
-        resume: a loaded checkpoint to continue.
-        resuming: the run folder may hold a run, even one without a checkpoint yet.
-
-    Returns: the EMA model, in eval mode.
-
-    Raises:
-        UserError: bad data, device or folder.
+    `resume` is a loaded checkpoint to continue; with `resuming` the run folder may hold a run,
+    even one without a checkpoint yet. UserError for bad data, device or folder.
     """
     device = pick_device(config.device)
     asked_wandb_mode(config.wandb_mode)  # refused before any data is read
