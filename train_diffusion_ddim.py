@@ -32,7 +32,6 @@ import io
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -42,8 +41,8 @@ import time
 import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -1046,11 +1045,6 @@ def _press_changes(x_0: Tensor) -> tuple[Tensor, Tensor]:
     return after & ~before, before & ~after
 
 
-def _both_sides(change: Tensor) -> Tensor:
-    """Return the frames on both sides of each change, (B, L+1) → (B, L) bool."""
-    return change[:, :-1] | change[:, 1:]
-
-
 def has_press_edge(x_0: Tensor) -> Tensor:
     """Tell which gestures press or lift inside the window; (B, L, C) → (B,) bool."""
     pressed = x_0[..., 2] > PRESSED
@@ -1060,12 +1054,14 @@ def has_press_edge(x_0: Tensor) -> Tensor:
 def press_edges(x_0: Tensor) -> Tensor:
     """Know the frames on both sides of every touch-down and lift-off, about 4 of 250, if any."""
     touch_down, lift_off = _press_changes(x_0)
-    return _both_sides(touch_down | lift_off) & has_press_edge(x_0)[:, None]
+    change = touch_down | lift_off
+    return (change[:, :-1] | change[:, 1:]) & has_press_edge(x_0)[:, None]
 
 
 def touch_down(x_0: Tensor) -> Tensor:
     """Know only the frames on both sides of every touch-down; the rest is ambiguous."""
-    return _both_sides(_press_changes(x_0)[0]) & has_press_edge(x_0)[:, None]
+    change, _ = _press_changes(x_0)
+    return (change[:, :-1] | change[:, 1:]) & has_press_edge(x_0)[:, None]
 
 
 def prefix(x_0: Tensor) -> Tensor:
@@ -1468,7 +1464,8 @@ class RunLogger:
     def __init__(
         self, folder: Path, config: TrainConfig, step: int = 0, wandb_id: str | None = None
     ) -> None:
-        self.folder = folder
+        self.folder, self.wandb = folder, None
+        self.wandb_worker = ThreadPoolExecutor(max_workers=1)
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for path in folder.glob(".*.tmp"):  # what a killed run was writing
             path.unlink()
@@ -1480,7 +1477,6 @@ class RunLogger:
                 rows = [(x, json.loads(x)) for x in lines]
                 kept = [x for x, row in rows if row["step"] <= step and "final/loss" not in row]
                 write_whole(path, "".join(f"{x}\n" for x in kept).encode())
-        self.wandb: Any = None
         mode = resolve_wandb_mode(config.wandb_mode)
         if mode != "disabled":
             self.wandb = self._ask_wandb(lambda: self._start_wandb(config, mode, wandb_id))
@@ -1501,18 +1497,9 @@ class RunLogger:
 
     def _ask_wandb(self, call: Callable[[], Any]) -> Any:
         """Return what W&B answers to a call; its first fault, or 30 s of silence, switch it off."""
-        answer: Future[Any] = Future()
-
-        def work() -> None:
-            try:
-                answer.set_result(call())
-            except Exception as e:  # of many kinds, and none may stop a run
-                answer.set_exception(e)
-
-        threading.Thread(target=work, daemon=True).start()
         try:
-            return answer.result(timeout=30)
-        except Exception as e:
+            return self.wandb_worker.submit(call).result(timeout=30)
+        except Exception as e:  # of many kinds, and none may stop a run
             reason = (str(e) or "no answer in 30 s").splitlines()[0]
             say(f"warning: W&B is off from here on ({type(e).__name__}: {reason})", err=True)
             self.wandb = None
@@ -1524,11 +1511,6 @@ class RunLogger:
 
             self._ask_wandb(lambda: run.log(content(wandb), step=step))
 
-    @property
-    def wandb_id(self) -> str | None:
-        """The id of the W&B run, None without one."""
-        return self.wandb.id if self.wandb else None
-
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         with disk_faults_named(self.folder / name), open(self.folder / name, "a") as f:
             f.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
@@ -1539,10 +1521,12 @@ class RunLogger:
         self._append("metrics.jsonl", [{"step": step, **row}])
         self._mirror(step, lambda _: row)
 
-    def figure(self, step: int, key: str, draw: Callable[[], "Figure"]) -> None:
+    def figure(
+        self, step: int, key: str, draw: Callable[..., "Figure"], *data: Any, **options: Any
+    ) -> None:
         """Draw a figure and save it as figures/{key}_{step}.png; without matplotlib, do not."""
         try:
-            figure = draw()
+            figure = draw(*data, **options)
         except ImportError:
             return
         path = self.folder / "figures" / f"{key.replace('/', '_')}_{step:06d}.png"
@@ -1577,24 +1561,15 @@ def resolve_wandb_mode(mode: str) -> str:
         return mode
     try:
         import wandb
+        from requests.utils import get_netrc_auth  # wandb brings it; its login writes ~/.netrc
     except ImportError:
         say("note: wandb does not import; the run folder holds all that it would show")
         return "disabled"
     if mode == "auto":
-        return "online" if has_wandb_login(wandb.Settings()) else "offline"
+        settings = wandb.Settings()
+        has_login = settings.api_key or get_netrc_auth(settings.base_url)
+        mode = "online" if has_login else "offline"
     return mode
-
-
-def has_wandb_login(settings: Any) -> bool:
-    """Tell whether W&B has a key, in the environment or from `wandb login`, without asking it."""
-    from netrc import NetrcParseError, netrc
-    from urllib.parse import urlparse
-
-    try:
-        host = urlparse(settings.base_url).hostname or ""
-        return bool(settings.api_key or netrc().authenticators(host))
-    except (OSError, NetrcParseError):
-        return False
 
 
 def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreated: Tensor) -> None:
@@ -1613,14 +1588,10 @@ def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreate
 
     first_of_type = [int((types == kind).int().argmax()) for kind in types.unique()]
     noisy = x_0 + DENOISE_SIGMAS[1] * noise_bank(x_0.shape).to(x_0)
-    x, y, z, known = (a[first_of_type].cpu() for a in (x_0, recreated, noisy, press_edges(x_0)))
-    title = f"epoch {epoch}:"
-    log.figure(
-        step,
-        "val/reconstructions",
-        lambda: visualize_action_sequences(x, y, z, title, known_mask=known),
-    )
-    log.figure(step, "val/noise_comparison", lambda: visualize_noise_comparison(x, y, z, title))
+    *three, known = (a[first_of_type].cpu() for a in (x_0, recreated, noisy, press_edges(x_0)))
+    drawn = *three, f"epoch {epoch}:"
+    log.figure(step, "val/reconstructions", visualize_action_sequences, *drawn, known_mask=known)
+    log.figure(step, "val/noise_comparison", visualize_noise_comparison, *drawn)
 
 
 @contextmanager
@@ -1661,7 +1632,7 @@ def provenance() -> dict[str, Any]:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = ""
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    versions = {"python": sys.version.split()[0], "numpy": np.__version__}
     return {"argv": sys.argv, "commit": commit or None, **versions, "torch": torch.__version__}
 
 
@@ -1828,15 +1799,8 @@ class TrainState:
         self.task_loss = torch.ones(NUM_TASKS, device=device)  # running mean loss of each task
         self.loss_sum = torch.zeros((), device=device)
         self.forward: Any = torch.compile(model) if config.compile else model
-        rank, world = process_rank()
-        if world > 1:
+        if process_rank()[1] > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
-
-        def draw_apart(*_: Any) -> None:  # seeded alike, all processes would drop the same out
-            torch.manual_seed(torch.initial_seed() + rank * 2_654_435_761)  # the CPU uses 32 bits
-
-        if rank > 0:
-            self.forward.register_forward_pre_hook(draw_apart)
 
     def to_checkpoint(self, epoch: int, wandb_id: str | None) -> dict[str, Any]:
         """Return what `save_checkpoint` writes: plain types and tensors only."""
@@ -1891,20 +1855,20 @@ def gesture_losses(
     t = (u * T).long().clamp(max=T - 1)
     eps = torch.randn_like(x_0)
     known_mask, drawn = draw_known_mask(x_0, config.known_share)
-    goal: dict[str, Any] = {}
+    options: dict[str, Any] = {"return_gates": True} if config.gates else {}
     if context is not None:
         kept = torch.rand(B, 1, device=x_0.device) >= config.context_dropout
-        goal = {"context": (context * kept)[rows]}
+        options["context"] = (context * kept)[rows]
     task = drawn * NOISE_LEVELS + t * NOISE_LEVELS // T
 
     x, t, eps, known_mask = to_model_units(x_0)[rows], t[rows], eps[rows], known_mask[rows]
     x_t, _ = scheduler.add_noise(x, t, eps)
+    if rows.start:  # seeded alike, all processes would drop the same out; the CPU uses 32 bits
+        torch.manual_seed(torch.initial_seed() + rows.start * 2_654_435_761)
+    given = (x, known_mask) if takes_known_frames(model) else ()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
-        given = (x, known_mask) if takes_known_frames(model) else ()
-        if config.gates:
-            output, logits = model(x_t, t, *given, **goal, return_gates=True)
-        else:
-            output, logits = model(x_t, t, *given, **goal), None
+        output = model(x_t, t, *given, **options)
+    output, logits = output if config.gates else (output, None)
     loss = (output.float() - scheduler.target(x, eps, t)).square().mean(dim=(1, 2))
     entropy = torch.zeros_like(loss) if logits is None else gate_loss(logits.float(), x_0[rows])
     return loss, task[rows], t, entropy
@@ -2054,7 +2018,7 @@ def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
             raise FloatingPointError(f"weights are not finite at step {state.step}; lower --lr")
         epoch = (state.step - 1) // state.steps_per_epoch
         path = log.folder / f"diffusion_checkpoint_epoch_{epoch}.pth"
-        save_checkpoint(path, state.to_checkpoint(epoch, log.wandb_id))
+        save_checkpoint(path, state.to_checkpoint(epoch, getattr(log.wandb, "id", None)))
     if stop:
         raise KeyboardInterrupt(int(stop))
 
@@ -2199,8 +2163,11 @@ def train_loop(
     if resume:
         state.restore(resume)
         logged, wandb_id = resume["step"], resume["wandb_id"]
-    is_first = process_rank()[0] == 0
-    log = RunLogger(Path(config.save_dir), config, logged, wandb_id) if is_first else None
+    log = None
+    if process_rank()[0] == 0:
+        log = RunLogger(Path(config.save_dir), config, logged, wandb_id)
+        count = f"{sum(p.numel() for p in model.parameters()):,} parameters on {x_train.device}"
+        say(f"{count}, {len(x_train)} + {len(x_val)} gestures, run folder {log.folder}")
     try:
         with caught_signals(state.caught):
             while state.step < state.total_steps:
@@ -2285,9 +2252,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     training = parser.add_argument_group("training")
-    training.add_argument(
-        "--preset", choices=PRESETS, help="smoke: seconds; cpu: the defaults; gpu: the best recipe"
-    )
+    presets = "smoke: seconds; cpu: the defaults; gpu: the best recipe"
+    training.add_argument("--preset", choices=PRESETS, help=presets)
     for f in fields(TrainConfig):
         options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
         if f.type is bool:
@@ -2295,24 +2261,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         else:
             options |= {"type": f.type, "choices": f.metadata.get("choices")}
         training.add_argument(f"--{f.name}", **options)
-    training.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="PATH",
-        help="continue a checkpoint or run folder (default: --save_dir) with its own flags, "
-        "but for those given",
-    )
+    resume = "continue a checkpoint or run folder (default: --save_dir); flags are its own or given"
+    training.add_argument("--resume", nargs="?", const="", metavar="PATH", help=resume)
     sampling = parser.add_argument_group("sampling, instead of training")
     sampling.add_argument("--sample", type=int, metavar="N", help="write N gestures")
     sampling.add_argument("--checkpoint", metavar="PATH", help="checkpoint or run folder")
     sampling.add_argument("--output_dir", metavar="DIR", help="where to write samples_actions.npy")
     sampling.add_argument("--known_data_dir", metavar="DIR", help="gestures to recreate")
-    sampling.add_argument(
-        "--known_strategy",
-        choices=tuple(KNOWN_STRATEGIES),
-        help="which of their frames are given (default: press_edges)",
-    )
+    frames = "which of their frames are given (default: press_edges)"
+    sampling.add_argument("--known_strategy", choices=[*KNOWN_STRATEGIES], help=frames)
     return parser.parse_args(argv)
 
 
@@ -2338,10 +2295,8 @@ def check_same_model(config: TrainConfig, saved: dict[str, Any], path: str | Pat
     for name in MODEL_FLAGS:
         now = getattr(config, name)
         if now != saved[name]:
-            raise UserError(
-                f"--{name} contradicts the weights of {path}: {saved[name]} -> {now}; drop the "
-                "flag or train anew"
-            )
+            change = f"--{name} contradicts the weights of {path}: {saved[name]} -> {now}"
+            raise UserError(f"{change}; drop the flag or train anew")
 
 
 def newest_intact(path: str) -> dict[str, Any]:
@@ -2370,9 +2325,9 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
         config = TrainConfig(**saved | given)
     except TypeError as e:
         raise UserError(f"{content['path']} does not fit this version ({e})") from None
-    other = Path(config.save_dir) / "metrics.jsonl"
-    if other.exists() and not other.parent.samefile(folder):
-        raise UserError(f"{other.parent} holds another run; choose a new --save_dir")
+    other = Path(config.save_dir)
+    if (other / "metrics.jsonl").exists() and not other.samefile(folder):
+        raise UserError(f"{other} holds another run; choose a new --save_dir")
     check_same_model(config, saved, content["path"])
     for name in ("lr", "batch_size", "seed", "num_epochs"):
         if getattr(config, name) != saved[name]:
@@ -2382,14 +2337,11 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
 
 
 @contextmanager
-def claimed_run_folder(config: TrainConfig, *, resuming: bool) -> Iterator[Path]:
+def locked_run_folder(folder: Path, *, resuming: bool) -> Iterator[None]:
     """Make the run folder and hold its lock; refuse one that is in use or holds another run.
 
     The kernel frees the lock when the process ends, however it ends.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}_d{config.d_model}_l{config.num_layers}_h{config.nhead}"
-    folder = Path(config.save_dir or Path("runs") / name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a+")
@@ -2402,18 +2354,15 @@ def claimed_run_folder(config: TrainConfig, *, resuming: bool) -> Iterator[Path]
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise UserError(
-                f"{folder} is in use by process {lock.read()}; wait, or choose another --save_dir"
-            ) from None
+            user = f"process {lock.read()}"
+            raise UserError(f"{folder} is in use by {user}; choose another --save_dir") from None
         except (ImportError, OSError):  # Windows, or a file system without locks
             pass
         lock.truncate(0)
         print(os.getpid(), end="", file=lock, flush=True)
         if not resuming and (folder / "metrics.jsonl").exists():
-            raise UserError(
-                f"{folder} holds a run already; add --resume or choose another --save_dir"
-            )
-        yield folder
+            raise UserError(f"{folder} holds a run; add --resume or choose another --save_dir")
+        yield
 
 
 def join_processes(device: torch.device) -> None:
@@ -2445,29 +2394,22 @@ def train(
     )
     strays = ((x[..., 2:] <= PRESSED) & (x[..., :2] > 0) for x in x_train.split(4096))
     if (config.symmetries or config.gates) and any(bool(s.any()) for s in strays):
-        raise UserError(
-            f"{config.data_dir} moves while idle (x or y above 0 where press is 0); zero these "
-            "frames, or add --no-symmetries --no-gates"
-        )
+        cure = "zero these frames, or add --no-symmetries --no-gates"
+        raise UserError(f"{config.data_dir} has x or y above 0 where press is 0; {cure}")
     shared = 0 if config.allow_overlap else count_shared(x_train, x_val)
     if shared:
-        raise UserError(
-            f"{shared} gestures of {config.val_data_dir} are in {config.data_dir} too: validation "
-            "would not tell learning from memory; separate them, or add --allow_overlap"
-        )
+        where = f"of {config.val_data_dir} are in {config.data_dir} too"
+        raise UserError(f"{shared} gestures {where}; separate the sets, or add --allow_overlap")
     context = None
     if config.context_dim:
         context = read_context(config.data_dir, len(x_train), config.context_dim).to(device)
-    sequences = x_train.to(device), x_val.to(device)
-    if process_rank()[0] != 0:
-        return train_loop(model, scheduler, *sequences, config, resume, context)
-    with claimed_run_folder(config, resuming=resuming) as folder:
-        say(
-            f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
-            f"{len(x_train)} + {len(x_val)} gestures, run folder {folder}"
-        )
-        config = replace(config, save_dir=str(folder))
-        return train_loop(model, scheduler, *sequences, config, resume, context)
+    name = f"_d{config.d_model}_l{config.num_layers}_h{config.nhead}"
+    folder = Path(config.save_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}{name}")
+    config = replace(config, save_dir=str(folder))
+    x_train, x_val = x_train.to(device), x_val.to(device)
+    is_first = process_rank()[0] == 0
+    with locked_run_folder(folder, resuming=resuming) if is_first else nullcontext():
+        return train_loop(model, scheduler, x_train, x_val, config, resume, context)
 
 
 def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -2537,6 +2479,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(
-        main()
-    )  # all is written; the exit hooks of W&B would wait for its process, if it hangs
+    os._exit(main())  # all is written; the exit hooks of W&B might wait for ever

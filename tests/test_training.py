@@ -217,18 +217,27 @@ def test_the_final_scores_of_a_resumed_run_replace_the_old(straight_run, cli, tm
         assert without_clock(read_jsonl(folder / name)) == before
 
 
-def test_processes_draw_their_dropout_apart(fresh, monkeypatch):
-    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda model: model)
-    x, outputs = torch.randn(2, L, 3), []
-    for rank, world in ((0, 1), (0, 2), (1, 2), (2, 3)):
-        monkeypatch.setattr(tdd, "process_rank", lambda who=(rank, world): who)
-        state, _, _ = fresh(dropout=0.5, known_frames=False)
-        torch.nn.init.eye_(state.model.output_projection.weight)
-        torch.nn.init.ones_(state.model.blocks[0].modulation.weight)
+class Dropping(nn.Module):
+    """Answers with what its dropout makes of ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.answers = []
+
+    def forward(self, x_t, t):
+        self.answers.append(F.dropout(torch.ones_like(x_t), 0.5))
+        return self.answers[-1]
+
+
+def test_processes_draw_their_dropout_apart(fresh):
+    _, scheduler, config = fresh()
+    model, x_0 = Dropping(), make_gestures(6)
+    for rank, world in ((0, 2), (0, 2), (1, 2), (2, 3)):
         torch.manual_seed(7)
-        outputs.append(state.forward(x, torch.tensor([3, 4])))
-    assert torch.equal(outputs[0], outputs[1])
-    assert not torch.equal(outputs[1], outputs[2]) and not torch.equal(outputs[2], outputs[3])
+        tdd.gesture_losses(model, scheduler, x_0, config, slice(rank, None, world))
+    first, again, second, third = (answer[:2] for answer in model.answers)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
 
 
 # ---- a run is a function of its config -------------------------------------------------
