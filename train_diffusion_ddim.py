@@ -1566,8 +1566,9 @@ def resolve_wandb_mode(mode: str) -> str:
         say("note: wandb does not import; the run folder holds all that it would show")
         return "disabled"
     if mode == "auto":
-        settings = wandb.Settings()
-        has_login = settings.api_key or get_netrc_auth(settings.base_url)
+        own = os.environ.get("WANDB_BASE_URL")
+        hosts = [own] if own else [wandb.Settings().base_url, "https://api.wandb.ai"]
+        has_login = os.environ.get("WANDB_API_KEY") or any(map(get_netrc_auth, hosts))
         mode = "online" if has_login else "offline"
     return mode
 

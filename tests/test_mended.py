@@ -102,11 +102,15 @@ def test_gestures_without_an_edge_earn_no_score():
 def test_a_wandb_login_is_seen_without_asking_wandb(tmp_path, monkeypatch, netrc, expected):
     (tmp_path / "netrc").write_text(netrc)
     (tmp_path / "netrc").chmod(0o600)
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert tdd.resolve_wandb_mode("auto") == expected
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert tdd.resolve_wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert tdd.resolve_wandb_mode("auto") == "online"
 
 
 def test_a_closed_stdout_costs_lines_and_not_the_run(tiny_flags, tmp_path):
