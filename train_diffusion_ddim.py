@@ -1602,10 +1602,9 @@ def disk_faults_named(path: Path, num_bytes: int = 0) -> Iterator[None]:
         yield
     except OSError as e:
         free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            f"cannot write {path}: {e.strerror} ({num_bytes} bytes needed, {free} free); the "
-            "checkpoints before it are whole: make room, then --resume"
-        ) from None
+        fault = f"{e.strerror} ({num_bytes} bytes needed, {free} free)"
+        cure = "the checkpoints before it are whole: make room, then --resume"
+        raise OSError(f"cannot write {path}: {fault}; {cure}") from None
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -1762,11 +1761,11 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     takes the same learning rate (arXiv:2502.16982, sec. 2.2).
     """
     matrices: list[Tensor] = []
-    if config.optimizer == "muon":
-        weights = [(n, p) for n, p in model.named_parameters() if p.ndim == 2]
-        matrices = [p for n, p in weights if n.startswith("blocks.") and "modulation" not in n]
-    chosen, lr, decay = {id(p) for p in matrices}, config.lr, config.weight_decay
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    others: list[Tensor] = []
+    for name, p in model.named_parameters():
+        is_matrix = p.ndim == 2 and name.startswith("blocks.") and "modulation" not in name
+        (matrices if is_matrix and config.optimizer == "muon" else others).append(p)
+    lr, decay = config.lr, config.weight_decay
     adamw = torch.optim.AdamW(others, lr, weight_decay=decay, fused=True)
     if not matrices:
         return [adamw]
@@ -1941,10 +1940,8 @@ def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) ->
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     mean_loss, lr = whole_loss.mean(), lr_at(state.step, state.total_steps, config)
     if not torch.isfinite(mean_loss + grad_norm):
-        raise FloatingPointError(
-            f"loss {mean_loss:g}, gradient norm {grad_norm:g} at step {state.step}, lr {lr:g}; "
-            "lower --lr"
-        )
+        found = f"loss {mean_loss:g}, gradient norm {grad_norm:g}"
+        raise FloatingPointError(f"{found} at step {state.step}, lr {lr:g}; lower --lr")
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -2136,8 +2133,7 @@ def model_diagnostics(model: nn.Module, x_0: Tensor) -> dict[str, float]:
 
 def describe(model: nn.Module, scheduler: DDIMScheduler, config: TrainConfig) -> TrainConfig:
     """Return `config` with the architecture and noise that the objects themselves have."""
-    names = {f.name for f in fields(TrainConfig)}
-    options = {k: v for k, v in getattr(model, "options", {}).items() if k in names}
+    options = {k: v for k, v in getattr(model, "options", {}).items() if hasattr(config, k)}
     options |= {name: getattr(scheduler, name) for name in knobs_of(DDIMScheduler, config)}
     return replace(config, **options)
 
@@ -2160,13 +2156,12 @@ def train_loop(
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs)
     state.data_sha256 = hashlib.sha256(x_train.cpu().numpy().tobytes()).hexdigest()
-    logged, wandb_id = 0, None
+    log, resume = None, resume or {}
     if resume:
         state.restore(resume)
-        logged, wandb_id = resume["step"], resume["wandb_id"]
-    log = None
     if process_rank()[0] == 0:
-        log = RunLogger(Path(config.save_dir), config, logged, wandb_id)
+        at = resume.get("step", 0), resume.get("wandb_id")
+        log = RunLogger(Path(config.save_dir), config, *at)
         count = f"{sum(p.numel() for p in model.parameters()):,} parameters on {x_train.device}"
         say(f"{count}, {len(x_train)} + {len(x_val)} gestures, run folder {log.folder}")
     try:
@@ -2311,14 +2306,14 @@ def newest_intact(path: str) -> dict[str, Any]:
     return load_checkpoint(oldest)
 
 
-def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any] | None]:
+def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any]]:
     """Return the config of a resumed run, its own but for what is given, and its checkpoint."""
     path = path or given.get("save_dir", "")
     if not path:
         raise UserError("--resume needs a PATH, or a --save_dir to look in")
     if path == given.get("save_dir") and not [*Path(path).glob("diffusion_checkpoint_epoch_*.pth")]:
         say(f"note: nothing to resume in {path}; starting afresh")
-        return TrainConfig(**given), None
+        return TrainConfig(**given), {}
     content = newest_intact(path)
     folder = content["path"].parent
     saved = content["config"] | {"save_dir": str(folder)}
@@ -2376,13 +2371,11 @@ def join_processes(device: torch.device) -> None:
     torch.distributed.init_process_group(backend, timeout=timedelta(minutes=10))
 
 
-def train(
-    config: TrainConfig, resume: dict[str, Any] | None = None, *, resuming: bool = False
-) -> nn.Module:
+def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Module:
     """Do a whole run, as the command line does; return the EMA model in eval mode.
 
-    `resume` is a loaded checkpoint to continue; with `resuming` the run folder may hold a run,
-    even one without a checkpoint yet. UserError for bad data, device or folder.
+    `resume` is a loaded checkpoint to continue, empty for a run that has none yet. UserError for
+    bad data, device or folder.
     """
     device = pick_device(config.device)
     asked_wandb_mode(config.wandb_mode)  # refused before any data is read
@@ -2408,7 +2401,7 @@ def train(
     folder = Path(config.save_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}{name}")
     config = replace(config, save_dir=str(folder))
     x_train, x_val = x_train.to(device), x_val.to(device)
-    is_first = process_rank()[0] == 0
+    is_first, resuming = process_rank()[0] == 0, resume is not None
     with locked_run_folder(folder, resuming=resuming) if is_first else nullcontext():
         return train_loop(model, scheduler, x_train, x_val, config, resume, context)
 
@@ -2452,17 +2445,15 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal without Greek letters
     try:
         args = parse_args(argv)
-        names = {f.name for f in fields(TrainConfig)}
-        given = {name: value for name, value in vars(args).items() if name in names}
-        given = PRESETS[getattr(args, "preset", "cpu")] | given
-        sampling_flags = {"checkpoint", "output_dir", "known_data_dir", "known_strategy"}
-        stray = sampling_flags & set(vars(args)) if "sample" not in args else set()
-        if stray:
-            raise UserError(f"--{min(stray)} goes with --sample N; add it or drop the flag")
+        own = {k: v for k, v in vars(args).items() if hasattr(TrainConfig, k)}
+        given = PRESETS[getattr(args, "preset", "cpu")] | own
+        stray = vars(args).keys() - own - {"preset", "resume"}
         if "sample" in args:
             sample_to_file(args, given)
+        elif stray:
+            raise UserError(f"--{min(stray)} goes with --sample N; add it or drop the flag")
         elif "resume" in args:
-            train(*resume_run(given, args.resume), resuming=True)
+            train(*resume_run(given, args.resume))
         else:
             train(TrainConfig(**given))
         if torch.distributed.is_initialized():
