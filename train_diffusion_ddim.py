@@ -26,6 +26,7 @@ Min-SNR 2303.09556, DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, CSDI 2107.03
 import argparse
 import copy
 import ctypes
+import fcntl
 import hashlib
 import inspect
 import io
@@ -952,15 +953,12 @@ class MinimalDiffusionTransformer(nn.Module):
             self.register_buffer("alphas_cumprod", table, persistent=False)
         in_features = in_channels * patch_size * (3 if token_overlap else 1)
         self.action_embedding = nn.Linear(in_features, d_model)
-        self.pos_encoder = PositionalEncoding(
-            d_model, seq_len // patch_size, learned=learned_positions
-        )
+        tokens = seq_len // patch_size
+        self.pos_encoder = PositionalEncoding(d_model, tokens, learned=learned_positions)
         self.timestep_embedding = TimestepEmbedding(d_model)
         self.layer_norm = nn.LayerNorm(d_model, elementwise_affine=not adaln)
-        block = AdaLNBlock if adaln else PlanBlock
-        self.blocks = nn.ModuleList(
-            block(d_model, nhead, dim_feedforward, dropout) for _ in range(num_layers)
-        )
+        block, sizes = AdaLNBlock if adaln else PlanBlock, (d_model, nhead, dim_feedforward)
+        self.blocks = nn.ModuleList(block(*sizes, dropout) for _ in range(num_layers))
         axes = action_dim - 1 if gates else 0  # each also at rest, and a logit of each per token
         self.output_projection = nn.Linear(d_model, (action_dim + axes) * patch_size + axes)
         if adaln:
@@ -1464,8 +1462,7 @@ class RunLogger:
     def __init__(
         self, folder: Path, config: TrainConfig, step: int = 0, wandb_id: str | None = None
     ) -> None:
-        self.folder, self.wandb = folder, None
-        self.wandb_worker = ThreadPoolExecutor(max_workers=1)
+        self.folder, self.wandb, self.worker = folder, None, ThreadPoolExecutor(max_workers=1)
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for path in folder.glob(".*.tmp"):  # what a killed run was writing
             path.unlink()
@@ -1479,26 +1476,18 @@ class RunLogger:
                 write_whole(path, "".join(f"{x}\n" for x in kept).encode())
         mode = resolve_wandb_mode(config.wandb_mode)
         if mode != "disabled":
-            self.wandb = self._ask_wandb(lambda: self._start_wandb(config, mode, wandb_id))
+            import wandb
 
-    def _start_wandb(self, config: TrainConfig, mode: Any, run_id: str | None) -> Any:
-        import wandb
-
-        return wandb.init(
-            project=config.wandb_project,
-            name=f"diffusion_d{config.d_model}_l{config.num_layers}_h{config.nhead}",
-            config=asdict(config),
-            dir=str(self.folder),
-            mode=mode,
-            id=run_id,
-            resume="allow",
-            settings=wandb.Settings(init_timeout=20, silent=True),
-        )
+            name = f"diffusion_d{config.d_model}_l{config.num_layers}_h{config.nhead}"
+            run: Any = {"project": config.wandb_project, "name": name, "config": asdict(config)}
+            run |= {"dir": str(folder), "mode": mode, "id": wandb_id, "resume": "allow"}
+            run["settings"] = wandb.Settings(init_timeout=20, silent=True)
+            self.wandb = self._ask_wandb(lambda: wandb.init(**run))
 
     def _ask_wandb(self, call: Callable[[], Any]) -> Any:
         """Return what W&B answers to a call; its first fault, or 30 s of silence, switch it off."""
         try:
-            return self.wandb_worker.submit(call).result(timeout=30)
+            return self.worker.submit(call).result(timeout=30)
         except Exception as e:  # of many kinds, and none may stop a run
             reason = (str(e) or "no answer in 30 s").splitlines()[0]
             say(f"warning: W&B is off from here on ({type(e).__name__}: {reason})", err=True)
@@ -1619,10 +1608,9 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def provenance() -> dict[str, Any]:
@@ -1632,8 +1620,8 @@ def provenance() -> dict[str, Any]:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = ""
-    versions = {"python": sys.version.split()[0], "numpy": np.__version__}
-    return {"argv": sys.argv, "commit": commit or None, **versions, "torch": torch.__version__}
+    versions = {"python": sys.version, "numpy": np.__version__, "torch": torch.__version__}
+    return {"argv": sys.argv, "commit": commit or None, **versions}
 
 
 CHECKPOINT_FORMAT = 3
@@ -2201,14 +2189,9 @@ def train_diffusion_model(
     is f(seed, epoch). `lr` is the peak, `log_interval` the steps between lines of metrics.jsonl,
     `config` every other knob, `resume` a loaded checkpoint to continue.
     """
-    config = replace(
-        config or TrainConfig(),
-        num_epochs=num_epochs,
-        lr=lr,
-        batch_size=train_loader.batch_size or 1,
-        log_interval=log_interval,
-        save_dir=str(save_dir),
-    )
+    given: dict[str, Any] = {"num_epochs": num_epochs, "lr": lr, "log_interval": log_interval}
+    given |= {"batch_size": train_loader.batch_size or 1, "save_dir": str(save_dir)}
+    config = replace(config or TrainConfig(), **given)
     x_train, x_val = all_sequences(train_loader).to(device), all_sequences(val_loader).to(device)
     return train_loop(model.to(device), scheduler.to(device), x_train, x_val, config, resume)
 
@@ -2279,18 +2262,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-MODEL_FLAGS = (
-    *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
-    *("learned_positions", "token_overlap", "known_frames", "noise_units", "gates"),
-    *("context_dim", "num_timesteps", "beta_schedule", "prediction_type"),
-)
-
-
 def check_same_model(config: TrainConfig, saved: dict[str, Any], path: str | Path) -> None:
     """Raise UserError if a flag contradicts the weights of a checkpoint, trained as `saved`."""
-    for name in MODEL_FLAGS:
-        now = getattr(config, name)
-        if now != saved[name]:
+    trained_for = {"num_timesteps": config.num_timesteps, "prediction_type": config.prediction_type}
+    for name, now in (knobs_of(MinimalDiffusionTransformer, config) | trained_for).items():
+        if now != saved[name] and name != "dropout":
             change = f"--{name} contradicts the weights of {path}: {saved[name]} -> {now}"
             raise UserError(f"{change}; drop the flag or train anew")
 
@@ -2345,15 +2321,13 @@ def locked_run_folder(folder: Path, *, resuming: bool) -> Iterator[None]:
         raise UserError(f"cannot write into --save_dir {folder} ({e}); choose another") from None
     with lock:
         try:
-            import fcntl
-
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             user = f"process {lock.read()}"
             raise UserError(f"{folder} is in use by {user}; choose another --save_dir") from None
-        except (ImportError, OSError):  # Windows, or a file system without locks
-            pass
+        except OSError:
+            pass  # a file system without locks
         lock.truncate(0)
         print(os.getpid(), end="", file=lock, flush=True)
         if not resuming and (folder / "metrics.jsonl").exists():
