@@ -43,7 +43,7 @@ import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -57,6 +57,9 @@ from torch.utils.data import DataLoader, Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Model = Callable[..., Tensor]  # model(x_t, t), perhaps with known, known_mask, context
+Index = int | Tensor  # one t for the batch, or (B,) int64
 
 SEQ_LEN = 250  # frames: 0.5 s at 500 Hz
 CHANNELS = ("x", "y", "press")
@@ -266,10 +269,8 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
 def memory_limit() -> int:
     """Return the bytes of memory that there are: the machine's, or its container's."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
+    with suppress(OSError, ValueError):  # no container, or one without a limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        pass  # no container, or one without a limit
     return min(limits)
 
 
@@ -462,7 +463,7 @@ class DDIMScheduler(nn.Module):
         self.register_buffer("alphas", (1 - betas).float(), persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
-    def alpha_bar(self, t: int | Tensor) -> Any:
+    def alpha_bar(self, t: Index) -> Any:
         """Return ᾱ_t, with ᾱ_{-1} = 1: a float for an int, (B, 1, 1) for a tensor (B,)."""
         if isinstance(t, Tensor):
             alpha_bar_t = self.alphas_cumprod.to(t.device)[t]
@@ -512,7 +513,7 @@ class DDIMScheduler(nn.Module):
         return list(zip(ts, [*ts[1:], -1], strict=True))
 
     def add_noise(
-        self, x_0: Tensor, t: int | Tensor, noise: Tensor | None = None
+        self, x_0: Tensor, t: Index, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return x_t = sqrt(ᾱ_t)·x_0 + sqrt(1 - ᾱ_t)·eps, and eps (DDPM eq. 4).
 
@@ -523,7 +524,7 @@ class DDIMScheduler(nn.Module):
         alpha_bar_t = self.alpha_bar(t)
         return alpha_bar_t**0.5 * x_0 + (1 - alpha_bar_t) ** 0.5 * eps, eps
 
-    def target(self, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+    def target(self, x_0: Tensor, eps: Tensor, t: Index) -> Tensor:
         """Return what the model should output at t, (B, L, C), by `prediction_type`."""
         if self.prediction_type == "epsilon":
             return eps
@@ -532,9 +533,7 @@ class DDIMScheduler(nn.Module):
         alpha_bar_t = self.alpha_bar(t)
         return alpha_bar_t**0.5 * eps - (1 - alpha_bar_t) ** 0.5 * x_0
 
-    def predict_x_0(
-        self, output: Tensor, x_t: Tensor, t: int | Tensor, *, clip: bool = True
-    ) -> Tensor:
+    def predict_x_0(self, output: Tensor, x_t: Tensor, t: Index, *, clip: bool = True) -> Tensor:
         """Turn the model's output at (x_t, t) into x_0_pred, clipped if `clip_sample`."""
         alpha_bar_t = self.alpha_bar(t)
         if self.prediction_type == "epsilon":
@@ -545,7 +544,7 @@ class DDIMScheduler(nn.Module):
             x_0_pred = output
         return x_0_pred.clamp(-1, 1) if clip and self.clip_sample else x_0_pred
 
-    def eps_from_x_0(self, x_0_pred: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
+    def eps_from_x_0(self, x_0_pred: Tensor, x_t: Tensor, t: Index) -> Tensor:
         """Return the noise that leads from x_0_pred to x_t; so the two always agree."""
         alpha_bar_t = self.alpha_bar(t)
         return (x_t - alpha_bar_t**0.5 * x_0_pred) / (1 - alpha_bar_t) ** 0.5
@@ -554,8 +553,8 @@ class DDIMScheduler(nn.Module):
         self,
         x_0_pred: Tensor,
         x_t: Tensor,
-        t: int | Tensor,
-        t_prev: int | Tensor,
+        t: Index,
+        t_prev: Index,
         *,
         eta: float = 0.0,
         generator: torch.Generator | None = None,
@@ -586,7 +585,7 @@ class DDIMScheduler(nn.Module):
         return x_prev
 
     def ddim_step(
-        self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, t_prev: Tensor, eta: float = 0.0
+        self, model: Model, x_t: Tensor, t: Tensor, t_prev: Tensor, eta: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Run `model(x_t, t)`, take one `step`; return x_prev, x_0_pred, (B, L, C), model units."""
         with eval_mode(model):
@@ -595,7 +594,7 @@ class DDIMScheduler(nn.Module):
 
     def sample(
         self,
-        model: Callable[..., Tensor],
+        model: Model,
         shape: tuple[int, ...],
         device: str | torch.device,
         num_inference_steps: int = 50,
@@ -674,7 +673,7 @@ class DDIMScheduler(nn.Module):
 
     def invert(
         self,
-        model: Callable[..., Tensor],
+        model: Model,
         x_0: Tensor,
         num_inference_steps: int = 50,
         *,
@@ -773,9 +772,7 @@ class ContextEmbedding(nn.Module):
         return self.down(F.silu(self.up(context))) * (context != 0).any(dim=1, keepdim=True)
 
 
-def with_goal(
-    model: Callable[..., Tensor], context: Tensor, scale: float = 1.0
-) -> Callable[..., Tensor]:
+def with_goal(model: Model, context: Tensor, scale: float = 1.0) -> Model:
     """Return a model for `sample` that heads for goals, (B, context_dim), w = `scale`.
 
     (1 - w)·output(no goal) + w·output(goal): classifier-free guidance, arXiv:2207.12598.
@@ -1226,9 +1223,7 @@ def noise_bank(shape: tuple[int, ...] | torch.Size) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(NOISE_BANK_SEED))
 
 
-def in_batches(
-    function: Callable[..., Tensor], *arguments: Tensor, batch_size: int = 256
-) -> Tensor:
+def in_batches(function: Model, *arguments: Tensor, batch_size: int = 256) -> Tensor:
     """Apply `function` to `batch_size` rows of the arguments at a time, to bound the memory."""
     batches = zip(*(a.split(batch_size) for a in arguments), strict=True)
     return torch.cat([function(*batch) for batch in batches])
@@ -1290,9 +1285,7 @@ def recreate(
     return generate(model, scheduler, x_0.shape, num_inference_steps, **start, **options)
 
 
-def denoise_one_shot(
-    model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, sigma: float
-) -> Tensor:
+def denoise_one_shot(model: Model, scheduler: DDIMScheduler, x_0: Tensor, sigma: float) -> Tensor:
     """Noise x_0 to `sigma` (data units), predict it in one step; (B, L, C), data units."""
     t = scheduler.timestep_at(sigma)
 
@@ -1384,9 +1377,7 @@ def comprehensive_evaluation(
 # Everything is written into the run folder first; W&B mirrors it and can never stop a run.
 
 
-def make_panels(
-    columns: dict[str, Any], rows: int, width: float, height: float
-) -> tuple["Figure", list[tuple[Any, int, str, np.ndarray]]]:
+def make_panels(columns: dict, rows: int, width: float, height: float) -> tuple["Figure", list]:
     """Return a figure with a row per gesture and its panels: axes, gesture, column, actions."""
     from matplotlib.figure import Figure
 
@@ -1510,9 +1501,7 @@ class RunLogger:
         self._append("metrics.jsonl", [{"step": step, **row}])
         self._mirror(step, lambda _: row)
 
-    def figure(
-        self, step: int, key: str, draw: Callable[..., "Figure"], *data: Any, **options: Any
-    ) -> None:
+    def figure(self, step: int, key: str, draw: Callable, *data: Any, **options: Any) -> None:
         """Draw a figure and save it as figures/{key}_{step}.png; without matplotlib, do not."""
         try:
             figure = draw(*data, **options)
@@ -1823,7 +1812,7 @@ class TrainState:
 
 
 def gesture_losses(
-    model: Callable[..., Tensor],
+    model: Model,
     scheduler: DDIMScheduler,
     x_0: Tensor,
     config: TrainConfig,
@@ -2040,9 +2029,7 @@ def train_epoch(
     return state.loss_sum.item() / len(x_train)
 
 
-def finish_epoch(
-    state: TrainState, x_val: Tensor, log: RunLogger, scalars: dict[str, float]
-) -> None:
+def finish_epoch(state: TrainState, x_val: Tensor, log: RunLogger, scalars: dict) -> None:
     """Validate the EMA weights on a subset; log, print one line, perhaps draw."""
     config, started = state.config, time.perf_counter()
     epoch = state.step // state.steps_per_epoch
@@ -2152,7 +2139,7 @@ def train_loop(
         log = RunLogger(Path(config.save_dir), config, *at)
         count = f"{sum(p.numel() for p in model.parameters()):,} parameters on {x_train.device}"
         say(f"{count}, {len(x_train)} + {len(x_val)} gestures, run folder {log.folder}")
-    try:
+    with closing(log) if log else nullcontext():
         with caught_signals(state.caught):
             while state.step < state.total_steps:
                 started = time.perf_counter()
@@ -2163,9 +2150,6 @@ def train_loop(
                 save_or_stop(state, log)
         if log:
             finish_run(state, x_val, log)
-    finally:
-        if log:
-            log.close()
     return state.ema
 
 
@@ -2181,19 +2165,18 @@ def train_diffusion_model(
     save_dir: str | Path = "checkpoints",
     *,
     config: TrainConfig | None = None,
-    resume: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Train, validate every epoch, leave a run folder `save_dir`; return the EMA model.
 
     The plan's training loop. Of the loaders the data sets are used, and the batch size; the order
     is f(seed, epoch). `lr` is the peak, `log_interval` the steps between lines of metrics.jsonl,
-    `config` every other knob, `resume` a loaded checkpoint to continue.
+    `config` every other knob.
     """
     given: dict[str, Any] = {"num_epochs": num_epochs, "lr": lr, "log_interval": log_interval}
     given |= {"batch_size": train_loader.batch_size or 1, "save_dir": str(save_dir)}
     config = replace(config or TrainConfig(), **given)
     x_train, x_val = all_sequences(train_loader).to(device), all_sequences(val_loader).to(device)
-    return train_loop(model.to(device), scheduler.to(device), x_train, x_val, config, resume)
+    return train_loop(model.to(device), scheduler.to(device), x_train, x_val, config)
 
 
 # ----------------------------------------------------------------------------------------
