@@ -338,12 +338,14 @@ class DiffusionActionDataset(Dataset):
 def read_context(data_dir: str | Path, num: int, context_dim: int) -> Tensor:
     """Read the goal vectors beside `num` gestures, all `*_context.npy`; (num, context_dim)."""
     paths = sorted(Path(data_dir).glob("*_context.npy"))
-    parts = [np.load(path, allow_pickle=False) for path in paths]
-    shapes = [part.shape for part in parts]
-    if not parts or any(s[1:] != (context_dim,) for s in shapes) or sum(map(len, parts)) != num:
-        needed = f"{num} rows of --context_dim {context_dim}, one per gesture"
-        raise UserError(f"{data_dir} must hold *_context.npy with {needed}, got {shapes}")
-    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+    try:
+        context = np.concatenate([np.load(path, allow_pickle=False) for path in paths])
+        if context.shape != (num, context_dim) or not np.isfinite(context).all():
+            raise ValueError(f"got {context.shape}, or not finite")
+    except Exception as e:  # damage shows as many kinds of exception
+        needed = f"{num} rows of --context_dim {context_dim}"
+        raise UserError(f"{data_dir} must hold *_context.npy with {needed} ({e})") from None
+    return torch.from_numpy(context.astype(np.float32))
 
 
 def draw_symmetry(x_0: Tensor) -> Tensor:
@@ -1280,8 +1282,7 @@ def recreate(
     if not takes_known_frames(model):
         start = {"start_t": scheduler.timestep_at(0.4)}
         x_T, _ = scheduler.add_noise(to_model_units(x_0), start["start_t"], x_T)
-    seed = NOISE_BANK_SEED + 1  # of z, if eta > 0
-    start |= {"seed": seed, "x_T": x_T}
+    start |= {"x_T": x_T, "seed": NOISE_BANK_SEED + 1}  # the seed of z, if eta > 0
     return generate(model, scheduler, x_0.shape, num_inference_steps, **start, **options)
 
 
@@ -1420,8 +1421,7 @@ def visualize_action_sequences(
                 known = np.flatnonzero(np.asarray(known_mask[i]))
                 ax.plot(known, actions[known], "k.", ms=6, label="known frames")
         ax.set_title(f"{title_prefix} {label} {i + 1}".strip(), fontsize=10)
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
