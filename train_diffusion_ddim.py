@@ -1821,10 +1821,10 @@ def gesture_losses(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noise a batch x_0, (B, L, C), data units; predict; compare.
 
-    `rows` is the share of this process. t, eps and masks are drawn for the whole batch, so that
-    they do not depend on the number of processes. Returns, of each gesture of the share, (b,): the
-    mean squared error; its task, the pair of known-frame strategy and noise level, int64 in
-    [0, NUM_TASKS); its t, int64; its `gate_loss`, 0 without gates.
+    `rows` is the share of this process; all else is drawn for the whole batch, so that it does not
+    depend on the number of processes. Returns the mean squared error of each gesture of the share,
+    (b,); of the whole batch, (B,) int64, the task, a pair of known-frame strategy and noise level
+    in [0, NUM_TASKS), and t; and the `gate_loss` of the share, (b,), 0 without gates.
     """
     B, T = len(x_0), scheduler.num_timesteps
     # one t per stratum of T/B: less variance than independent draws
@@ -1838,17 +1838,17 @@ def gesture_losses(
         options["context"] = (context * kept)[rows]
     task = drawn * NOISE_LEVELS + t * NOISE_LEVELS // T
 
-    x, t, eps, known_mask = to_model_units(x_0)[rows], t[rows], eps[rows], known_mask[rows]
-    x_t, _ = scheduler.add_noise(x, t, eps)
+    x, eps, known_mask = to_model_units(x_0)[rows], eps[rows], known_mask[rows]
+    x_t, _ = scheduler.add_noise(x, t[rows], eps)
     if rows.start:  # seeded alike, all processes would drop the same out; the CPU uses 32 bits
         torch.manual_seed(torch.initial_seed() + rows.start * 2_654_435_761)
     given = (x, known_mask) if takes_known_frames(model) else ()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
-        output = model(x_t, t, *given, **options)
+        output = model(x_t, t[rows], *given, **options)
     output, logits = output if config.gates else (output, None)
-    loss = (output.float() - scheduler.target(x, eps, t)).square().mean(dim=(1, 2))
+    loss = (output.float() - scheduler.target(x, eps, t[rows])).square().mean(dim=(1, 2))
     entropy = torch.zeros_like(loss) if logits is None else gate_loss(logits.float(), x_0[rows])
-    return loss, task[rows], t, entropy
+    return loss, task, t, entropy
 
 
 def gate_loss(logits: Tensor, x_0: Tensor) -> Tensor:
@@ -1905,14 +1905,13 @@ def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) ->
         x_0 = draw_symmetry(x_0)
     loss, task, t, entropy = gesture_losses(state.forward, scheduler, x_0, config, rows, context)
     whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
-    weight = torch.ones_like(loss)
+    weight = torch.ones_like(whole_loss)
     if config.loss_weighting == "balanced":
-        whole_task = from_all_processes(task, rows, len(x_0))
-        weight = balanced_weight(state.task_loss, whole_loss, whole_task)[rows]
+        weight = balanced_weight(state.task_loss, whole_loss, task)
     elif config.loss_weighting == "min_snr":
         weight = min_snr_weight(scheduler, t, config.snr_gamma)
     state.model.zero_grad(set_to_none=True)
-    total = (weight * loss + config.gate_weight * entropy).sum()
+    total = (weight[rows] * loss + config.gate_weight * entropy).sum()
     (total * world / len(x_0)).backward()  # processes average their gradients
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     mean_loss, lr = whole_loss.mean(), lr_at(state.step, state.total_steps, config)
