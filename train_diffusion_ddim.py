@@ -1904,7 +1904,10 @@ def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) ->
     if config.symmetries:
         x_0 = draw_symmetry(x_0)
     loss, task, t, entropy = gesture_losses(state.forward, scheduler, x_0, config, rows, context)
-    whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
+    whole_loss = torch.zeros(len(x_0), device=x_0.device)
+    whole_loss[rows] = loss.detach()
+    if world > 1:
+        torch.distributed.all_reduce(whole_loss)
     weight = torch.ones_like(whole_loss)
     if config.loss_weighting == "balanced":
         weight = balanced_weight(state.task_loss, whole_loss, task)
@@ -1936,15 +1939,6 @@ def process_rank() -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def from_all_processes(values: Tensor, rows: slice, size: int) -> Tensor:
-    """Return the whole batch's vector, (size,), of which each process holds its own rows."""
-    whole = torch.zeros(size, dtype=values.dtype, device=values.device)
-    whole[rows] = values
-    if process_rank()[1] > 1:
-        torch.distributed.all_reduce(whole)
-    return whole
 
 
 def progress(items: Iterable, title: str) -> Iterable:
