@@ -892,24 +892,13 @@ def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
 class MinimalDiffusionTransformer(nn.Module):
     """The denoiser: a small bidirectional transformer over the frames of a gesture.
 
-    Args:
-        action_dim, seq_len: C channels per frame, L frames per gesture.
-        d_model, nhead, num_layers, dim_feedforward: the transformer; nhead must divide d_model.
-        dropout: rate on residual branches and MLPs; the attention weights have none.
-        max_timesteps: T.
-        patch_size: frames per token; must divide seq_len.
-        adaln: adaLN-zero blocks and a zero-initialised output, instead of adding the embedding
-            of t to every token.
-        learned_positions: learned instead of sinusoidal.
-        token_overlap: embed each patch together with the patches before and after it.
-        noise_units: read x and y also in units of the noise of t (`in_noise_units`).
-        beta_schedule: the scheduler's; read with `noise_units` only.
-        gates: for a model that predicts x_0, of gestures that are zero while idle: output
-            P(press) for press, and P(press)·(P(moves)·E[x | moves] + P(rests)·E[x | rests]) for x,
-            likewise y. Trained to tell these cases apart too (`gate_loss`), it learns what squared
-            error hardly teaches: that a slope within the noise is none.
-        known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
-        context_dim: width of a goal vector that joins the embedding of t; 0 = no goals.
+    Options are those of TrainConfig, but for action_dim, C, and max_timesteps, T. beta_schedule is
+    the scheduler's, read with `noise_units` only. The attention weights have no dropout.
+
+    With `gates`, to predict x_0 of gestures that are zero while idle, it outputs P(press) for press
+    and P(press)·(P(moves)·E[x | moves] + P(rests)·E[x | rests]) for x, likewise y. Trained to tell
+    these cases apart too (`gate_loss`), it learns what squared error hardly teaches: that a slope
+    within the noise is none.
     """
 
     alphas_cumprod: Tensor
