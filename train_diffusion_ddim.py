@@ -1096,11 +1096,9 @@ GESTURE_TYPES = ("none", "click", "horizontal", "vertical", "diagonal")
 
 
 def classify_gestures(x: Tensor) -> Tensor:
-    """Classify by the plan's rule: the move from the first to the last pressed frame.
+    """Return indices into GESTURE_TYPES, (B,) int64, by the move from first to last pressed frame.
 
     Below 0.05 a click; then horizontal if |dx| > 2|dy|, vertical if |dy| > 2|dx|, else diagonal.
-
-    Returns: (B,) int64, indices into GESTURE_TYPES.
     """
     pressed = x[..., 2] > PRESSED  # (B, L)
     L = x.shape[1]
@@ -1108,8 +1106,7 @@ def classify_gestures(x: Tensor) -> Tensor:
     last = L - 1 - pressed.flip(1).int().argmax(dim=1)
     rows = torch.arange(len(x), device=x.device)
     dx, dy = (x[rows, last, :2] - x[rows, first, :2]).unbind(dim=-1)
-    diagonal = torch.full_like(first, 4)
-    kind = torch.where(dy.abs() > 2 * dx.abs(), 3, diagonal)
+    kind = torch.where(dy.abs() > 2 * dx.abs(), 3, 4)
     kind = torch.where(dx.abs() > 2 * dy.abs(), 2, kind)
     kind = torch.where(torch.hypot(dx, dy) < 0.05, 1, kind)
     return torch.where(pressed.any(dim=1), kind, 0)
@@ -2035,8 +2032,7 @@ def finish_run(state: TrainState, x_val: Tensor, log: RunLogger) -> None:
     scores, _ = validate(state.ema, state.scheduler, x_val, config.sampling)
     shape = (256, config.seq_len, ACTION_DIM)
     generated = generation_metrics(generate(state.ema, state.scheduler, shape, **config.sampling))
-    generate_scores = {f"generate/{k}": v for k, v in generated.items()}
-    log.scalars(state.step, log_keys("final", scores) | generate_scores)
+    log.scalars(state.step, log_keys("final", scores) | log_keys("generate", generated))
     denoised = [f"{scores[f'denoise_mse_sigma_{s}']:.5f} at {s}" for s in DENOISE_SIGMAS]
     checkpoint = newest_checkpoint(log.folder)
     say(f"""
