@@ -574,6 +574,8 @@ class DDIMScheduler(nn.Module):
             eta: 0 = deterministic, 1 = the variance of the DDPM posterior.
             generator: CPU source of z.
         """
+        if not 0 <= eta <= 1:
+            raise UserError(f"eta must be in [0, 1], got {eta}")
         alpha_bar_t, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
         eps_pred = self.eps_from_x_0(x_0_pred, x_t, t)
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_prev)
@@ -627,13 +629,10 @@ class DDIMScheduler(nn.Module):
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
             start_t: the index to start from; None = the noisiest of the spacing.
             generator: CPU source of x_T and of z, so that the device does not change the draw.
-            cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); x_0_pred moves down its
-                gradient, which does not pass through the model.
-            guidance_scale: data units that it moves per unit of that gradient.
+            cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `_descend`.
+            guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
         """
         check_choice("sampler", sampler, SAMPLERS)
-        if not 0 <= eta <= 1:
-            raise UserError(f"eta must be in [0, 1], got {eta}")
         if (known is None) != (known_mask is None):
             raise UserError("known and known_mask must be given together")
         pairs = self.timestep_pairs(num_inference_steps, start_t)
@@ -666,7 +665,7 @@ class DDIMScheduler(nn.Module):
         return x_0_pred + (x_0_pred - x_0_last) * (h / (2 * h_last))
 
     def _descend(self, x_0_pred: Tensor, cost_fn: Any, scale: float) -> Tensor:
-        """Move x_0_pred, model units, down the gradient of its cost in data units."""
+        """Move x_0_pred down the gradient of its cost, which does not pass through the model."""
         with torch.enable_grad():
             actions = to_data_units(x_0_pred).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(cost_fn(actions).sum(), actions)
