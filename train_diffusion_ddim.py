@@ -421,10 +421,6 @@ class DDIMScheduler(nn.Module):
     # 10 steps: above 20 nothing is decided, below 0.1 nothing is left to decide (docs/LOG.md).
     SIGMA_RANGE = (20.0, 0.1)
 
-    betas: Tensor
-    alphas: Tensor
-    alphas_cumprod: Tensor
-
     def __init__(
         self,
         num_timesteps: int = 1000,
@@ -443,8 +439,7 @@ class DDIMScheduler(nn.Module):
         if num_timesteps < 2:
             raise UserError(f"num_timesteps must be at least 2, got {num_timesteps}")
         self.num_timesteps, self.prediction_type = num_timesteps, prediction_type
-        self.beta_schedule, self.spacing = beta_schedule, spacing
-        self.clip_sample = clip_sample
+        self.beta_schedule, self.spacing, self.clip_sample = beta_schedule, spacing, clip_sample
 
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         if beta_schedule == "linear":
@@ -461,9 +456,9 @@ class DDIMScheduler(nn.Module):
         # Float64, for int indices. The last entry makes index -1 mean x_0: ᾱ = 1, sigma = 0.
         self._alpha_bar = [*alphas_cumprod.tolist(), 1.0]
         self._sigma = [0.5 * math.sqrt(1 / alpha_bar - 1) for alpha_bar in self._alpha_bar]
-        self.register_buffer("betas", betas.float(), persistent=False)
-        self.register_buffer("alphas", (1 - betas).float(), persistent=False)
-        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+        self.betas = nn.Buffer(betas.float(), persistent=False)
+        self.alphas = nn.Buffer((1 - betas).float(), persistent=False)
+        self.alphas_cumprod = nn.Buffer(alphas_cumprod.float(), persistent=False)
 
     def alpha_bar(self, t: Index) -> Any:
         """Return ᾱ_t, with ᾱ_{-1} = 1: a float for an int, (B, 1, 1) for a tensor (B,)."""
@@ -721,8 +716,6 @@ class PositionalEncoding(nn.Module):
     Any width d_model, sequences of at most max_len; `learned` starts there, but trains it.
     """
 
-    pe: Tensor
-
     def __init__(self, d_model: int, max_len: int = 300, *, learned: bool = False) -> None:
         super().__init__()
         i = torch.arange((d_model + 1) // 2)
@@ -730,10 +723,7 @@ class PositionalEncoding(nn.Module):
         pe = torch.zeros(1, max_len, d_model)
         pe[0, :, 0::2] = torch.sin(angle)
         pe[0, :, 1::2] = torch.cos(angle)[:, : d_model // 2]
-        if learned:
-            self.pe = nn.Parameter(pe)
-        else:
-            self.register_buffer("pe", pe, persistent=False)
+        self.pe = nn.Parameter(pe) if learned else nn.Buffer(pe, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to the same, L at most max_len."""
@@ -743,14 +733,11 @@ class PositionalEncoding(nn.Module):
 class TimestepEmbedding(nn.Module):
     """Embed t as sines and cosines of geometric frequencies: (B,) → (B, dim), any dim."""
 
-    frequency: Tensor
-
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = dim
-        half = dim // 2
+        self.dim, half = dim, dim // 2
         frequency = torch.exp(-math.log(10000.0) * torch.arange(half) / max(half - 1, 1))
-        self.register_buffer("frequency", frequency, persistent=False)
+        self.frequency = nn.Buffer(frequency, persistent=False)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Map (B,) int64 or float to (B, dim) float32; an odd dim ends in a zero."""
@@ -900,8 +887,6 @@ class MinimalDiffusionTransformer(nn.Module):
     within the noise is none.
     """
 
-    alphas_cumprod: Tensor
-
     def __init__(
         self,
         action_dim: int = ACTION_DIM,
@@ -931,13 +916,12 @@ class MinimalDiffusionTransformer(nn.Module):
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.known_frames = adaln, known_frames
         self.token_overlap, self.noise_units, self.gates = token_overlap, noise_units, gates
-        self.context_dim = context_dim
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
         if noise_units:
             in_channels += 2 * (action_dim - 1) + 1
             table = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule).alphas_cumprod
-            self.register_buffer("alphas_cumprod", table, persistent=False)
+            self.alphas_cumprod = nn.Buffer(table, persistent=False)
         in_features = in_channels * patch_size * (3 if token_overlap else 1)
         self.action_embedding = nn.Linear(in_features, d_model)
         tokens = seq_len // patch_size

@@ -273,7 +273,7 @@ def test_training_with_goals_uses_them(tmp_path, tiny_config):
     error = (drawn[:, None] - gestures[None, :2]).square().mean((2, 3))
     assert error.argmin(dim=1).tolist() == [0, 1]
     again, _, loaded = tdd.load_model(tmp_path)
-    assert loaded.context_dim == 2 and again.context_dim == 2
+    assert loaded.context_dim == 2 and again.options["context_dim"] == 2
 
 
 def test_context_files_beside_the_gestures(tmp_path, tiny_flags, refused):
