@@ -26,13 +26,13 @@ Min-SNR 2303.09556, DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, CSDI 2107.03
 import argparse
 import copy
 import ctypes
+import fcntl
 import hashlib
 import inspect
 import io
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -42,8 +42,8 @@ import time
 import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -57,6 +57,9 @@ from torch.utils.data import DataLoader, Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Model = Callable[..., Tensor]  # model(x_t, t), perhaps with known, known_mask, context
+Index = int | Tensor  # one t for the batch, or (B,) int64
 
 SEQ_LEN = 250  # frames: 0.5 s at 500 Hz
 CHANNELS = ("x", "y", "press")
@@ -92,13 +95,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise UserError if `value` is none of `choices`."""
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def check_sampler(sampler: str, eta: float, dashes: str = "") -> None:
-    """Raise UserError for an unknown sampler or an eta outside [0, 1]."""
-    check_choice(f"{dashes}sampler", sampler, SAMPLERS)
-    if not 0 <= eta <= 1:
-        raise UserError(f"{dashes}eta must be in [0, 1], got {eta}")
 
 
 def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
@@ -149,9 +145,7 @@ class TrainConfig:
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2)
     beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
     prediction_type: str = flag("x0", "what the net predicts", choices=PREDICTION_TYPES)
-    loss_weighting: str = flag(
-        "balanced", "of noise levels and known-frame strategies", choices=LOSS_WEIGHTINGS
-    )
+    loss_weighting: str = flag("balanced", "of noise levels and tasks", choices=LOSS_WEIGHTINGS)
     snr_gamma: float = flag(5.0, "gamma of Min-SNR weighting", low=1e-12)
     gate_weight: float = flag(2.0, "weight of the gates' cross-entropy", low=0)
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
@@ -173,9 +167,7 @@ class TrainConfig:
     amp: bool = flag(False, "bf16 autocast in training; worth it on a GPU")
     compile: bool = flag(False, "torch.compile the denoiser in training; needs a C++ compiler")
     # run
-    seed: int = flag(
-        0, "seeds weights, order, noise; with --sample, the samples", low=0, high=2**31
-    )
+    seed: int = flag(0, "seeds weights, order, noise and samples", low=0, high=2**31)
     device: str = flag("auto", "auto = CUDA if there is one", choices=("auto", "cpu", "cuda"))
     save_dir: str = flag("", "run folder; empty = a new one under runs/")
     save_every: float = flag(10.0, "epochs, or a part of one, between checkpoints", low=1e-6)
@@ -197,18 +189,13 @@ class TrainConfig:
                     raise UserError(f"--{f.name} must be in [{low:g}, {high:g}], got {value}")
         check_divides("--nhead", self.nhead, "--d_model", self.d_model)
         check_divides("--patch_size", self.patch_size, "--seq_len", self.seq_len)
-        if self.num_inference_steps > self.num_timesteps:
-            raise UserError(
-                f"--num_inference_steps must be at most --num_timesteps = {self.num_timesteps}, "
-                f"got {self.num_inference_steps}"
-            )
-        check_sampler(self.sampler, self.eta, "--")
+        N, T, predicted = self.num_inference_steps, self.num_timesteps, self.prediction_type
+        if N > T:
+            raise UserError(f"--num_inference_steps must be at most --num_timesteps {T}, got {N}")
         if self.context_dim and self.symmetries:
             raise UserError("--context_dim needs --no-symmetries: a mirrored gesture has no goal")
-        if self.gates and self.prediction_type != "x0":
-            raise UserError(
-                f"--gates needs --prediction_type x0, got {self.prediction_type}; add --no-gates"
-            )
+        if self.gates and predicted != "x0":
+            raise UserError(f"--gates needs --prediction_type x0, got {predicted}; add --no-gates")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -242,8 +229,7 @@ def to_gesture(x: Tensor) -> Tensor:
 def read_actions(path: Path, seq_len: int) -> np.ndarray:
     """Read one `*_actions.npy` as float32 (N, seq_len, 3); no pickle is ever opened.
 
-    Raises:
-        UserError: not floats in [0, 1] of the format above; the message names the file.
+    UserError names the file and why it is none.
     """
     try:
         if path.exists() and not path.is_file():  # to open a pipe would wait for ever
@@ -259,42 +245,31 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"cannot read {path} as an .npy array ({reason}); regenerate it") from None
     if data.dtype.kind != "f":
-        kind = data.dtype
-        raise UserError(f"{path} must hold floats in [0, 1], got {kind}; convert it to float32")
-    if data.shape[1:] not in ((ACTION_DIM,), (seq_len, ACTION_DIM)):
-        raise UserError(
-            f"{path} must be [N*{seq_len}, {ACTION_DIM}] or [N, {seq_len}, {ACTION_DIM}], "
-            f"got {list(data.shape)}; set --seq_len or regenerate it"
-        )
-    rows = data.reshape(-1, ACTION_DIM)
+        raise UserError(f"{path} must hold floats, got {data.dtype}; convert it to float32")
+    if data.shape[1:] not in ((3,), (seq_len, 3)):
+        shapes = f"[N*{seq_len}, 3] or [N, {seq_len}, 3], got {list(data.shape)}"
+        raise UserError(f"{path} must be {shapes}; set --seq_len or regenerate it")
+    rows = data.reshape(-1, 3)
     if len(rows) == 0 or len(rows) % seq_len:
-        raise UserError(
-            f"{path} must hold whole gestures of {seq_len} frames, got {len(rows)} rows, "
-            f"{len(rows) % seq_len} left over; set --seq_len or regenerate it"
-        )
+        got = f"{len(rows)} rows, {len(rows) % seq_len} left over"
+        raise UserError(f"{path} must hold gestures of {seq_len} frames, got {got}; set --seq_len")
     low, high = float(rows.min()), float(rows.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = np.argwhere(~np.isfinite(rows))
-        raise UserError(
-            f"{path} holds {len(bad)} NaN or infinite values, the first in row {bad[0][0]}, "
-            f"column {CHANNELS[bad[0][1]]}; regenerate it"
-        )
+        first = f"row {bad[0][0]}, column {CHANNELS[bad[0][1]]}"
+        raise UserError(f"{path} holds {len(bad)} NaN or infinite values, the first in {first}")
     if low < -1e-6 or high > 1 + 1e-6:
-        raise UserError(
-            f"{path} must lie in [0, 1], got [{low:g}, {high:g}]; if these are pixels, divide by "
-            "the screen's width and height"
-        )
+        got = f"[{low:g}, {high:g}]"
+        raise UserError(f"{path} must lie in [0, 1], got {got}; divide pixels by the screen's size")
     rows = rows.astype(np.float32, order="C", copy=False)
-    return rows.clip(0, 1, out=rows).reshape(-1, seq_len, ACTION_DIM)
+    return rows.clip(0, 1, out=rows).reshape(-1, seq_len, 3)
 
 
 def memory_limit() -> int:
     """Return the bytes of memory that there are: the machine's, or its container's."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
+    with suppress(OSError, ValueError):  # no container, or one without a limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        pass  # no container, or one without a limit
     return min(limits)
 
 
@@ -302,14 +277,12 @@ def read_all_actions(paths: list[Path], seq_len: int) -> np.ndarray:
     """Read files as one float32 array (N, seq_len, 3), without holding any of it twice."""
     size, limit = sum(path.stat().st_size for path in paths if path.is_file()), memory_limit()
     if size > 0.9 * limit:
-        raise UserError(
-            f"{paths[0].parent} holds {size / 1e9:.1f} GB of gestures, too much for "
-            f"{limit / 1e9:.1f} GB of memory; train on a part of the files"
-        )
+        need = f"{size / 1e9:.1f} GB, too much for {limit / 1e9:.1f} GB of memory"
+        raise UserError(f"{paths[0].parent} holds {need}; train on a part of the files")
     if len(paths) == 1:
         return read_actions(paths[0], seq_len)
     # Room for twice as many, should they be float16; memory is taken only where it is written.
-    sequences = np.empty((size // (2 * seq_len * ACTION_DIM), seq_len, ACTION_DIM), np.float32)
+    sequences = np.empty((size // (2 * seq_len * 3), seq_len, 3), np.float32)
     count = 0
     for path in paths:
         x = read_actions(path, seq_len)
@@ -338,13 +311,9 @@ def check_manifest(folder: Path, seq_len: int) -> None:
 
 
 class DiffusionActionDataset(Dataset):
-    """All gestures of a folder of `*_actions.npy`, in file-name order.
+    """All gestures of a folder of `*_actions.npy`, in file-name order; UserError for a bad one.
 
-    Attributes:
-        sequences: float32 numpy (N, seq_len, 3), data units.
-
-    Raises:
-        UserError: no such folder, no such file in it, or a bad file.
+    `sequences` holds them, float32 numpy (N, seq_len, 3), data units.
     """
 
     def __init__(self, data_dir: str | Path, seq_len: int = SEQ_LEN) -> None:
@@ -353,10 +322,8 @@ class DiffusionActionDataset(Dataset):
             raise UserError(f"no such folder: {self.data_dir}; check the path")
         self.action_files = sorted(self.data_dir.glob("*_actions.npy"))
         if not self.action_files:
-            raise UserError(
-                f"no *_actions.npy in {self.data_dir}; make some with "
-                "python -m augmentation.generate_click_dataset"
-            )
+            make = "python -m augmentation.generate_click_dataset"
+            raise UserError(f"no *_actions.npy in {self.data_dir}; make some with {make}")
         check_manifest(self.data_dir, seq_len)
         self.sequences = read_all_actions(self.action_files, seq_len)
 
@@ -370,14 +337,14 @@ class DiffusionActionDataset(Dataset):
 def read_context(data_dir: str | Path, num: int, context_dim: int) -> Tensor:
     """Read the goal vectors beside `num` gestures, all `*_context.npy`; (num, context_dim)."""
     paths = sorted(Path(data_dir).glob("*_context.npy"))
-    parts = [np.load(path, allow_pickle=False) for path in paths]
-    shapes = [part.shape for part in parts]
-    if not parts or any(s[1:] != (context_dim,) for s in shapes) or sum(map(len, parts)) != num:
-        raise UserError(
-            f"{data_dir} must hold *_context.npy with {num} rows of --context_dim {context_dim}, "
-            f"one per gesture, got {shapes}"
-        )
-    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+    try:
+        context = np.concatenate([np.load(path, allow_pickle=False) for path in paths])
+        if context.shape != (num, context_dim) or not np.isfinite(context).all():
+            raise ValueError(f"got {context.shape}, or not finite")
+    except Exception as e:  # damage shows as many kinds of exception
+        needed = f"{num} rows of --context_dim {context_dim}"
+        raise UserError(f"{data_dir} must hold *_context.npy with {needed} ({e})") from None
+    return torch.from_numpy(context.astype(np.float32))
 
 
 def draw_symmetry(x_0: Tensor) -> Tensor:
@@ -412,8 +379,6 @@ def count_shared(x_train: Tensor, x_val: Tensor) -> int:
 def all_sequences(loader: DataLoader) -> Tensor:
     """Return a loader's whole data set as one float32 tensor (N, L, 3), in order."""
     dataset: Any = loader.dataset
-    if isinstance(dataset, DiffusionActionDataset):
-        return torch.from_numpy(dataset.sequences)
     return torch.stack([dataset[i] for i in range(len(dataset))])
 
 
@@ -427,7 +392,7 @@ def all_sequences(loader: DataLoader) -> Tensor:
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """Hold a module in eval mode without gradients, then restore its mode."""
-    was_training = isinstance(model, nn.Module) and model.training
+    was_training = getattr(model, "training", False)
     if was_training:
         model.eval()
     try:
@@ -439,30 +404,21 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 
 class DDIMScheduler(nn.Module):
-    """Noise schedule, forward process and samplers.
+    """Noise schedule, forward process and samplers; UserError for betas that do not end in noise.
 
     Args:
         num_timesteps: T, the number of noise levels, at least 2.
-        beta_start: first beta of the linear schedule, as for T = 1000; scaled by 1000/T so that
-            every T ends in noise.
-        beta_end: last beta of the linear schedule, likewise.
+        beta_start, beta_end: of the linear schedule at T = 1000; any other T scales them.
         beta_schedule: "linear" (DDPM, sec. 4) or "cosine" (arXiv:2102.09672, eq. 17).
         prediction_type: what the model predicts: "epsilon", "v" (arXiv:2202.00512) or "x0".
         spacing: where N of the T indices lie: "trailing", "leading", "linspace" (named
             as in diffusers), or "log_sigma": uniform in log sigma over SIGMA_RANGE.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
-
-    Raises:
-        UserError: an unknown choice, or betas whose last ᾱ is above 0.001: not noise.
     """
 
     # Of the spacings tried, this one biases durations and types the least at 10 steps: above 15
     # little is decided, below 0.1 nothing is left to decide (docs/LOG.md).
     SIGMA_RANGE = (15.0, 0.1)
-
-    betas: Tensor
-    alphas: Tensor
-    alphas_cumprod: Tensor
 
     def __init__(
         self,
@@ -482,8 +438,7 @@ class DDIMScheduler(nn.Module):
         if num_timesteps < 2:
             raise UserError(f"num_timesteps must be at least 2, got {num_timesteps}")
         self.num_timesteps, self.prediction_type = num_timesteps, prediction_type
-        self.beta_schedule, self.spacing = beta_schedule, spacing
-        self.clip_sample = clip_sample
+        self.beta_schedule, self.spacing, self.clip_sample = beta_schedule, spacing, clip_sample
 
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         if beta_schedule == "linear":
@@ -494,19 +449,17 @@ class DDIMScheduler(nn.Module):
             betas = 1 - f[1:] / f[:-1]
         betas = betas.clamp(max=0.999)
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-        if not 0 < alphas_cumprod[-1] < 1e-3:
-            raise UserError(
-                f"the schedule must end in noise, alphas_cumprod[-1] in (0, 0.001), "
-                f"got {alphas_cumprod[-1]:.3g}; raise beta_end"
-            )
+        last = alphas_cumprod[-1].item()
+        if not 0 < last < 1e-3:
+            raise UserError(f"alphas_cumprod must end below 0.001, got {last:.3g}; raise beta_end")
         # Float64, for int indices. The last entry makes index -1 mean x_0: ᾱ = 1, sigma = 0.
         self._alpha_bar = [*alphas_cumprod.tolist(), 1.0]
         self._sigma = [0.5 * math.sqrt(1 / alpha_bar - 1) for alpha_bar in self._alpha_bar]
-        self.register_buffer("betas", betas.float(), persistent=False)
-        self.register_buffer("alphas", (1 - betas).float(), persistent=False)
-        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+        self.betas = nn.Buffer(betas.float(), persistent=False)
+        self.alphas = nn.Buffer((1 - betas).float(), persistent=False)
+        self.alphas_cumprod = nn.Buffer(alphas_cumprod.float(), persistent=False)
 
-    def alpha_bar(self, t: int | Tensor) -> Any:
+    def alpha_bar(self, t: Index) -> Any:
         """Return ᾱ_t, with ᾱ_{-1} = 1: a float for an int, (B, 1, 1) for a tensor (B,)."""
         if isinstance(t, Tensor):
             alpha_bar_t = self.alphas_cumprod.to(t.device)[t]
@@ -556,22 +509,18 @@ class DDIMScheduler(nn.Module):
         return list(zip(ts, [*ts[1:], -1], strict=True))
 
     def add_noise(
-        self, x_0: Tensor, t: int | Tensor, noise: Tensor | None = None
+        self, x_0: Tensor, t: Index, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw x_t = sqrt(ᾱ_t)·x_0 + sqrt(1 - ᾱ_t)·eps (DDPM eq. 4).
+        """Return x_t = sqrt(ᾱ_t)·x_0 + sqrt(1 - ᾱ_t)·eps, and eps (DDPM eq. 4).
 
-        Args:
-            x_0: clean actions, (B, L, C), model units.
-            t: index in [-1, T), an int or (B,) int64.
-            noise: eps, like x_0; drawn if None.
-
-        Returns: x_t and eps, both (B, L, C).
+        x_0 is (B, L, C), model units; t in [-1, T), an int or (B,) int64; noise is eps, like x_0,
+        drawn if None.
         """
         eps = torch.randn_like(x_0) if noise is None else noise
         alpha_bar_t = self.alpha_bar(t)
         return alpha_bar_t**0.5 * x_0 + (1 - alpha_bar_t) ** 0.5 * eps, eps
 
-    def target(self, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+    def target(self, x_0: Tensor, eps: Tensor, t: Index) -> Tensor:
         """Return what the model should output at t, (B, L, C), by `prediction_type`."""
         if self.prediction_type == "epsilon":
             return eps
@@ -580,9 +529,7 @@ class DDIMScheduler(nn.Module):
         alpha_bar_t = self.alpha_bar(t)
         return alpha_bar_t**0.5 * eps - (1 - alpha_bar_t) ** 0.5 * x_0
 
-    def predict_x_0(
-        self, output: Tensor, x_t: Tensor, t: int | Tensor, *, clip: bool = True
-    ) -> Tensor:
+    def predict_x_0(self, output: Tensor, x_t: Tensor, t: Index, *, clip: bool = True) -> Tensor:
         """Turn the model's output at (x_t, t) into x_0_pred, clipped if `clip_sample`."""
         alpha_bar_t = self.alpha_bar(t)
         if self.prediction_type == "epsilon":
@@ -593,7 +540,7 @@ class DDIMScheduler(nn.Module):
             x_0_pred = output
         return x_0_pred.clamp(-1, 1) if clip and self.clip_sample else x_0_pred
 
-    def eps_from_x_0(self, x_0_pred: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
+    def eps_from_x_0(self, x_0_pred: Tensor, x_t: Tensor, t: Index) -> Tensor:
         """Return the noise that leads from x_0_pred to x_t; so the two always agree."""
         alpha_bar_t = self.alpha_bar(t)
         return (x_t - alpha_bar_t**0.5 * x_0_pred) / (1 - alpha_bar_t) ** 0.5
@@ -602,8 +549,8 @@ class DDIMScheduler(nn.Module):
         self,
         x_0_pred: Tensor,
         x_t: Tensor,
-        t: int | Tensor,
-        t_prev: int | Tensor,
+        t: Index,
+        t_prev: Index,
         *,
         eta: float = 0.0,
         generator: torch.Generator | None = None,
@@ -614,15 +561,15 @@ class DDIMScheduler(nn.Module):
             σ = eta·sqrt((1 - ᾱ_prev)/(1 - ᾱ_t))·sqrt(1 - ᾱ_t/ᾱ_prev)
 
         Args:
-            x_0_pred: estimate of x_0, (B, L, C), model units.
-            x_t: noisy actions, (B, L, C), model units.
+            x_0_pred: estimate of x_0, (B, L, C), model units; x_t and the result likewise.
+            x_t: noisy actions.
             t: current index in [0, T), an int or (B,) int64.
             t_prev: target index in [-1, t), likewise; -1 lands on x_0.
             eta: 0 = deterministic, 1 = the variance of the DDPM posterior.
             generator: CPU source of z.
-
-        Returns: x_prev, (B, L, C).
         """
+        if not 0 <= eta <= 1:
+            raise UserError(f"eta must be in [0, 1], got {eta}")
         alpha_bar_t, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
         eps_pred = self.eps_from_x_0(x_0_pred, x_t, t)
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_prev)
@@ -636,7 +583,7 @@ class DDIMScheduler(nn.Module):
         return x_prev
 
     def ddim_step(
-        self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, t_prev: Tensor, eta: float = 0.0
+        self, model: Model, x_t: Tensor, t: Tensor, t_prev: Tensor, eta: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Run `model(x_t, t)`, take one `step`; return x_prev, x_0_pred, (B, L, C), model units."""
         with eval_mode(model):
@@ -645,7 +592,7 @@ class DDIMScheduler(nn.Module):
 
     def sample(
         self,
-        model: Callable[..., Tensor],
+        model: Model,
         shape: tuple[int, ...],
         device: str | torch.device,
         num_inference_steps: int = 50,
@@ -678,7 +625,7 @@ class DDIMScheduler(nn.Module):
             cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `_descend`.
             guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
         """
-        check_sampler(sampler, eta)
+        check_choice("sampler", sampler, SAMPLERS)
         if (known is None) != (known_mask is None):
             raise UserError("known and known_mask must be given together")
         pairs = self.timestep_pairs(num_inference_steps, start_t)
@@ -687,7 +634,7 @@ class DDIMScheduler(nn.Module):
         if known is not None and known_mask is not None:
             given = (to_model_units(known.to(x_t)), known_mask.to(device))
         ts = torch.tensor([t for t, _ in pairs], device=device)
-        last: tuple[Tensor, int] | None = None  # x_0_pred of the step before, and its t
+        last: Any = None  # x_0_pred of the step before, and its t
         with eval_mode(model):
             for i, (t, t_prev) in enumerate(pairs):
                 x_0_pred = self.predict_x_0(model(x_t, ts[i].expand(len(x_t)), *given), x_t, t)
@@ -696,7 +643,7 @@ class DDIMScheduler(nn.Module):
                 if given:
                     x_0_pred = torch.where(given[1][..., None], given[0], x_0_pred)
                 aim = x_0_pred
-                if sampler == "dpmpp" and last is not None and t_prev >= 0:
+                if sampler == "dpmpp" and last and t_prev >= 0:
                     aim = self._extrapolate(x_0_pred, t, t_prev, *last)
                 last = (x_0_pred, t)
                 x_t = self.step(aim, x_t, t, t_prev, eta=eta, generator=generator)
@@ -710,10 +657,8 @@ class DDIMScheduler(nn.Module):
         h_last = math.log(self.sigma(t_last) / self.sigma(t))
         return x_0_pred + (x_0_pred - x_0_last) * (h / (2 * h_last))
 
-    def _descend(
-        self, x_0_pred: Tensor, cost_fn: Callable[[Tensor], Tensor], scale: float
-    ) -> Tensor:
-        """Move x_0_pred down the cost's gradient, which does not pass through the model."""
+    def _descend(self, x_0_pred: Tensor, cost_fn: Any, scale: float) -> Tensor:
+        """Move x_0_pred down the gradient of its cost, which does not pass through the model."""
         with torch.enable_grad():
             actions = to_data_units(x_0_pred).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(cost_fn(actions).sum(), actions)
@@ -722,7 +667,7 @@ class DDIMScheduler(nn.Module):
 
     def invert(
         self,
-        model: Callable[..., Tensor],
+        model: Model,
         x_0: Tensor,
         num_inference_steps: int = 50,
         *,
@@ -731,17 +676,10 @@ class DDIMScheduler(nn.Module):
     ) -> Tensor:
         """Encode x_0 as the noise from which `sample` leads back to it (DDIM sec. 4.3, eta 0).
 
-        The pairs of `sample` in reverse; eps is evaluated at the index walked to, unclipped.
-
-        Args:
-            model: `model(x_t, t)`.
-            x_0: actions, (B, L, C), data units.
-            num_inference_steps: N, in [1, T].
-            start_t: -1 starts at x_0 itself; else x_0 is first noised to start_t (dequantised)
-                and only the indices above it are walked.
-            generator: CPU source of that noise.
-
-        Returns: x_T, (B, L, C), model units.
+        The N pairs of `sample` in reverse; eps is evaluated at the index walked to, unclipped.
+        x_0 is (B, L, C), data units; the result, x_T, likewise, in model units. With a start_t
+        above -1, x_0 is first noised to it (dequantised), with noise of the CPU `generator`, and
+        only the indices above it are walked.
         """
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         x_t, now = self.add_noise(to_model_units(x_0), start_t, eps)[0], start_t
@@ -776,8 +714,6 @@ class PositionalEncoding(nn.Module):
     Any width d_model, sequences of at most max_len; `learned` starts there, but trains it.
     """
 
-    pe: Tensor
-
     def __init__(self, d_model: int, max_len: int = 300, *, learned: bool = False) -> None:
         super().__init__()
         i = torch.arange((d_model + 1) // 2)
@@ -785,10 +721,7 @@ class PositionalEncoding(nn.Module):
         pe = torch.zeros(1, max_len, d_model)
         pe[0, :, 0::2] = torch.sin(angle)
         pe[0, :, 1::2] = torch.cos(angle)[:, : d_model // 2]
-        if learned:
-            self.pe = nn.Parameter(pe)
-        else:
-            self.register_buffer("pe", pe, persistent=False)
+        self.pe = nn.Parameter(pe) if learned else nn.Buffer(pe, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to the same, L at most max_len."""
@@ -798,14 +731,11 @@ class PositionalEncoding(nn.Module):
 class TimestepEmbedding(nn.Module):
     """Embed t as sines and cosines of geometric frequencies: (B,) → (B, dim), any dim."""
 
-    frequency: Tensor
-
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = dim
-        half = dim // 2
+        self.dim, half = dim, dim // 2
         frequency = torch.exp(-math.log(10000.0) * torch.arange(half) / max(half - 1, 1))
-        self.register_buffer("frequency", frequency, persistent=False)
+        self.frequency = nn.Buffer(frequency, persistent=False)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Map (B,) int64 or float to (B, dim) float32; an odd dim ends in a zero."""
@@ -828,13 +758,10 @@ class ContextEmbedding(nn.Module):
         return self.down(F.silu(self.up(context))) * (context != 0).any(dim=1, keepdim=True)
 
 
-def with_goal(
-    model: Callable[..., Tensor], context: Tensor, scale: float = 1.0
-) -> Callable[..., Tensor]:
-    """Return a model for `sample` whose output heads for goals, (B, context_dim).
+def with_goal(model: Model, context: Tensor, scale: float = 1.0) -> Model:
+    """Return a model for `sample` that heads for goals, (B, context_dim), w = `scale`.
 
-    Classifier-free guidance (arXiv:2207.12598): (1 - w)·output(no goal) + w·output(goal), with
-    w = `scale`; 1 is the goal as it is, at half the cost.
+    (1 - w)·output(no goal) + w·output(goal): classifier-free guidance, arXiv:2207.12598.
     """
 
     def guided(*arguments: Tensor) -> Tensor:
@@ -894,15 +821,11 @@ class AdaLNBlock(PlanBlock):
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """Map (B, L, D), t_emb (B, D), to (B, L, D)."""
         m = self.modulation(F.silu(t_emb))[:, None].chunk(6, dim=-1)  # 6 x (B, 1, D)
-        h = self.attention(modulate(self.norm_1(x), m[0], m[1]))
-        x = x + m[2] * self.dropout(h)
-        h = F.gelu(self.up(modulate(self.norm_2(x), m[3], m[4])), approximate="tanh")
-        return x + m[5] * self.dropout(self.down(self.dropout(h)))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale normalised features."""
-    return x * (1 + scale) + shift
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = m
+        h = self.attention(self.norm_1(x) * (1 + scale_1) + shift_1)
+        x = x + gate_1 * self.dropout(h)
+        h = F.gelu(self.up(self.norm_2(x) * (1 + scale_2) + shift_2), approximate="tanh")
+        return x + gate_2 * self.dropout(self.down(self.dropout(h)))
 
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
@@ -915,12 +838,9 @@ def zero_init(layer: nn.Linear) -> nn.Linear:
 def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     """Tell every frame of its nearest known frames, before (or at) and after (or at) it.
 
-    The model then reads a given value where it is needed, instead of first learning to fetch it
-    across tokens; this made the keyframes protocol learnable in minutes (docs/LOG.md).
-
-    Returns:
-        (B, L, 2C + 3): both values (0 where there is none), how far along from the one to the
-        other the frame lies in [0, 1], and whether each exists.
+    As (B, L, 2C + 3): both values (0 where there is none), how far along from the one to the other
+    the frame lies in [0, 1], and whether each exists. The model then reads a value where it needs
+    it, instead of learning to fetch it; so keyframes are learnt in minutes (docs/LOG.md).
     """
     B, L, C = known.shape
     frame = torch.arange(L, device=known.device).expand(B, L)
@@ -937,19 +857,12 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
 
 
 def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
-    """Tell every frame how x and y stand against the noise, on the same scale at every t.
+    """Tell every frame how x and y of x_t stand against the noise, on the same scale at every t.
 
-    Whether a gesture moves or stands still is a slope against its noise. Left to x_t alone, where
-    that slope shrinks with the noise, the denoiser fits lines but draws no clicks (docs/LOG.md).
-
-    Args:
-        x_t: (B, L, C), model units, the last channel press.
-        alpha_bar_t: ᾱ_t of each, (B, 1, 1).
-
-    Returns:
-        (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited
-        to 4; its sum up to the frame over the root of the number of pressed frames, doubled,
-        likewise (the CUSUM test for a change of the mean); the probability of a press.
+    As (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited to
+    4; its sum up to the frame over the root of the number of pressed frames, doubled, likewise
+    (the CUSUM test for a change of the mean); the probability of a press. Left to x_t alone, where
+    slopes shrink with the noise, the denoiser fits lines but draws no clicks (docs/LOG.md).
     """
     std = (1 - alpha_bar_t).sqrt().clamp(min=0.01)
     pressed = torch.sigmoid(2 * alpha_bar_t.sqrt() * x_t[..., -1:] / std**2)  # Bayes, for ±1
@@ -963,35 +876,14 @@ def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
 class MinimalDiffusionTransformer(nn.Module):
     """The denoiser: a small bidirectional transformer over the frames of a gesture.
 
-    Args:
-        action_dim: channels per frame, C.
-        seq_len: frames per gesture, L.
-        d_model: width.
-        nhead: attention heads; must divide d_model.
-        num_layers: transformer blocks.
-        dim_feedforward: hidden width of the MLPs.
-        dropout: rate on residual branches and MLPs; the attention weights have none.
-        max_timesteps: T.
-        patch_size: frames per token; must divide seq_len.
-        adaln: adaLN-zero blocks and a zero-initialised output, instead of adding the embedding
-            of t to every token.
-        learned_positions: learned instead of sinusoidal.
-        token_overlap: embed each patch together with the patches before and after it.
-        noise_units: read x and y also about their mean while pressed, and the sum of that up to
-            each frame, in units of the noise of t under `beta_schedule` (`in_noise_units`).
-        beta_schedule: the scheduler's; read with `noise_units` only.
-        gates: for a model that predicts x_0, of gestures that are zero while idle: output
-            P(press) for press, and P(press)·(P(moves)·E[x | moves] + P(rests)·E[x | rests]) for x,
-            likewise y. Trained to tell these cases apart too (`gate_loss`), it learns what squared
-            error hardly teaches: that a slope within the noise is none.
-        known_frames: accept known frames, as 2C + 3 more input channels (`nearest_known`).
-        context_dim: width of a goal vector that joins the embedding of t; 0 = no goals.
+    Options are those of TrainConfig, but for action_dim, C, and max_timesteps, T. beta_schedule is
+    the scheduler's, read with `noise_units` only. The attention weights have no dropout.
 
-    Raises:
-        UserError: nhead does not divide d_model, or patch_size seq_len.
+    With `gates`, to predict x_0 of gestures that are zero while idle, it outputs P(press) for press
+    and P(press)·(P(moves)·E[x | moves] + P(rests)·E[x | rests]) for x, likewise y. Trained to tell
+    these cases apart too (`gate_loss`), it learns what squared error hardly teaches: that a slope
+    within the noise is none.
     """
-
-    alphas_cumprod: Tensor
 
     def __init__(
         self,
@@ -1022,24 +914,20 @@ class MinimalDiffusionTransformer(nn.Module):
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.known_frames = adaln, known_frames
         self.token_overlap, self.noise_units, self.gates = token_overlap, noise_units, gates
-        self.context_dim = context_dim
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
         if noise_units:
             in_channels += 2 * (action_dim - 1) + 1
             table = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule).alphas_cumprod
-            self.register_buffer("alphas_cumprod", table, persistent=False)
+            self.alphas_cumprod = nn.Buffer(table, persistent=False)
         in_features = in_channels * patch_size * (3 if token_overlap else 1)
         self.action_embedding = nn.Linear(in_features, d_model)
-        self.pos_encoder = PositionalEncoding(
-            d_model, seq_len // patch_size, learned=learned_positions
-        )
+        tokens = seq_len // patch_size
+        self.pos_encoder = PositionalEncoding(d_model, tokens, learned=learned_positions)
         self.timestep_embedding = TimestepEmbedding(d_model)
         self.layer_norm = nn.LayerNorm(d_model, elementwise_affine=not adaln)
-        block = AdaLNBlock if adaln else PlanBlock
-        self.blocks = nn.ModuleList(
-            block(d_model, nhead, dim_feedforward, dropout) for _ in range(num_layers)
-        )
+        block, sizes = AdaLNBlock if adaln else PlanBlock, (d_model, nhead, dim_feedforward)
+        self.blocks = nn.ModuleList(block(*sizes, dropout) for _ in range(num_layers))
         axes = action_dim - 1 if gates else 0  # each also at rest, and a logit of each per token
         self.output_projection = nn.Linear(d_model, (action_dim + axes) * patch_size + axes)
         if adaln:
@@ -1061,7 +949,7 @@ class MinimalDiffusionTransformer(nn.Module):
         *,
         return_gates: bool = False,
     ) -> Any:
-        """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t).
+        """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t): (B, L, C).
 
         Args:
             x_t: noisy actions, (B, L, C), model units.
@@ -1070,8 +958,6 @@ class MinimalDiffusionTransformer(nn.Module):
             known_mask: (B, L) bool; None = nothing is known.
             context: (B, context_dim); None, or a row of zeros, = no goal.
             return_gates: also return the logits of P(moves) of each axis and of P(press).
-
-        Returns: (B, L, C); with `return_gates` a tuple of it and the logits, (B, L, C).
         """
         B, L, C = x_t.shape
         x = x_t
@@ -1100,7 +986,7 @@ class MinimalDiffusionTransformer(nn.Module):
             x = block(x, t_emb)  # (B, tokens, D)
         if self.adaln:
             shift, scale = self.output_modulation(F.silu(t_emb))[:, None].chunk(2, dim=-1)
-            x = modulate(self.layer_norm(x), shift, scale)
+            x = self.layer_norm(x) * (1 + scale) + shift
         output = self.output_projection(x)
         if not self.gates:
             return output.reshape(B, L, C)
@@ -1126,11 +1012,6 @@ def _press_changes(x_0: Tensor) -> tuple[Tensor, Tensor]:
     return after & ~before, before & ~after
 
 
-def _both_sides(change: Tensor) -> Tensor:
-    """Return the frames on both sides of each change, (B, L+1) → (B, L) bool."""
-    return change[:, :-1] | change[:, 1:]
-
-
 def has_press_edge(x_0: Tensor) -> Tensor:
     """Tell which gestures press or lift inside the window; (B, L, C) → (B,) bool."""
     pressed = x_0[..., 2] > PRESSED
@@ -1140,12 +1021,14 @@ def has_press_edge(x_0: Tensor) -> Tensor:
 def press_edges(x_0: Tensor) -> Tensor:
     """Know the frames on both sides of every touch-down and lift-off, about 4 of 250, if any."""
     touch_down, lift_off = _press_changes(x_0)
-    return _both_sides(touch_down | lift_off) & has_press_edge(x_0)[:, None]
+    change = touch_down | lift_off
+    return (change[:, :-1] | change[:, 1:]) & has_press_edge(x_0)[:, None]
 
 
 def touch_down(x_0: Tensor) -> Tensor:
     """Know only the frames on both sides of every touch-down; the rest is ambiguous."""
-    return _both_sides(_press_changes(x_0)[0]) & has_press_edge(x_0)[:, None]
+    change, _ = _press_changes(x_0)
+    return (change[:, :-1] | change[:, 1:]) & has_press_edge(x_0)[:, None]
 
 
 def prefix(x_0: Tensor) -> Tensor:
@@ -1172,9 +1055,9 @@ KNOWN_STRATEGIES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 
 
 def draw_known_mask(x_0: Tensor, known_share: float) -> tuple[Tensor, Tensor]:
-    """Draw what each gesture of a batch is trained with: nothing, or a strategy by its share.
+    """Draw for each gesture what training gives of it: (B, L) bool, and the strategy, (B,) int64.
 
-    Returns: masks, (B, L) bool, and what was drawn, (B,) int64: 0 = nothing, i = the i-th strategy.
+    Strategy 0 is nothing, i the i-th of KNOWN_STRATEGIES.
     """
     masks = [torch.zeros_like(x_0[..., 2], dtype=torch.bool)]
     masks += [strategy(x_0) for strategy, _ in KNOWN_STRATEGIES.values()]
@@ -1194,11 +1077,9 @@ GESTURE_TYPES = ("none", "click", "horizontal", "vertical", "diagonal")
 
 
 def classify_gestures(x: Tensor) -> Tensor:
-    """Classify by the plan's rule: the move from the first to the last pressed frame.
+    """Return indices into GESTURE_TYPES, (B,) int64, by the move from first to last pressed frame.
 
     Below 0.05 a click; then horizontal if |dx| > 2|dy|, vertical if |dy| > 2|dx|, else diagonal.
-
-    Returns: (B,) int64, indices into GESTURE_TYPES.
     """
     pressed = x[..., 2] > PRESSED  # (B, L)
     L = x.shape[1]
@@ -1206,8 +1087,7 @@ def classify_gestures(x: Tensor) -> Tensor:
     last = L - 1 - pressed.flip(1).int().argmax(dim=1)
     rows = torch.arange(len(x), device=x.device)
     dx, dy = (x[rows, last, :2] - x[rows, first, :2]).unbind(dim=-1)
-    diagonal = torch.full_like(first, 4)
-    kind = torch.where(dy.abs() > 2 * dx.abs(), 3, diagonal)
+    kind = torch.where(dy.abs() > 2 * dx.abs(), 3, 4)
     kind = torch.where(dx.abs() > 2 * dy.abs(), 2, kind)
     kind = torch.where(torch.hypot(dx, dy) < 0.05, 1, kind)
     return torch.where(pressed.any(dim=1), kind, 0)
@@ -1251,14 +1131,10 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 def compute_reconstruction_metrics(
     original: Tensor, reconstructed: Tensor, scheduler: DDIMScheduler | None = None
 ) -> dict[str, float]:
-    """Score recreations against their originals; docs/METRICS.md has each formula.
+    """Score recreations, (B, L, C), data units, row by row against their originals.
 
-    Args:
-        original: (B, L, C), data units.
-        reconstructed: likewise, row by row the recreation of `original`.
-        scheduler: the plan passes it; nothing depends on it.
-
-    Returns: one finite float per metric.
+    Returns one finite float per metric, see docs/METRICS.md. The plan passes a scheduler; nothing
+    depends on it.
     """
     error = original - reconstructed
     active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
@@ -1316,9 +1192,7 @@ def noise_bank(shape: tuple[int, ...] | torch.Size) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(NOISE_BANK_SEED))
 
 
-def in_batches(
-    function: Callable[..., Tensor], *arguments: Tensor, batch_size: int = 256
-) -> Tensor:
+def in_batches(function: Model, *arguments: Tensor, batch_size: int = 256) -> Tensor:
     """Apply `function` to `batch_size` rows of the arguments at a time, to bound the memory."""
     batches = zip(*(a.split(batch_size) for a in arguments), strict=True)
     return torch.cat([function(*batch) for batch in batches])
@@ -1341,20 +1215,10 @@ def generate(
     x_T: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Draw gestures from pure noise, perhaps with known frames, in batches.
+    """Sample gestures (B, L, C), data units, in batches; they are not rounded (see `to_gesture`).
 
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        shape: (B, L, C).
-        num_inference_steps: N.
-        seed: of all noise; the same seed gives the same gestures on every device.
-        known: as in `DDIMScheduler.sample`, like the next two and the further `options`.
-        known_mask: (B, L) bool.
-        x_T: (B, L, C), model units, in place of the noise to start from.
-        options: as said.
-
-    Returns: (B, L, C), data units, not rounded (see `to_gesture`).
+    All noise is of `seed`, the same on every device, or starts at x_T, (B, L, C), model units.
+    `known`, `known_mask` and further options are those of `DDIMScheduler.sample`.
     """
     generator = torch.Generator().manual_seed(seed)
     if x_T is None:
@@ -1385,14 +1249,11 @@ def recreate(
     if not takes_known_frames(model):
         start = {"start_t": scheduler.timestep_at(0.4)}
         x_T, _ = scheduler.add_noise(to_model_units(x_0), start["start_t"], x_T)
-    seed = NOISE_BANK_SEED + 1  # of z, if eta > 0
-    start |= {"seed": seed, "x_T": x_T}
+    start |= {"x_T": x_T, "seed": NOISE_BANK_SEED + 1}  # the seed of z, if eta > 0
     return generate(model, scheduler, x_0.shape, num_inference_steps, **start, **options)
 
 
-def denoise_one_shot(
-    model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, sigma: float
-) -> Tensor:
+def denoise_one_shot(model: Model, scheduler: DDIMScheduler, x_0: Tensor, sigma: float) -> Tensor:
     """Noise x_0 to `sigma` (data units), predict it in one step; (B, L, C), data units."""
     t = scheduler.timestep_at(sigma)
 
@@ -1420,7 +1281,7 @@ def validate(
 ) -> tuple[dict[str, float], Tensor]:
     """Score the keyframes and denoise protocols on x_0, (B, L, C), data units.
 
-    Returns: scores without prefix, and the recreations (B, L, C) in data units.
+    Returns the scores, without prefix, and the recreations, like x_0.
     """
     start = time.perf_counter()
     recreated = recreate(model, scheduler, x_0, **sampling)
@@ -1457,18 +1318,10 @@ def comprehensive_evaluation(
     device: str | torch.device,
     num_inference_steps: int = 10,
 ) -> dict[str, float]:
-    """Score recreations (see `recreate`) gesture by gesture: the plan's four results.
+    """Recreate the gestures of any loader, (L, C), data units, in N steps; score them one by one.
 
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        test_loader: any loader of gestures (L, C) in data units.
-        device: where the model lives.
-        num_inference_steps: N.
-
-    Returns:
-        `{name}_mean` and `{name}_std` over gestures for reconstruction_quality (MSE),
-        action_timing_accuracy (IoU), spatial_accuracy and gesture_type_preservation.
+    Returns `{name}_mean` and `{name}_std` over gestures for reconstruction_quality (MSE),
+    action_timing_accuracy (IoU), spatial_accuracy and gesture_type_preservation.
     """
     x_0 = all_sequences(test_loader).to(device)
     x_0 = x_0[has_press_edge(x_0)]  # the others give the model nothing to go by
@@ -1492,9 +1345,7 @@ def comprehensive_evaluation(
 # Everything is written into the run folder first; W&B mirrors it and can never stop a run.
 
 
-def make_panels(
-    columns: dict[str, Any], rows: int, width: float, height: float
-) -> tuple["Figure", list[tuple[Any, int, str, np.ndarray]]]:
+def make_panels(columns: dict, rows: int, width: float, height: float) -> tuple["Figure", list]:
     """Return a figure with a row per gesture and its panels: axes, gesture, column, actions."""
     from matplotlib.figure import Figure
 
@@ -1518,17 +1369,10 @@ def visualize_action_sequences(
     *,
     known_mask: Any = None,
 ) -> "Figure":
-    """Draw original, noisy and recreated gestures side by side, one row each.
+    """Draw original, noisy and recreated gestures side by side, at most max_samples rows.
 
-    Args:
-        original: (B, L, C), data units, array or CPU tensor; likewise the next two.
-        reconstructed: the recreation of `original`.
-        noisy: `original` with noise.
-        title_prefix: the first words of every title.
-        max_samples: most rows.
-        known_mask: (B, L) bool; the frames that were given, marked with dots.
-
-    Returns: a Figure that belongs to no window and needs no closing.
+    They are (B, L, C), data units, arrays or CPU tensors; the frames of `known_mask`, (B, L) bool,
+    are marked with dots. The Figure belongs to no window and needs no closing.
     """
     columns = {"original": original, "noisy": noisy, "recreated": reconstructed}
     figure, panels = make_panels(columns, min(max_samples, len(original)), 15, 2.2)
@@ -1544,18 +1388,14 @@ def visualize_action_sequences(
                 known = np.flatnonzero(np.asarray(known_mask[i]))
                 ax.plot(known, actions[known], "k.", ms=6, label="known frames")
         ax.set_title(f"{title_prefix} {label} {i + 1}".strip(), fontsize=10)
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
 def visualize_noise_comparison(
     original: Any, reconstructed: Any, noisy: Any, title_prefix: str = "", max_samples: int = 4
 ) -> "Figure":
-    """Draw |error| frame by frame, of the noisy and of the recreated gestures, on one log scale.
-
-    Arguments and result are those of `visualize_action_sequences`.
-    """
+    """Draw |error| frame by frame on one log scale; else as `visualize_action_sequences`."""
     from matplotlib.colors import LogNorm
 
     columns = {"noisy": noisy, "recreated": reconstructed}
@@ -1573,17 +1413,14 @@ def visualize_noise_comparison(
 class RunLogger:
     """The record of a run: `metrics.jsonl`, figures, the reconstruction table, a W&B mirror.
 
-    Args:
-        folder: the run folder, made if missing; config.json is written into it.
-        config: of the run.
-        step: where the run stands; what was logged beyond it, and final scores, are cut off.
-        wandb_id: the W&B run to continue, or None.
+    What `folder` holds beyond `step`, where the run stands, is cut off, and so are final scores;
+    `wandb_id` is the W&B run to continue.
     """
 
     def __init__(
         self, folder: Path, config: TrainConfig, step: int = 0, wandb_id: str | None = None
     ) -> None:
-        self.folder = folder
+        self.folder, self.wandb, self.worker = folder, None, ThreadPoolExecutor(max_workers=1)
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for path in folder.glob(".*.tmp"):  # what a killed run was writing
             path.unlink()
@@ -1595,39 +1432,21 @@ class RunLogger:
                 rows = [(x, json.loads(x)) for x in lines]
                 kept = [x for x, row in rows if row["step"] <= step and "final/loss" not in row]
                 write_whole(path, "".join(f"{x}\n" for x in kept).encode())
-        self.wandb: Any = None
         mode = resolve_wandb_mode(config.wandb_mode)
         if mode != "disabled":
-            self.wandb = self._ask_wandb(lambda: self._start_wandb(config, mode, wandb_id))
+            import wandb
 
-    def _start_wandb(self, config: TrainConfig, mode: Any, run_id: str | None) -> Any:
-        import wandb
-
-        return wandb.init(
-            project=config.wandb_project,
-            name=f"diffusion_d{config.d_model}_l{config.num_layers}_h{config.nhead}",
-            config=asdict(config),
-            dir=str(self.folder),
-            mode=mode,
-            id=run_id,
-            resume="allow",
-            settings=wandb.Settings(init_timeout=20, silent=True),
-        )
+            name = f"diffusion_d{config.d_model}_l{config.num_layers}_h{config.nhead}"
+            run: Any = {"project": config.wandb_project, "name": name, "config": asdict(config)}
+            run |= {"dir": str(folder), "mode": mode, "id": wandb_id, "resume": "allow"}
+            run["settings"] = wandb.Settings(init_timeout=20, silent=True)
+            self.wandb = self._ask_wandb(lambda: wandb.init(**run))
 
     def _ask_wandb(self, call: Callable[[], Any]) -> Any:
         """Return what W&B answers to a call; its first fault, or 30 s of silence, switch it off."""
-        answer: Future[Any] = Future()
-
-        def work() -> None:
-            try:
-                answer.set_result(call())
-            except Exception as e:  # of many kinds, and none may stop a run
-                answer.set_exception(e)
-
-        threading.Thread(target=work, daemon=True).start()
         try:
-            return answer.result(timeout=30)
-        except Exception as e:
+            return self.worker.submit(call).result(timeout=30)
+        except Exception as e:  # of many kinds, and none may stop a run
             reason = (str(e) or "no answer in 30 s").splitlines()[0]
             say(f"warning: W&B is off from here on ({type(e).__name__}: {reason})", err=True)
             self.wandb = None
@@ -1639,11 +1458,6 @@ class RunLogger:
 
             self._ask_wandb(lambda: run.log(content(wandb), step=step))
 
-    @property
-    def wandb_id(self) -> str | None:
-        """The id of the W&B run, None without one."""
-        return self.wandb.id if self.wandb else None
-
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         with disk_faults_named(self.folder / name), open(self.folder / name, "a") as f:
             f.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
@@ -1654,10 +1468,10 @@ class RunLogger:
         self._append("metrics.jsonl", [{"step": step, **row}])
         self._mirror(step, lambda _: row)
 
-    def figure(self, step: int, key: str, draw: Callable[[], "Figure"]) -> None:
+    def figure(self, step: int, key: str, draw: Callable, *data: Any, **options: Any) -> None:
         """Draw a figure and save it as figures/{key}_{step}.png; without matplotlib, do not."""
         try:
-            figure = draw()
+            figure = draw(*data, **options)
         except ImportError:
             return
         path = self.folder / "figures" / f"{key.replace('/', '_')}_{step:06d}.png"
@@ -1692,24 +1506,16 @@ def resolve_wandb_mode(mode: str) -> str:
         return mode
     try:
         import wandb
+        from requests.utils import get_netrc_auth  # wandb brings it; its login writes ~/.netrc
     except ImportError:
         say("note: wandb does not import; the run folder holds all that it would show")
         return "disabled"
     if mode == "auto":
-        return "online" if has_wandb_login(wandb.Settings()) else "offline"
+        own = os.environ.get("WANDB_BASE_URL")
+        hosts = [own] if own else [wandb.Settings().base_url, "https://api.wandb.ai"]
+        has_login = os.environ.get("WANDB_API_KEY") or any(map(get_netrc_auth, hosts))
+        mode = "online" if has_login else "offline"
     return mode
-
-
-def has_wandb_login(settings: Any) -> bool:
-    """Tell whether W&B has a key, in the environment or from `wandb login`, without asking it."""
-    from netrc import NetrcParseError, netrc
-    from urllib.parse import urlparse
-
-    try:
-        host = urlparse(settings.base_url).hostname or ""
-        return bool(settings.api_key or netrc().authenticators(host))
-    except (OSError, NetrcParseError):
-        return False
 
 
 def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreated: Tensor) -> None:
@@ -1728,14 +1534,10 @@ def log_recreations(log: RunLogger, step: int, epoch: int, x_0: Tensor, recreate
 
     first_of_type = [int((types == kind).int().argmax()) for kind in types.unique()]
     noisy = x_0 + DENOISE_SIGMAS[1] * noise_bank(x_0.shape).to(x_0)
-    x, y, z, known = (a[first_of_type].cpu() for a in (x_0, recreated, noisy, press_edges(x_0)))
-    title = f"epoch {epoch}:"
-    log.figure(
-        step,
-        "val/reconstructions",
-        lambda: visualize_action_sequences(x, y, z, title, known_mask=known),
-    )
-    log.figure(step, "val/noise_comparison", lambda: visualize_noise_comparison(x, y, z, title))
+    *three, known = (a[first_of_type].cpu() for a in (x_0, recreated, noisy, press_edges(x_0)))
+    drawn = *three, f"epoch {epoch}:"
+    log.figure(step, "val/reconstructions", visualize_action_sequences, *drawn, known_mask=known)
+    log.figure(step, "val/noise_comparison", visualize_noise_comparison, *drawn)
 
 
 @contextmanager
@@ -1745,10 +1547,9 @@ def disk_faults_named(path: Path, num_bytes: int = 0) -> Iterator[None]:
         yield
     except OSError as e:
         free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            f"cannot write {path}: {e.strerror} ({num_bytes} bytes needed, {free} free); the "
-            "checkpoints before it are whole: make room, then --resume"
-        ) from None
+        fault = f"{e.strerror} ({num_bytes} bytes needed, {free} free)"
+        cure = "the checkpoints before it are whole: make room, then --resume"
+        raise OSError(f"cannot write {path}: {fault}; {cure}") from None
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -1763,10 +1564,9 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def provenance() -> dict[str, Any]:
@@ -1776,8 +1576,8 @@ def provenance() -> dict[str, Any]:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = ""
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    return {"argv": sys.argv, "commit": commit or None, **versions, "torch": torch.__version__}
+    versions = {"python": sys.version, "numpy": np.__version__, "torch": torch.__version__}
+    return {"argv": sys.argv, "commit": commit or None, **versions}
 
 
 CHECKPOINT_FORMAT = 4
@@ -1793,10 +1593,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, or a run folder's newest; its CRCs are checked, no code from it runs.
 
-    Returns: its `path`, and what `TrainState.to_checkpoint` wrote.
-
-    Raises:
-        UserError: missing, damaged, foreign, or of another version's format.
+    Returns what `TrainState.to_checkpoint` wrote, and its `path`; UserError if it is missing,
+    damaged, foreign, or of another version's format.
     """
     path = newest_checkpoint(path)
     try:
@@ -1855,12 +1653,9 @@ def build_scheduler(config: TrainConfig) -> DDIMScheduler:
 def load_model(
     path: str | Path, device: str | torch.device = "cpu", *, ema: bool = True
 ) -> tuple[MinimalDiffusionTransformer, DDIMScheduler, TrainConfig]:
-    """Load a trained denoiser in eval mode, with its scheduler and config.
+    """Load the denoiser of a checkpoint, or a run folder's newest, with its scheduler and config.
 
-    Args:
-        path: a checkpoint, or a run folder for its newest one.
-        device: where to put them.
-        ema: the averaged weights, else the raw ones.
+    In eval mode; with the averaged weights, or without `ema` the raw ones.
     """
     content = load_checkpoint(path)
     try:
@@ -1910,11 +1705,11 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     takes the same learning rate (arXiv:2502.16982, sec. 2.2).
     """
     matrices: list[Tensor] = []
-    if config.optimizer == "muon":
-        weights = [(n, p) for n, p in model.named_parameters() if p.ndim == 2]
-        matrices = [p for n, p in weights if n.startswith("blocks.") and "modulation" not in n]
-    chosen, lr, decay = {id(p) for p in matrices}, config.lr, config.weight_decay
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    others: list[Tensor] = []
+    for name, p in model.named_parameters():
+        is_matrix = p.ndim == 2 and name.startswith("blocks.") and "modulation" not in name
+        (matrices if is_matrix and config.optimizer == "muon" else others).append(p)
+    lr, decay = config.lr, config.weight_decay
     adamw = torch.optim.AdamW(others, lr, weight_decay=decay, fused=True)
     if not matrices:
         return [adamw]
@@ -1927,19 +1722,11 @@ NUM_TASKS = (1 + len(KNOWN_STRATEGIES)) * NOISE_LEVELS
 
 
 class TrainState:
-    """A run in progress: what is trained on what, and where it stands.
+    """A run in progress: what is trained, and where it stands.
 
-    Args:
-        model: the denoiser, on its device.
-        scheduler: its scheduler, there too.
-        config: of the run.
-        total_steps: from which the learning rate and the EMA decay follow.
-
-    Attributes:
-        step: steps done.
-        unseen: gestures that the epoch in progress has still to see; 0 between epochs.
-        loss_sum: sum of its losses so far, over gestures.
-        caught: the signals that ask the run to stop.
+    `step` counts the steps done of `total_steps`; `unseen` the gestures that the epoch in progress
+    has still to see, 0 between epochs; `loss_sum` adds up its losses so far, over gestures;
+    `caught` holds the signals that ask the run to stop.
     """
 
     def __init__(
@@ -1956,15 +1743,8 @@ class TrainState:
         self.task_loss = torch.ones(NUM_TASKS, device=device)  # running mean loss of each task
         self.loss_sum = torch.zeros((), device=device)
         self.forward: Any = torch.compile(model) if config.compile else model
-        rank, world = process_rank()
-        if world > 1:
+        if process_rank()[1] > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
-
-        def draw_apart(*_: Any) -> None:  # seeded alike, all processes would drop the same out
-            torch.manual_seed(torch.initial_seed() + rank * 2_654_435_761)  # the CPU uses 32 bits
-
-        if rank > 0:
-            self.forward.register_forward_pre_hook(draw_apart)
 
     def to_checkpoint(self, epoch: int, wandb_id: str | None) -> dict[str, Any]:
         """Return what `save_checkpoint` writes: plain types and tensors only."""
@@ -1999,7 +1779,7 @@ class TrainState:
 
 
 def gesture_losses(
-    model: Callable[..., Tensor],
+    model: Model,
     scheduler: DDIMScheduler,
     x_0: Tensor,
     config: TrainConfig,
@@ -2008,13 +1788,10 @@ def gesture_losses(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noise a batch x_0, (B, L, C), data units; predict; compare.
 
-    `rows` is the share of this process. t, eps and masks are drawn for the whole batch, so that
-    they do not depend on the number of processes.
-
-    Returns:
-        Of each of this process's gestures, (b,): the mean squared error; its task, the pair of
-        known-frame strategy and noise level, int64 in [0, NUM_TASKS); its t, int64; its
-        `gate_loss`, 0 without gates.
+    `rows` is the share of this process; all else is drawn for the whole batch, so that it does not
+    depend on the number of processes. Returns the mean squared error of each gesture of the share,
+    (b,); of the whole batch, (B,) int64, the task, a pair of known-frame strategy and noise level
+    in [0, NUM_TASKS), and t; and the `gate_loss` of the share, (b,), 0 without gates.
     """
     B, T = len(x_0), scheduler.num_timesteps
     # one t per stratum of T/B: less variance than independent draws
@@ -2022,30 +1799,30 @@ def gesture_losses(
     t = (u * T).long().clamp(max=T - 1)
     eps = torch.randn_like(x_0)
     known_mask, drawn = draw_known_mask(x_0, config.known_share)
-    goal: dict[str, Any] = {}
+    options: dict[str, Any] = {"return_gates": True} if config.gates else {}
     if context is not None:
         kept = torch.rand(B, 1, device=x_0.device) >= config.context_dropout
-        goal = {"context": (context * kept)[rows]}
+        options["context"] = (context * kept)[rows]
     task = drawn * NOISE_LEVELS + t * NOISE_LEVELS // T
 
-    x, t, eps, known_mask = to_model_units(x_0)[rows], t[rows], eps[rows], known_mask[rows]
-    x_t, _ = scheduler.add_noise(x, t, eps)
+    x, eps, known_mask = to_model_units(x_0)[rows], eps[rows], known_mask[rows]
+    x_t, _ = scheduler.add_noise(x, t[rows], eps)
+    if rows.start:  # seeded alike, all processes would drop the same out; the CPU uses 32 bits
+        torch.manual_seed(torch.initial_seed() + rows.start * 2_654_435_761)
+    given = (x, known_mask) if takes_known_frames(model) else ()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
-        given = (x, known_mask) if takes_known_frames(model) else ()
-        if config.gates:
-            output, logits = model(x_t, t, *given, **goal, return_gates=True)
-        else:
-            output, logits = model(x_t, t, *given, **goal), None
-    loss = (output.float() - scheduler.target(x, eps, t)).square().mean(dim=(1, 2))
+        output = model(x_t, t[rows], *given, **options)
+    output, logits = output if config.gates else (output, None)
+    loss = (output.float() - scheduler.target(x, eps, t[rows])).square().mean(dim=(1, 2))
     entropy = torch.zeros_like(loss) if logits is None else gate_loss(logits.float(), x_0[rows])
-    return loss, task[rows], t, entropy
+    return loss, task, t, entropy
 
 
 def gate_loss(logits: Tensor, x_0: Tensor) -> Tensor:
     """Score logits of P(x moves), P(y moves), P(press), (B, L, 3), against x_0, data units.
 
-    Returns: the cross-entropy of motion, mean over axes and pressed frames, plus that of press,
-    mean over frames, (B,), nats.
+    Returns, in nats, the cross-entropy of motion, mean over axes and pressed frames, plus that of
+    press, mean over frames; (B,).
     """
     pressed = x_0[..., 2:] > PRESSED
     high = torch.where(pressed, x_0[..., :2], -1).amax(dim=1, keepdim=True)
@@ -2083,12 +1860,9 @@ def min_snr_weight(scheduler: DDIMScheduler, t: Tensor, gamma: float) -> Tensor:
 
 
 def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) -> dict[str, Any]:
-    """Update weights and EMA from one batch x_0, (B, L, C), data units; `state` moves on by a step.
+    """Update weights and EMA from one batch x_0, (B, L, C), data units; return scalars to log.
 
-    Returns: the scalars of the step, by the keys under which they are logged.
-
-    Raises:
-        FloatingPointError: loss or gradient is not finite; the weights are untouched.
+    FloatingPointError if loss or gradient is not finite; the weights are then untouched.
     """
     config, scheduler = state.config, state.scheduler
     rank, world = process_rank()
@@ -2097,23 +1871,23 @@ def train_step(state: TrainState, x_0: Tensor, context: Tensor | None = None) ->
     if config.symmetries:
         x_0 = draw_symmetry(x_0)
     loss, task, t, entropy = gesture_losses(state.forward, scheduler, x_0, config, rows, context)
-    whole_loss = from_all_processes(loss.detach(), rows, len(x_0))
-    weight = torch.ones_like(loss)
+    whole_loss = torch.zeros(len(x_0), device=x_0.device)
+    whole_loss[rows] = loss.detach()
+    if world > 1:
+        torch.distributed.all_reduce(whole_loss)
+    weight = torch.ones_like(whole_loss)
     if config.loss_weighting == "balanced":
-        whole_task = from_all_processes(task, rows, len(x_0))
-        weight = balanced_weight(state.task_loss, whole_loss, whole_task)[rows]
+        weight = balanced_weight(state.task_loss, whole_loss, task)
     elif config.loss_weighting == "min_snr":
         weight = min_snr_weight(scheduler, t, config.snr_gamma)
     state.model.zero_grad(set_to_none=True)
-    total = (weight * loss + config.gate_weight * entropy).sum()
+    total = (weight[rows] * loss + config.gate_weight * entropy).sum()
     (total * world / len(x_0)).backward()  # processes average their gradients
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     mean_loss, lr = whole_loss.mean(), lr_at(state.step, state.total_steps, config)
     if not torch.isfinite(mean_loss + grad_norm):
-        raise FloatingPointError(
-            f"loss {mean_loss:g}, gradient norm {grad_norm:g} at step {state.step}, lr {lr:g}; "
-            "lower --lr"
-        )
+        found = f"loss {mean_loss:g}, gradient norm {grad_norm:g}"
+        raise FloatingPointError(f"{found} at step {state.step}, lr {lr:g}; lower --lr")
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -2132,15 +1906,6 @@ def process_rank() -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def from_all_processes(values: Tensor, rows: slice, size: int) -> Tensor:
-    """Return the whole batch's vector, (size,), of which each process holds its own rows."""
-    whole = torch.zeros(size, dtype=values.dtype, device=values.device)
-    whole[rows] = values
-    if process_rank()[1] > 1:
-        torch.distributed.all_reduce(whole)
-    return whole
 
 
 def progress(items: Iterable, title: str) -> Iterable:
@@ -2175,11 +1940,9 @@ def caught_signals(caught: list[int]) -> Iterator[None]:
 
 
 def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
-    """At a step's edge: save what is due; stop if a signal asks any process for it.
+    """At a step's edge: save what is due; if a signal asks any process for it, save and stop.
 
-    Raises:
-        KeyboardInterrupt: carries the signal's number; the run is saved up to its last step.
-        FloatingPointError: the weights are not finite; nothing is written.
+    KeyboardInterrupt carries the signal's number. Weights that are not finite are never saved.
     """
     stop = torch.tensor(max(state.caught, default=0), device=state.task_loss.device)
     if process_rank()[1] > 1:
@@ -2190,7 +1953,7 @@ def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
             raise FloatingPointError(f"weights are not finite at step {state.step}; lower --lr")
         epoch = (state.step - 1) // state.steps_per_epoch
         path = log.folder / f"diffusion_checkpoint_epoch_{epoch}.pth"
-        save_checkpoint(path, state.to_checkpoint(epoch, log.wandb_id))
+        save_checkpoint(path, state.to_checkpoint(epoch, getattr(log.wandb, "id", None)))
     if stop:
         raise KeyboardInterrupt(int(stop))
 
@@ -2198,10 +1961,7 @@ def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
 def train_epoch(
     state: TrainState, x_train: Tensor, log: RunLogger | None, context: Tensor | None = None
 ) -> float:
-    """Train until the end of the epoch in which `state` is; return the mean loss of its gestures.
-
-    `log` receives the scalars of every `log_interval`-th step, and is None on all ranks but 0.
-    """
+    """Train to the end of the epoch of `state`; return its mean loss. Ranks but 0 have no log."""
     config = state.config
     epoch = state.step // state.steps_per_epoch
     order = epoch_order(len(x_train), config.seed, epoch).to(x_train.device)
@@ -2229,9 +1989,7 @@ def train_epoch(
     return state.loss_sum.item() / len(x_train)
 
 
-def finish_epoch(
-    state: TrainState, x_val: Tensor, log: RunLogger, scalars: dict[str, float]
-) -> None:
+def finish_epoch(state: TrainState, x_val: Tensor, log: RunLogger, scalars: dict) -> None:
     """Validate the EMA weights on a subset; log, print one line, perhaps draw."""
     config, started = state.config, time.perf_counter()
     epoch = state.step // state.steps_per_epoch
@@ -2255,8 +2013,7 @@ def finish_run(state: TrainState, x_val: Tensor, log: RunLogger) -> None:
     scores, _ = validate(state.ema, state.scheduler, x_val, config.sampling)
     shape = (256, config.seq_len, ACTION_DIM)
     generated = generation_metrics(generate(state.ema, state.scheduler, shape, **config.sampling))
-    generate_scores = {f"generate/{k}": v for k, v in generated.items()}
-    log.scalars(state.step, log_keys("final", scores) | generate_scores)
+    log.scalars(state.step, log_keys("final", scores) | log_keys("generate", generated))
     denoised = [f"{scores[f'denoise_mse_sigma_{s}']:.5f} at {s}" for s in DENOISE_SIGMAS]
     checkpoint = newest_checkpoint(log.folder)
     say(f"""
@@ -2310,8 +2067,7 @@ def model_diagnostics(model: nn.Module, x_0: Tensor) -> dict[str, float]:
 
 def describe(model: nn.Module, scheduler: DDIMScheduler, config: TrainConfig) -> TrainConfig:
     """Return `config` with the architecture and noise that the objects themselves have."""
-    names = {f.name for f in fields(TrainConfig)}
-    options = {k: v for k, v in getattr(model, "options", {}).items() if k in names}
+    options = {k: v for k, v in getattr(model, "options", {}).items() if hasattr(config, k)}
     options |= {name: getattr(scheduler, name) for name in knobs_of(DDIMScheduler, config)}
     return replace(config, **options)
 
@@ -2334,13 +2090,15 @@ def train_loop(
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs)
     state.data_sha256 = hashlib.sha256(x_train.cpu().numpy().tobytes()).hexdigest()
-    logged, wandb_id = 0, None
+    log, resume = None, resume or {}
     if resume:
         state.restore(resume)
-        logged, wandb_id = resume["step"], resume["wandb_id"]
-    is_first = process_rank()[0] == 0
-    log = RunLogger(Path(config.save_dir), config, logged, wandb_id) if is_first else None
-    try:
+    if process_rank()[0] == 0:
+        at = resume.get("step", 0), resume.get("wandb_id")
+        log = RunLogger(Path(config.save_dir), config, *at)
+        count = f"{sum(p.numel() for p in model.parameters()):,} parameters on {x_train.device}"
+        say(f"{count}, {len(x_train)} + {len(x_val)} gestures, run folder {log.folder}")
+    with closing(log) if log else nullcontext():
         with caught_signals(state.caught):
             while state.step < state.total_steps:
                 started = time.perf_counter()
@@ -2351,9 +2109,6 @@ def train_loop(
                 save_or_stop(state, log)
         if log:
             finish_run(state, x_val, log)
-    finally:
-        if log:
-            log.close()
     return state.ema
 
 
@@ -2369,35 +2124,18 @@ def train_diffusion_model(
     save_dir: str | Path = "checkpoints",
     *,
     config: TrainConfig | None = None,
-    resume: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Train, validate every epoch, and leave a run folder; the plan's training loop.
+    """Train, validate every epoch, leave a run folder `save_dir`; return the EMA model.
 
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        train_loader: its data set and batch size are used; the order is f(seed, epoch).
-        val_loader: its data set is used.
-        num_epochs: passes over the training set.
-        lr: peak learning rate.
-        device: where to train.
-        log_interval: steps between lines of metrics.jsonl.
-        save_dir: the run folder.
-        config: every other knob; the arguments above win over it.
-        resume: a loaded checkpoint to continue.
-
-    Returns: the EMA model, in eval mode.
+    The plan's training loop. Of the loaders the data sets are used, and the batch size; the order
+    is f(seed, epoch). `lr` is the peak, `log_interval` the steps between lines of metrics.jsonl,
+    `config` every other knob.
     """
-    config = replace(
-        config or TrainConfig(),
-        num_epochs=num_epochs,
-        lr=lr,
-        batch_size=train_loader.batch_size or 1,
-        log_interval=log_interval,
-        save_dir=str(save_dir),
-    )
+    given: dict[str, Any] = {"num_epochs": num_epochs, "lr": lr, "log_interval": log_interval}
+    given |= {"batch_size": train_loader.batch_size or 1, "save_dir": str(save_dir)}
+    config = replace(config or TrainConfig(), **given)
     x_train, x_val = all_sequences(train_loader).to(device), all_sequences(val_loader).to(device)
-    return train_loop(model.to(device), scheduler.to(device), x_train, x_val, config, resume)
+    return train_loop(model.to(device), scheduler.to(device), x_train, x_val, config)
 
 
 # ----------------------------------------------------------------------------------------
@@ -2435,9 +2173,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     training = parser.add_argument_group("training")
-    training.add_argument(
-        "--preset", choices=PRESETS, help="smoke: seconds; cpu: the defaults; gpu: the best recipe"
-    )
+    presets = "smoke: seconds; cpu: the defaults; gpu: the best recipe"
+    training.add_argument("--preset", choices=PRESETS, help=presets)
     for f in fields(TrainConfig):
         options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
         if f.type is bool:
@@ -2445,24 +2182,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         else:
             options |= {"type": f.type, "choices": f.metadata.get("choices")}
         training.add_argument(f"--{f.name}", **options)
-    training.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="PATH",
-        help="continue a checkpoint or run folder (default: --save_dir) with its own flags, "
-        "but for those given",
-    )
+    resume = "continue a checkpoint or run folder (default: --save_dir); flags are its own or given"
+    training.add_argument("--resume", nargs="?", const="", metavar="PATH", help=resume)
     sampling = parser.add_argument_group("sampling, instead of training")
     sampling.add_argument("--sample", type=int, metavar="N", help="write N gestures")
     sampling.add_argument("--checkpoint", metavar="PATH", help="checkpoint or run folder")
     sampling.add_argument("--output_dir", metavar="DIR", help="where to write samples_actions.npy")
     sampling.add_argument("--known_data_dir", metavar="DIR", help="gestures to recreate")
-    sampling.add_argument(
-        "--known_strategy",
-        choices=tuple(KNOWN_STRATEGIES),
-        help="which of their frames are given (default: press_edges)",
-    )
+    frames = "which of their frames are given (default: press_edges)"
+    sampling.add_argument("--known_strategy", choices=[*KNOWN_STRATEGIES], help=frames)
     return parser.parse_args(argv)
 
 
@@ -2476,22 +2204,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-MODEL_FLAGS = (
-    *("seq_len", "d_model", "num_layers", "nhead", "dim_feedforward", "patch_size", "adaln"),
-    *("learned_positions", "token_overlap", "known_frames", "noise_units", "gates"),
-    *("context_dim", "num_timesteps", "beta_schedule", "prediction_type"),
-)
-
-
 def check_same_model(config: TrainConfig, saved: dict[str, Any], path: str | Path) -> None:
     """Raise UserError if a flag contradicts the weights of a checkpoint, trained as `saved`."""
-    for name in MODEL_FLAGS:
-        now = getattr(config, name)
-        if now != saved[name]:
-            raise UserError(
-                f"--{name} contradicts the weights of {path}: {saved[name]} -> {now}; drop the "
-                "flag or train anew"
-            )
+    trained_for = {"num_timesteps": config.num_timesteps, "prediction_type": config.prediction_type}
+    for name, now in (knobs_of(MinimalDiffusionTransformer, config) | trained_for).items():
+        if now != saved[name] and name != "dropout":
+            change = f"--{name} contradicts the weights of {path}: {saved[name]} -> {now}"
+            raise UserError(f"{change}; drop the flag or train anew")
 
 
 def newest_intact(path: str) -> dict[str, Any]:
@@ -2505,14 +2224,14 @@ def newest_intact(path: str) -> dict[str, Any]:
     return load_checkpoint(oldest)
 
 
-def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any] | None]:
+def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str, Any]]:
     """Return the config of a resumed run, its own but for what is given, and its checkpoint."""
     path = path or given.get("save_dir", "")
     if not path:
         raise UserError("--resume needs a PATH, or a --save_dir to look in")
     if path == given.get("save_dir") and not [*Path(path).glob("diffusion_checkpoint_epoch_*.pth")]:
         say(f"note: nothing to resume in {path}; starting afresh")
-        return TrainConfig(**given), None
+        return TrainConfig(**given), {}
     content = newest_intact(path)
     folder = content["path"].parent
     saved = content["config"] | {"save_dir": str(folder)}
@@ -2520,9 +2239,9 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
         config = TrainConfig(**saved | given)
     except TypeError as e:
         raise UserError(f"{content['path']} does not fit this version ({e})") from None
-    other = Path(config.save_dir) / "metrics.jsonl"
-    if other.exists() and not other.parent.samefile(folder):
-        raise UserError(f"{other.parent} holds another run; choose a new --save_dir")
+    other = Path(config.save_dir)
+    if (other / "metrics.jsonl").exists() and not other.samefile(folder):
+        raise UserError(f"{other} holds another run; choose a new --save_dir")
     check_same_model(config, saved, content["path"])
     for name in ("lr", "batch_size", "seed", "num_epochs"):
         if getattr(config, name) != saved[name]:
@@ -2532,14 +2251,11 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
 
 
 @contextmanager
-def claimed_run_folder(config: TrainConfig, *, resuming: bool) -> Iterator[Path]:
+def locked_run_folder(folder: Path, *, resuming: bool) -> Iterator[None]:
     """Make the run folder and hold its lock; refuse one that is in use or holds another run.
 
     The kernel frees the lock when the process ends, however it ends.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}_d{config.d_model}_l{config.num_layers}_h{config.nhead}"
-    folder = Path(config.save_dir or Path("runs") / name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a+")
@@ -2547,23 +2263,18 @@ def claimed_run_folder(config: TrainConfig, *, resuming: bool) -> Iterator[Path]
         raise UserError(f"cannot write into --save_dir {folder} ({e}); choose another") from None
     with lock:
         try:
-            import fcntl
-
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise UserError(
-                f"{folder} is in use by process {lock.read()}; wait, or choose another --save_dir"
-            ) from None
-        except (ImportError, OSError):  # Windows, or a file system without locks
-            pass
+            user = f"process {lock.read()}"
+            raise UserError(f"{folder} is in use by {user}; choose another --save_dir") from None
+        except OSError:
+            pass  # a file system without locks
         lock.truncate(0)
         print(os.getpid(), end="", file=lock, flush=True)
         if not resuming and (folder / "metrics.jsonl").exists():
-            raise UserError(
-                f"{folder} holds a run already; add --resume or choose another --save_dir"
-            )
-        yield folder
+            raise UserError(f"{folder} holds a run; add --resume or choose another --save_dir")
+        yield
 
 
 def join_processes(device: torch.device) -> None:
@@ -2576,20 +2287,11 @@ def join_processes(device: torch.device) -> None:
     torch.distributed.init_process_group(backend, timeout=timedelta(minutes=10))
 
 
-def train(
-    config: TrainConfig, resume: dict[str, Any] | None = None, *, resuming: bool = False
-) -> nn.Module:
-    """Do a whole run as `config` says: what the command line does, for a notebook.
+def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Module:
+    """Do a whole run, as the command line does; return the EMA model in eval mode.
 
-    Args:
-        config: of the run.
-        resume: a loaded checkpoint to continue.
-        resuming: the run folder may hold a run, even one without a checkpoint yet.
-
-    Returns: the EMA model, in eval mode.
-
-    Raises:
-        UserError: bad data, device or folder.
+    `resume` is a loaded checkpoint to continue, empty for a run that has none yet. UserError for
+    bad data, device or folder.
     """
     device = pick_device(config.device)
     asked_wandb_mode(config.wandb_mode)  # refused before any data is read
@@ -2602,29 +2304,22 @@ def train(
     )
     strays = ((x[..., 2:] <= PRESSED) & (x[..., :2] > 0) for x in x_train.split(4096))
     if (config.symmetries or config.gates) and any(bool(s.any()) for s in strays):
-        raise UserError(
-            f"{config.data_dir} moves while idle (x or y above 0 where press is 0); zero these "
-            "frames, or add --no-symmetries --no-gates"
-        )
+        cure = "zero these frames, or add --no-symmetries --no-gates"
+        raise UserError(f"{config.data_dir} has x or y above 0 where press is 0; {cure}")
     shared = 0 if config.allow_overlap else count_shared(x_train, x_val)
     if shared:
-        raise UserError(
-            f"{shared} gestures of {config.val_data_dir} are in {config.data_dir} too: validation "
-            "would not tell learning from memory; separate them, or add --allow_overlap"
-        )
+        where = f"of {config.val_data_dir} are in {config.data_dir} too"
+        raise UserError(f"{shared} gestures {where}; separate the sets, or add --allow_overlap")
     context = None
     if config.context_dim:
         context = read_context(config.data_dir, len(x_train), config.context_dim).to(device)
-    sequences = x_train.to(device), x_val.to(device)
-    if process_rank()[0] != 0:
-        return train_loop(model, scheduler, *sequences, config, resume, context)
-    with claimed_run_folder(config, resuming=resuming) as folder:
-        say(
-            f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
-            f"{len(x_train)} + {len(x_val)} gestures, run folder {folder}"
-        )
-        config = replace(config, save_dir=str(folder))
-        return train_loop(model, scheduler, *sequences, config, resume, context)
+    name = f"_d{config.d_model}_l{config.num_layers}_h{config.nhead}"
+    folder = Path(config.save_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}{name}")
+    config = replace(config, save_dir=str(folder))
+    x_train, x_val = x_train.to(device), x_val.to(device)
+    is_first, resuming = process_rank()[0] == 0, resume is not None
+    with locked_run_folder(folder, resuming=resuming) if is_first else nullcontext():
+        return train_loop(model, scheduler, x_train, x_val, config, resume, context)
 
 
 def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -2666,17 +2361,15 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal without Greek letters
     try:
         args = parse_args(argv)
-        names = {f.name for f in fields(TrainConfig)}
-        given = {name: value for name, value in vars(args).items() if name in names}
-        given = PRESETS[getattr(args, "preset", "cpu")] | given
-        sampling_flags = {"checkpoint", "output_dir", "known_data_dir", "known_strategy"}
-        stray = sampling_flags & set(vars(args)) if "sample" not in args else set()
-        if stray:
-            raise UserError(f"--{min(stray)} goes with --sample N; add it or drop the flag")
+        own = {k: v for k, v in vars(args).items() if hasattr(TrainConfig, k)}
+        given = PRESETS[getattr(args, "preset", "cpu")] | own
+        stray = vars(args).keys() - own - {"preset", "resume"}
         if "sample" in args:
             sample_to_file(args, given)
+        elif stray:
+            raise UserError(f"--{min(stray)} goes with --sample N; add it or drop the flag")
         elif "resume" in args:
-            train(*resume_run(given, args.resume), resuming=True)
+            train(*resume_run(given, args.resume))
         else:
             train(TrainConfig(**given))
         if torch.distributed.is_initialized():
@@ -2694,6 +2387,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(
-        main()
-    )  # all is written; the exit hooks of W&B would wait for its process, if it hangs
+    os._exit(main())  # all is written; the exit hooks of W&B might wait for ever

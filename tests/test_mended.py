@@ -96,15 +96,21 @@ def test_gestures_without_an_edge_earn_no_score():
 
 
 @pytest.mark.parametrize(
-    ("netrc", "expected"), [("machine api.wandb.ai login user password k\n", True), ("", False)]
+    ("netrc", "expected"),
+    [("machine api.wandb.ai login user password k\n", "online"), ("", "offline")],
 )
 def test_a_wandb_login_is_seen_without_asking_wandb(tmp_path, monkeypatch, netrc, expected):
     (tmp_path / "netrc").write_text(netrc)
     (tmp_path / "netrc").chmod(0o600)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "netrc").rename(tmp_path / ".netrc")
-    settings = SimpleNamespace(api_key=None, base_url="https://api.wandb.ai")
-    assert tdd.has_wandb_login(settings) is expected
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tdd.resolve_wandb_mode("auto") == expected
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert tdd.resolve_wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert tdd.resolve_wandb_mode("auto") == "online"
 
 
 def test_a_closed_stdout_costs_lines_and_not_the_run(tiny_flags, tmp_path):

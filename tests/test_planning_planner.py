@@ -463,7 +463,7 @@ def test_training_with_goals_uses_them(tmp_path, tiny_config):
     error = (drawn[:, None] - gestures[None, :2]).square().mean((2, 3))
     assert error.argmin(dim=1).tolist() == [0, 1]
     again, _, loaded = tdd.load_model(tmp_path)
-    assert loaded.context_dim == 2 and again.context_dim == 2
+    assert loaded.context_dim == 2 and again.options["context_dim"] == 2
 
 
 def test_context_files_beside_the_gestures(tmp_path, tiny_flags, refused):
@@ -475,6 +475,12 @@ def test_context_files_beside_the_gestures(tmp_path, tiny_flags, refused):
     assert tdd.read_context(tmp_path, 10, 3).sum() == 12
     with pytest.raises(tdd.UserError, match="11 rows"):
         tdd.read_context(tmp_path, 11, 3)
+    np.save(tmp_path / "b_context.npy", np.full((6, 3), np.nan))
+    with pytest.raises(tdd.UserError, match="not finite"):
+        tdd.read_context(tmp_path, 10, 3)
+    (tmp_path / "b_context.npy").write_bytes(b"damaged")
+    with pytest.raises(tdd.UserError, match=r"_context\.npy"):
+        tdd.read_context(tmp_path, 10, 3)
 
 
 def test_hindsight_pairs_reach_their_goals():

@@ -309,7 +309,9 @@ def test_reconstruction_table_is_the_trainers():
     x_0 = gestures(5)
     recreated = x_0.roll(2, dims=1)
     logged = []
-    log = SimpleNamespace(table=lambda step, rows: logged.extend(rows), figure=lambda *_: None)
+    log = SimpleNamespace(
+        table=lambda step, rows: logged.extend(rows), figure=lambda *_, **__: None
+    )
     log_recreations(log, 7, 3, x_0, recreated)
     rows = report.reconstruction_rows(x_0, recreated, 3)
     assert rows == logged

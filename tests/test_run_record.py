@@ -245,7 +245,7 @@ def test_a_fault_of_wandb_never_stops_a_run(tmp_path, monkeypatch, capsys):
     log.scalars(2, {"a": 2.0})
     log.close()
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 2
-    assert capsys.readouterr().err.count("warning: W&B is off") == 1 and log.wandb_id is None
+    assert capsys.readouterr().err.count("warning: W&B is off") == 1 and log.wandb is None
 
 
 @pytest.mark.parametrize("value", ["offline", "dryrun", "disabled"])
