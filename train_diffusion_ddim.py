@@ -37,6 +37,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -207,7 +208,7 @@ class TrainConfig:
 # ----------------------------------------------------------------------------------------
 # DATASET — files → x_0
 # ----------------------------------------------------------------------------------------
-# The set is small (3 kB a gesture), so it lives in memory as one tensor and a batch is an index.
+# The set is one tensor and a batch is an index: in memory (3 kB a gesture), or paged in from disk.
 
 
 def to_model_units(x: Tensor) -> Tensor:
@@ -274,13 +275,15 @@ def memory_limit() -> int:
 
 
 def read_all_actions(paths: list[Path], seq_len: int) -> np.ndarray:
-    """Read files as one float32 array (N, seq_len, 3), without holding any of it twice."""
+    """Read files as one float32 array (N, seq_len, 3), without holding any of it twice.
+
+    More than half of the memory goes through a nameless file into a map of that, paged in by need.
+    """
     size, limit = sum(path.stat().st_size for path in paths if path.is_file()), memory_limit()
-    if size > 0.9 * limit:
-        need = f"{size / 1e9:.1f} GB, too much for {limit / 1e9:.1f} GB of memory"
-        raise UserError(f"{paths[0].parent} holds {need}; train on a part of the files")
-    if len(paths) == 1:
+    if len(paths) == 1 and size <= 0.9 * limit:
         return read_actions(paths[0], seq_len)
+    if size > 0.5 * limit:
+        return map_all_actions(paths, seq_len, limit)
     # Room for twice as many, should they be float16; memory is taken only where it is written.
     sequences = np.empty((size // (2 * seq_len * 3), seq_len, 3), np.float32)
     count = 0
@@ -289,6 +292,26 @@ def read_all_actions(paths: list[Path], seq_len: int) -> np.ndarray:
         sequences[count : count + len(x)] = x
         count += len(x)
     return sequences[:count]
+
+
+def map_all_actions(paths: list[Path], seq_len: int, limit: int) -> np.ndarray:
+    """Copy files into a temporary file that is gone with its map, float32 (N, seq_len, 3)."""
+    try:
+        with tempfile.TemporaryFile() as copy_of_all:
+            for path in paths:
+                if path.stat().st_size > 0.5 * limit:
+                    raise UserError(f"{path} fills more than half of the memory; split it")
+                copy_of_all.write(read_actions(path, seq_len).data)
+            return np.memmap(copy_of_all, np.float32).reshape(-1, seq_len, 3)
+    except OSError as e:
+        place = f"{paths[0].parent} does not fit into memory, nor into {tempfile.gettempdir()}"
+        raise UserError(f"{place} ({e.strerror}); set TMPDIR to a larger disk") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def check_manifest(folder: Path, seq_len: int) -> None:
@@ -306,7 +329,7 @@ def check_manifest(folder: Path, seq_len: int) -> None:
         raise UserError(f"{path} says {length} frames a gesture, not {seq_len}; set --seq_len")
     for name, digest in listed.items():
         file = folder / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        if not file.is_file() or sha256_of(file) != digest:
             raise UserError(f"{file} is missing or not what {path} says; regenerate the data set")
 
 
@@ -2089,7 +2112,7 @@ def train_loop(
     config = describe(model, scheduler, config)
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs)
-    state.data_sha256 = hashlib.sha256(x_train.cpu().numpy().tobytes()).hexdigest()
+    state.data_sha256 = hashlib.sha256(x_train.cpu().numpy().data).hexdigest()
     log, resume = None, resume or {}
     if resume:
         state.restore(resume)

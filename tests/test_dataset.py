@@ -278,10 +278,41 @@ def test_a_set_is_held_once_in_memory(tmp_path, num_files):
     assert float(done.stdout) < 1.2, done.stderr  # of 16 files one more is there at a time
 
 
-def test_a_set_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
+def test_a_set_larger_than_the_memory_is_paged_in_from_disk(tmp_path):
+    """96 MB in 8 files; the process may take 50 MB more than it has, and believes in 100 MB."""
+    gestures = np.zeros((4000, 250, 3), np.float32)
+    for i in range(8):
+        gestures[:, 0, 0] = i / 8
+        np.save(tmp_path / f"batch_{i}_actions.npy", gestures)
+    code = (
+        "import re, resource, sys, torch, train_diffusion_ddim as tdd;"
+        "from pathlib import Path;"
+        "tdd.memory_limit = lambda: int(sys.argv[2]);"
+        "status = Path('/proc/self/status').read_text();"
+        "taken = 1024 * int(re.search(r'VmData:\\s*(\\d+)', status)[1]);"
+        "resource.setrlimit(resource.RLIMIT_DATA, (taken + 50_000_000,) * 2);"
+        "x = torch.from_numpy(tdd.DiffusionActionDataset(sys.argv[1]).sequences);"
+        "print(len(x), x[::4000, 0, 0].tolist())"
+    )
+    done = python("-c", code, tmp_path, 100_000_000)
+    assert done.stdout.split(" ", 1) == ["32000", f"{[i / 8 for i in range(8)]}\n"], done.stderr
+    assert python("-c", code, tmp_path, 10**12).returncode, "the limit limits nothing"
+
+
+def test_one_file_that_fills_the_memory_is_refused(tmp_path, monkeypatch):
     np.save(tmp_path / "x_actions.npy", ROWS)
     monkeypatch.setattr(train_diffusion_ddim, "memory_limit", lambda: 1000)
-    with pytest.raises(UserError, match="GB of memory"):
+    with pytest.raises(UserError, match=r"x_actions\.npy fills more than half of the memory"):
+        DiffusionActionDataset(tmp_path, L)
+
+
+def test_no_room_for_the_copy_of_a_large_set_is_said(tmp_path, monkeypatch):
+    for i in range(4):
+        np.save(tmp_path / f"{i}_actions.npy", ROWS)
+    size = (tmp_path / "0_actions.npy").stat().st_size
+    monkeypatch.setattr(train_diffusion_ddim, "memory_limit", lambda: 3 * size)
+    monkeypatch.setattr(train_diffusion_ddim.tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="set TMPDIR to a larger disk"):
         DiffusionActionDataset(tmp_path, L)
 
 
