@@ -198,6 +198,7 @@ class Lab:
     def start(self, *argv: object, **options: object) -> subprocess.Popen:
         """Run the command line as a user does: a new process, in a group of its own."""
         environ = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+        environ = {k: v for k, v in environ.items() if v is not None}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
         command = [str(a) for a in (*options.pop("prefix", ()), sys.executable, *argv)]
         group = {"start_new_session": True, "text": True, "env": environ}

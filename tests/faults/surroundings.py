@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from tests.faults.lab import LAST, STEPS, Lab, Skipped, end_state, fault, no_fig
 
 # ---- W&B ---------------------------------------------------------------------------------
 
-LOGGED_OUT = {"WANDB_API_KEY": "", "WANDB_MODE": "", "NETRC": "/dev/null"}
+LOGGED_OUT = {"WANDB_API_KEY": None, "WANDB_MODE": None, "NETRC": "/dev/null"}  # None: not set
 
 
 def need_wandb() -> None:
@@ -41,13 +42,16 @@ def cores_of(process: subprocess.Popen) -> list[int]:
 
 def ends_like_the_undisturbed(lab: Lab, folder: Path, process: subprocess.Popen) -> str:
     """Wait for a run; return "" if it ends well, with the same bits."""
+    cores = cores_of(process)
     try:
-        _, err = process.communicate(timeout=300)
+        process.wait(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
         return "still running after 300 s"
-    for pid in cores_of(process):
-        os.kill(pid, signal.SIGKILL)
+    for pid in cores:  # one that is stopped keeps the pipes open
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate()
     if process.returncode or "Traceback" in err:
         return f"code {process.returncode}, {err[-300:]}"
     return "" if end_state(folder) == lab.digest else "another end state"
@@ -57,7 +61,7 @@ def with_core(lab: Lab, number: int) -> Iterator[str]:
     """Send a signal to W&B's own process in the middle of an offline run."""
     need_wandb()
     folder = lab.new()
-    flags = lab.flags(folder, wandb_mode="offline", figure_every=1)
+    flags = lab.flags(folder, wandb_mode="offline")
     process = lab.train(*flags, env={**LOGGED_OUT, "HOME": str(lab.folder)})
     process.stdout.readline()
     deadline = time.monotonic() + 600
@@ -92,7 +96,7 @@ def unreachable(lab: Lab, num: int) -> Iterator[str]:
     refusing = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     for more in ({}, refusing)[:num]:
         folder = lab.new()
-        env = {**LOGGED_OUT, "HOME": str(lab.folder), "WANDB_MODE": "", **more}
+        env = {**LOGGED_OUT, "HOME": str(lab.folder), **more}
         process = lab.train(*lab.flags(folder, wandb_mode="auto"), env=env)
         yield ends_like_the_undisturbed(lab, folder, process)
 
