@@ -302,7 +302,7 @@ def load_policy(folder: Path) -> GoalPolicy:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 done, 2 the user's mistake."""
+    """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
     parser = OneLineParser(prog="python -m planning.goals", description=__doc__)
     parser.add_argument(
         "--checkpoint", required=True, metavar="PATH", help="denoiser to start from"
@@ -313,13 +313,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4000, help="of a regression; default: 4000")
     try:
         args = parser.parse_args(argv)
+        for name in ("pairs", "epochs", "steps"):
+            if getattr(args, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
         torch.set_num_threads(1)
         checkpoint = newest_checkpoint(args.checkpoint)
         load_checkpoint(checkpoint)  # raises before any work
         train_all(checkpoint, Path(args.output_dir), args.pairs, args.epochs, args.steps)
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        say(f"error: {e}", err=True)
         return 2
+    except OSError as e:
+        say(f"error: {e}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

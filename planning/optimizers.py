@@ -129,7 +129,7 @@ class Objective:
     def _improve(self, actions: Tensor, costs: Tensor) -> None:
         if costs.shape[1] == 0:
             return
-        cost, j = costs.nan_to_num(nan=math.inf).min(dim=1)
+        cost, j = costs.nan_to_num(nan=math.inf, posinf=math.inf).min(dim=1)
         better = cost < self.best_cost
         self.best[better] = actions[better.nonzero()[:, 0], j[better]].float()
         self.best_cost = torch.where(better, cost, self.best_cost)

@@ -298,7 +298,7 @@ class Planner:
         kept, costs = torch.empty(0, SEQ_LEN, 3), torch.empty(0)
         while True:
             kept, costs = torch.cat([kept, new]), torch.cat([costs, objective(new[None])[0]])
-            order = costs.nan_to_num(nan=math.inf).argsort()[:TOP]
+            order = costs.nan_to_num(nan=math.inf, posinf=math.inf).argsort()[:TOP]
             kept, costs = kept[order], costs[order]
             now = time.perf_counter()
             each = (now - began) / num  # seconds per gesture; less in a larger chunk
