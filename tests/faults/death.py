@@ -156,7 +156,6 @@ def errors_in_a_save(lab: Lab, num: int) -> Iterator[str]:
         kept = folder / "diffusion_checkpoint_epoch_0.pth"
         before = sha256(kept)
         pid = lab.fork([*lab.flags(folder), "--resume"], stop_here)
-        os.waitpid(pid, os.WUNTRACED)
         target = "diffusion_checkpoint_epoch_1.pth"
         paths = folder / f".{target}.tmp", folder / target
         inject = f"-e trace={call} -e inject={call}:error={error}"

@@ -217,10 +217,9 @@ class Lab:
             return "a temporary file is left"
         return "" if end_state(folder) == self.digest else "another end state"
 
-    def stopped_by(
-        self, pid: int, log: Path, trace: str, *paths: Path, go: int | None = None
-    ) -> None:
-        """Attach strace to a child that has stopped itself, then let it go on."""
+    def stopped_by(self, pid: int, log: Path, trace: str, *paths: Path) -> None:
+        """Wait until a child has stopped itself, attach strace, then let it go on."""
+        os.waitpid(pid, os.WUNTRACED)
         options = [f"-P{path}" for path in paths]
         strace = subprocess.Popen(
             ["strace", "-f", "-qq", "-o", log, *options, "-p", str(pid), *trace.split()],
