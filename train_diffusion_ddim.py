@@ -1937,7 +1937,7 @@ def progress(items: Iterable, title: str) -> Iterable:
         from tqdm import tqdm
     except ImportError:
         return items
-    return tqdm(items, title, disable=None, leave=False)
+    return tqdm(items, title, disable=None if sys.stderr else True, leave=False)
 
 
 @contextmanager
