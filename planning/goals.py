@@ -1,13 +1,12 @@
 """Planners that were trained with goals: hindsight-relabelled pairs of (now, then) and gesture.
 
-    python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals   # about ten minutes
+    python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals   # about seven minutes
 
 A gesture of the true generator does something to a scene; what it did is afterwards called the
 goal (Andrychowicz et al., arXiv:1707.01495). From such pairs learn: a regression to the gesture; a
 regression to its six parameters, at a fixed time; and the denoiser, started from a trained one,
 whose context is what that regression answers: where the gesture begins and ends, on average. (Given
-the tokens instead, the denoiser had hardly learnt to use them after 7,500 steps: docs/PLANNING.md.)
-A look-up takes the nearest goal.
+the tokens instead, it hardly learnt to use them.) A look-up takes the nearest goal.
 """
 
 import json
