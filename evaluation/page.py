@@ -320,7 +320,8 @@ def _section(section: Section, folder: Path) -> str:
     shown = _table([section.first, *section.columns.values()], rows) if section.columns else ""
     return (
         f'<section id="{section.name}"><h2>{escape(section.title)}</h2>\n'
-        f"<p>{escape(section.text)}</p>{figures}{_claims(section)}{shown}{_other_metrics(section)}</section>\n"
+        f"<p>{escape(section.text)}</p>{figures}{_claims(section)}{shown}"
+        f"{_other_metrics(section)}</section>\n"
     )
 
 

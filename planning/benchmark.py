@@ -83,9 +83,8 @@ def plan_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
     jobs = [
         Job("main", name, task, seed, size.instances)
         for seed in range(size.seeds)
-        for name, method in methods.items()
+        for name in methods
         for task in TASKS
-        if seed < method.seeds
     ]
     for budget, num in size.long:
         names = [name for name in LONG_METHODS if name in methods]

@@ -26,14 +26,12 @@ class Method:
         group: COST, PRIOR or GOAL.
         run: `run(objective, rng, **settings)`; goal-trained ones also take `context`.
         trials: the settings that are tried on the tuning instances; at most four each.
-        seeds: of 50 instances each; fewer where a sampler is too dear for one core.
     """
 
     label: str
     group: str
     run: Callable[..., None]
     trials: tuple[dict[str, Any], ...] = ({},)
-    seeds: int = 8
 
 
 def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
@@ -88,28 +86,25 @@ def prior_methods(prior: DiffusionPrior) -> dict[str, Method]:
         "ddim_adam": Method("DDIM + Adam 6-D", PRIOR, partial(refine, draw=draw), IN_TIME),
         "ddim_cem": Method("DDIM + CEM 6-D", PRIOR, partial(local, draw=draw), LOCAL_CEM_IN_TIME),
         "ddim_guided": Method(
-            "DDIM, guided", PRIOR, partial(guided, prior=prior), grid("scale", *scales), seeds=4
+            "DDIM, guided", PRIOR, partial(guided, prior=prior), grid("scale", *scales)
         ),
         "ddim_guided_smooth": Method(
             "DDIM, guided, smoothed",
             PRIOR,
             partial(guided, prior=prior, smoothing=0.05),
             grid("scale", *scales),
-            seeds=4,
         ),
         "diffusion_es": Method(
             "Diffusion-ES",
             PRIOR,
             partial(diffusion_es, prior=prior),
             grid("sigma", 0.1, 0.2, 0.4, 0.8),
-            seeds=4,
         ),
         "diffusion_es_adam": Method(
             "Diffusion-ES + Adam 6-D",
             PRIOR,
             partial(diffusion_es, prior=prior, sigma=0.2),
             tuple({"refine_share": s, "lr": lr} for s in (0.4, 0.6) for lr in (0.02, 0.05)),
-            seeds=4,
         ),
     }
 
@@ -118,9 +113,9 @@ def goal_methods(policy: GoalPolicy) -> dict[str, Method]:
     """Return the methods that were trained on goals."""
     cfg, ends = partial(cfg_ddim, policy=policy), partial(regress_ends, policy=policy)
     return {
-        "cfg_ddim": Method("DDIM given the goal", GOAL, cfg, grid("scale", 1.0, 1.5, 2.0, 3.0), 4),
+        "cfg_ddim": Method("DDIM given the goal", GOAL, cfg, grid("scale", 1.0, 1.5, 2.0, 3.0)),
         "cfg_ddim_adam": Method(
-            "DDIM given the goal + Adam 6-D", GOAL, partial(cfg, refine=True), STEPS, 4
+            "DDIM given the goal + Adam 6-D", GOAL, partial(cfg, refine=True), STEPS
         ),
         "regress_gesture": Method(
             "regression to the gesture", GOAL, partial(regress_gesture, policy=policy)

@@ -113,16 +113,14 @@ def test_a_wandb_login_is_seen_without_asking_wandb(tmp_path, monkeypatch, netrc
     assert tdd.resolve_wandb_mode("auto") == "online"
 
 
-def test_a_closed_stdout_costs_lines_and_not_the_run(tiny_flags, tmp_path):
+@pytest.mark.parametrize("redirect", [">/dev/full 2>/dev/full", ">&- 2>&-"])
+def test_no_stdout_and_stderr_cost_lines_and_not_the_run(redirect, tiny_flags, tmp_path):
     argv = [str(a) for a in tiny_flags(save_dir=tmp_path / "run", num_epochs=1)]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "train_diffusion_ddim.py"), *argv],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"WANDB_MODE": "disabled"},
-        )
-    assert list((tmp_path / "run").glob("diffusion_checkpoint_epoch_*.pth")), done.stderr
+    shell = ["bash", "-c", f'"$@" {redirect}', "bash"]
+    script = [sys.executable, str(ROOT / "train_diffusion_ddim.py")]
+    done = subprocess.run([*shell, *script, *argv], env=os.environ | {"WANDB_MODE": "disabled"})
+    assert done.returncode == 0
+    assert list((tmp_path / "run").glob("diffusion_checkpoint_epoch_*.pth"))
 
 
 def test_help_speaks_ascii_to_a_terminal_without_greek():
