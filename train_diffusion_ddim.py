@@ -136,7 +136,7 @@ class TrainConfig:
     dropout: float = flag(0.0, "dropout; synthetic gestures do not need it", low=0, high=0.99)
     patch_size: int = flag(5, "frames per token; must divide seq_len; 1 = the plan's", low=1)
     adaln: bool = flag(True, "condition on t by adaLN-zero; off = the plan's added embedding")
-    learned_positions: bool = flag(True, "learned positions; off = the plan's sinusoids")
+    rotary: bool = flag(True, "positions by rotary attention; off = the plan's sinusoids")
     token_overlap: bool = flag(True, "let each token also read its two neighbours' frames")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     noise_units: bool = flag(True, "let the denoiser also read x, y in units of the noise")
@@ -734,17 +734,17 @@ class DDIMScheduler(nn.Module):
 class PositionalEncoding(nn.Module):
     """Add the sinusoidal encoding of each position (arXiv:1706.03762, sec. 3.5).
 
-    Any width d_model, sequences of at most max_len; `learned` starts there, but trains it.
+    Any width d_model, sequences of at most max_len.
     """
 
-    def __init__(self, d_model: int, max_len: int = 300, *, learned: bool = False) -> None:
+    def __init__(self, d_model: int, max_len: int = 300) -> None:
         super().__init__()
         i = torch.arange((d_model + 1) // 2)
         angle = torch.arange(max_len)[:, None] * torch.exp(-math.log(10000.0) * 2 * i / d_model)
         pe = torch.zeros(1, max_len, d_model)
         pe[0, :, 0::2] = torch.sin(angle)
         pe[0, :, 1::2] = torch.cos(angle)[:, : d_model // 2]
-        self.pe = nn.Parameter(pe) if learned else nn.Buffer(pe, persistent=False)
+        self.pe = nn.Buffer(pe, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to the same, L at most max_len."""
@@ -795,18 +795,34 @@ def with_goal(model: Model, context: Tensor, scale: float = 1.0) -> Model:
 
 
 class SelfAttention(nn.Module):
-    """Bidirectional multi-head attention, without dropout on its weights (4x slower on a CPU)."""
+    """Bidirectional multi-head attention, without dropout on its weights (4x slower on a CPU).
 
-    def __init__(self, d_model: int, nhead: int) -> None:
+    With `rotary_tokens`, the length L, queries and keys are turned by angles that grow with their
+    place (RoPE, arXiv:2104.09864, eq. 34), so that a product sees their distance alone; here from
+    one radian a token down to one radian in all.
+    """
+
+    def __init__(self, d_model: int, nhead: int, rotary_tokens: int = 0) -> None:
         super().__init__()
-        self.nhead = nhead
+        self.nhead, self.rotary_tokens, half = nhead, rotary_tokens, d_model // nhead // 2
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.out = nn.Linear(d_model, d_model)
+        if rotary_tokens:
+            check_divides("2 * nhead, with rotary positions,", 2 * nhead, "d_model", d_model)
+            frequency = rotary_tokens ** (-torch.arange(half) / max(half - 1, 1))
+            angle = torch.arange(rotary_tokens)[:, None] * frequency
+            self.cos = nn.Buffer(angle.cos().repeat(1, 2), persistent=False)
+            self.sin = nn.Buffer(torch.cat([-angle.sin(), angle.sin()], dim=1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
         B, L, D = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.nhead, D // self.nhead).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(B, L, 3, self.nhead, D // self.nhead).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv  # (B, nhead, L, D/nhead)
+        if self.rotary_tokens:
+            qk = qkv[:2]
+            swapped = qk.roll(D // self.nhead // 2, dims=-1)
+            q, k = torch.addcmul(qk * self.cos, swapped, self.sin)
         h = F.scaled_dot_product_attention(q, k, v)  # (B, nhead, L, D/nhead)
         return self.out(h.transpose(1, 2).reshape(B, L, D))
 
@@ -816,9 +832,11 @@ class PlanBlock(nn.Module):
 
     has_affine_norms = True
 
-    def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, d_model: int, nhead: int, dim_feedforward: int, dropout: float, rotary_tokens: int = 0
+    ) -> None:
         super().__init__()
-        self.attention = SelfAttention(d_model, nhead)
+        self.attention = SelfAttention(d_model, nhead, rotary_tokens)
         self.norm_1 = nn.LayerNorm(d_model, elementwise_affine=self.has_affine_norms)
         self.norm_2 = nn.LayerNorm(d_model, elementwise_affine=self.has_affine_norms)
         self.up = nn.Linear(d_model, dim_feedforward)
@@ -837,18 +855,23 @@ class AdaLNBlock(PlanBlock):
 
     has_affine_norms = False
 
-    def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
-        super().__init__(d_model, nhead, dim_feedforward, dropout)
+    def __init__(self, d_model: int, *sizes: Any) -> None:
+        super().__init__(d_model, *sizes)
         self.modulation = zero_init(nn.Linear(d_model, 6 * d_model))  # starts as the identity
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """Map (B, L, D), t_emb (B, D), to (B, L, D)."""
-        m = self.modulation(F.silu(t_emb))[:, None].chunk(6, dim=-1)  # 6 x (B, 1, D)
+        m = self.modulation(t_emb)[:, None].chunk(6, dim=-1)  # 6 x (B, 1, D)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = m
-        h = self.attention(self.norm_1(x) * (1 + scale_1) + shift_1)
-        x = x + gate_1 * self.dropout(h)
-        h = F.gelu(self.up(self.norm_2(x) * (1 + scale_2) + shift_2), approximate="tanh")
-        return x + gate_2 * self.dropout(self.down(self.dropout(h)))
+        h = self.attention(modulate(self.norm_1(x), shift_1, scale_1))
+        x = torch.addcmul(x, gate_1, self.dropout(h))
+        h = F.gelu(self.up(modulate(self.norm_2(x), shift_2, scale_2)))
+        return torch.addcmul(x, gate_2, self.dropout(self.down(self.dropout(h))))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return x * (1 + scale) + shift."""
+    return torch.addcmul(x + shift, x, scale)
 
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
@@ -886,8 +909,9 @@ def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
     4; its sum up to the frame over the root of the number of pressed frames, doubled, likewise
     (the CUSUM test for a change of the mean); the probability of a press. Left to x_t alone, where
     slopes shrink with the noise, the denoiser fits lines but draws no clicks (docs/LOG.md).
+    The unit is at least 0.1, or the jumps that the limit makes of every swipe drown what is left.
     """
-    std = (1 - alpha_bar_t).sqrt().clamp(min=0.01)
+    std = (1 - alpha_bar_t).sqrt().clamp(min=0.1)
     pressed = torch.sigmoid(2 * alpha_bar_t.sqrt() * x_t[..., -1:] / std**2)  # Bayes, for ±1
     frames = pressed.sum(dim=1, keepdim=True) + FLOOR
     mean = (pressed * x_t[..., :-1]).sum(dim=1, keepdim=True) / frames
@@ -921,7 +945,7 @@ class MinimalDiffusionTransformer(nn.Module):
         *,
         patch_size: int = 1,
         adaln: bool = False,
-        learned_positions: bool = False,
+        rotary: bool = False,
         token_overlap: bool = False,
         noise_units: bool = False,
         beta_schedule: str = "linear",
@@ -946,11 +970,12 @@ class MinimalDiffusionTransformer(nn.Module):
         in_features = in_channels * patch_size * (3 if token_overlap else 1)
         self.action_embedding = nn.Linear(in_features, d_model)
         tokens = seq_len // patch_size
-        self.pos_encoder = PositionalEncoding(d_model, tokens, learned=learned_positions)
+        self.pos_encoder = nn.Identity() if rotary else PositionalEncoding(d_model, tokens)
         self.timestep_embedding = TimestepEmbedding(d_model)
         self.layer_norm = nn.LayerNorm(d_model, elementwise_affine=not adaln)
-        block, sizes = AdaLNBlock if adaln else PlanBlock, (d_model, nhead, dim_feedforward)
-        self.blocks = nn.ModuleList(block(*sizes, dropout) for _ in range(num_layers))
+        block, rotary_tokens = AdaLNBlock if adaln else PlanBlock, tokens if rotary else 0
+        sizes = d_model, nhead, dim_feedforward, dropout, rotary_tokens
+        self.blocks = nn.ModuleList(block(*sizes) for _ in range(num_layers))
         axes = action_dim - 1 if gates else 0  # each also at rest, and a logit of each per token
         self.output_projection = nn.Linear(d_model, (action_dim + axes) * patch_size + axes)
         if adaln:
@@ -986,12 +1011,12 @@ class MinimalDiffusionTransformer(nn.Module):
         x = x_t
         if self.noise_units:
             x = torch.cat([x_t, in_noise_units(x_t, self.alphas_cumprod[t, None, None])], dim=-1)
-        if self.known_frames:
-            if known is None or known_mask is None:
-                known, known_mask = x_t, torch.zeros(B, L, dtype=torch.bool, device=x_t.device)
+        if known is not None and known_mask is not None:
+            if not self.known_frames:
+                raise UserError("this model takes no known frames; build it with known_frames=True")
             x = torch.cat([x, nearest_known(known, known_mask)], dim=-1)
-        elif known_mask is not None:
-            raise UserError("this model takes no known frames; build it with known_frames=True")
+        elif self.known_frames:
+            x = F.pad(x, (0, 2 * C + 3))  # what nearest_known says of an empty mask
 
         x = x.reshape(B, L // self.patch_size, self.patch_size * x.shape[-1])  # (B, tokens, ...)
         if self.token_overlap:
@@ -1003,13 +1028,15 @@ class MinimalDiffusionTransformer(nn.Module):
             t_emb = self.timestep_mlp(t_emb)
         if context is not None:
             t_emb = t_emb + self.context_embedding(context)
-        if not self.adaln:
+        if self.adaln:
+            t_emb = F.silu(t_emb)
+        else:
             x = self.layer_norm(x + t_emb[:, None])
         for block in self.blocks:
             x = block(x, t_emb)  # (B, tokens, D)
         if self.adaln:
-            shift, scale = self.output_modulation(F.silu(t_emb))[:, None].chunk(2, dim=-1)
-            x = self.layer_norm(x) * (1 + scale) + shift
+            shift, scale = self.output_modulation(t_emb)[:, None].chunk(2, dim=-1)
+            x = modulate(self.layer_norm(x), shift, scale)
         output = self.output_projection(x)
         if not self.gates:
             return output.reshape(B, L, C)
@@ -1603,7 +1630,7 @@ def provenance() -> dict[str, Any]:
     return {"argv": sys.argv, "commit": commit or None, **versions}
 
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -2174,7 +2201,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
     },
     "cpu": {},  # minutes on two cores: the defaults
     "gpu": {  # the best recipe: seconds on a GPU each epoch, an hour in all on one core
-        **{"d_model": 96, "num_layers": 4, "num_epochs": 200, "lr": 2e-3, "known_share": 0.1}
+        **{"d_model": 96, "num_layers": 4, "num_epochs": 280, "lr": 2e-3, "known_share": 0.1}
     },
 }
 

@@ -24,7 +24,7 @@ PLAN_NETWORK: dict[str, Any] = {
     "patch_size": 1,
     "dim_feedforward": 256,
     "adaln": False,
-    "learned_positions": False,
+    "rotary": False,
     "token_overlap": False,
     "known_frames": False,
     "noise_units": False,

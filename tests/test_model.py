@@ -18,6 +18,7 @@ import train_diffusion_ddim as tdd
 from train_diffusion_ddim import (
     MinimalDiffusionTransformer,
     PositionalEncoding,
+    SelfAttention,
     TimestepEmbedding,
     UserError,
     in_noise_units,
@@ -28,9 +29,9 @@ OPTIONS = [
     {},
     {"patch_size": 5},
     {"adaln": True},
-    {"learned_positions": True},
+    {"rotary": True},
     {"known_frames": True},
-    {"patch_size": 4, "adaln": True, "learned_positions": True, "known_frames": True},
+    {"patch_size": 4, "adaln": True, "rotary": True, "known_frames": True},
     {"patch_size": 5, "token_overlap": True},
     {"gates": True},
     {"gates": True, "patch_size": 5},
@@ -145,9 +146,34 @@ def test_positions_are_the_plans_and_defined_for_odd_widths():
         assert pe.isfinite().all() and pe.shape == (1, 50, width)
         angle = torch.arange(50)
         torch.testing.assert_close(pe[0, :, 0], torch.sin(angle.float()))
-    learned = PositionalEncoding(16, 50, learned=True)
-    assert [p.shape for p in learned.parameters()] == [(1, 50, 16)]
-    torch.testing.assert_close(learned.pe.detach()[0], expected)
+
+
+def test_rotary_attention_turns_queries_and_keys_as_complex_numbers():
+    torch.manual_seed(0)
+    attention, x = SelfAttention(24, 3, rotary_tokens=10), torch.randn(2, 10, 24)
+    q, k, v = attention.qkv(x).reshape(2, 10, 3, 3, 8).permute(2, 0, 3, 1, 4)
+    # of the eight numbers of a head, the i-th and the (4 + i)-th are one complex number
+    frequency = torch.tensor([1, 10 ** (-1 / 3), 10 ** (-2 / 3), 0.1])
+    turn = torch.exp(1j * torch.arange(10)[:, None] * frequency)
+    q, k = (torch.complex(a[..., :4], a[..., 4:]) * turn for a in (q, k))
+    score = torch.einsum("bhid,bhjd->bhij", q, k.conj()).real / 8**0.5
+    mixed = (score.softmax(dim=-1) @ v).transpose(1, 2).reshape(2, 10, 24)
+    torch.testing.assert_close(attention(x), attention.out(mixed))
+
+
+def test_rotary_attention_sees_distances_alone():
+    torch.manual_seed(0)
+    attention, x = SelfAttention(16, 2, rotary_tokens=30), torch.randn(1, 3, 16)
+    nn.init.zeros_(attention.qkv.bias)  # so that a token of zeros is silent
+    early, late = torch.zeros(1, 30, 16), torch.zeros(1, 30, 16)
+    early[:, 2:5], late[:, 20:23] = x, x
+    torch.testing.assert_close(attention(early)[:, 2:5], attention(late)[:, 20:23])
+    assert not torch.allclose(attention(early)[:, 2:5], attention(early.flip(1))[:, 25:28].flip(1))
+
+
+def test_rotary_attention_needs_pairs():
+    with pytest.raises(UserError, match="2 \\* nhead, with rotary positions, must divide d_model"):
+        build(rotary=True, d_model=15, nhead=3)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 33, 64])
@@ -238,7 +264,7 @@ def gestures_in_noise(std, frames=40, slope=0.0, B=64):
     return (1 - std**2) ** 0.5 * x_0 + std * torch.randn_like(x_0)
 
 
-@pytest.mark.parametrize("std", [0.05, 0.2])
+@pytest.mark.parametrize("std", [0.1, 0.2])
 def test_noise_units_do_not_depend_on_the_noise(std):
     """Distances have unit std, and their running sum is twice a Brownian bridge."""
     features = in_noise_units(gestures_in_noise(std), torch.tensor(1 - std**2))
@@ -249,6 +275,11 @@ def test_noise_units_do_not_depend_on_the_noise(std):
     middle = features[:, 69, 2:4]  # a bridge has the variance 1/4 in the middle
     assert middle.std() == pytest.approx(1, abs=0.2)
     assert features[:, 120:, 2:4].abs().max() < 0.2  # and ends at zero
+
+
+def test_noise_units_are_never_smaller_than_a_tenth():
+    features = in_noise_units(gestures_in_noise(0.02), torch.tensor(1 - 0.02**2))
+    assert (4 * torch.atanh(features[:, 50:90, :2] / 4)).std() == pytest.approx(0.2, abs=0.01)
 
 
 def test_noise_units_tell_a_slope_from_noise():

@@ -130,7 +130,7 @@ def test_nothing_to_resume_starts_afresh(cli, tiny_flags, tmp_path):
 
 OTHER_MODELS = {
     **{"d_model": 32, "num_layers": 2, "nhead": 4, "seq_len": 10, "dim_feedforward": 8},
-    **{"patch_size": 10, "adaln": False, "learned_positions": False, "token_overlap": False},
+    **{"patch_size": 10, "adaln": False, "rotary": False, "token_overlap": False},
     **{"num_timesteps": 60, "beta_schedule": "linear", "prediction_type": "epsilon"},
 }
 
@@ -606,7 +606,7 @@ def test_the_loss_falls(cli, tmp_path):
 def test_every_architecture_and_option_trains(cli, tiny_flags, tmp_path):
     changes = {
         "adaln": False,
-        "learned_positions": False,
+        "rotary": False,
         "token_overlap": False,
         "symmetries": False,
         "patch_size": 1,
