@@ -1619,15 +1619,21 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.close(folder)
 
 
+def git_commit() -> str | None:
+    """Return the commit of the working tree, "-dirty" if it differs; None without git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    git += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, timeout=5)
+        return done.stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def provenance() -> dict[str, Any]:
     """Return what made a run beside its config: command line, commit, versions."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = ""
     versions = {"python": sys.version, "numpy": np.__version__, "torch": torch.__version__}
-    return {"argv": sys.argv, "commit": commit or None, **versions}
+    return {"argv": sys.argv, "commit": git_commit(), **versions}
 
 
 CHECKPOINT_FORMAT = 5

@@ -122,16 +122,6 @@ def run_trainer(folder: Path, flags: Sequence[str], launcher: Sequence[str] = ()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def git_commit() -> str:
-    """Return the commit of the working tree, "-dirty" if it differs, "unknown" without git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
 def processor() -> str:
     """Return the processor's name."""
     info = Path("/proc/cpuinfo")
@@ -174,7 +164,7 @@ def record(name: str, title: str, arguments: dict[str, Any], tables: list[Row]) 
         "name": name,
         "title": title,
         "date": date.today().isoformat(),
-        "commit": git_commit(),
+        "commit": tdd.git_commit() or "unknown",
         "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),

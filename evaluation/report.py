@@ -21,7 +21,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ from evaluation.distribution import FLOOR_SETTING
 from evaluation.estimates import Estimate, Table
 from evaluation.protocols import is_control
 from evaluation.verdicts import MISSING, Headline, Verdict, verdicts_to_json
-from train_diffusion_ddim import GESTURE_TYPES, classify_gestures, gesture_metrics
+from train_diffusion_ddim import GESTURE_TYPES, classify_gestures, gesture_metrics, git_commit
 
 RESULTS_FORMAT = 2
 
@@ -140,14 +139,9 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def describe_run(argv: Sequence[str]) -> dict[str, Any]:
     """Return when, from which commit and by which command; commit is null without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": commit,
+        "commit": git_commit(),
         "command": " ".join(["python -m evaluation", *argv]),
     }
 

@@ -29,7 +29,7 @@ from planning.methods import GOAL, Method
 from planning.optimizers import Objective, model_cost
 from planning.tasks import TASKS, Instances, is_solved, make_instances
 from planning.world import World, energy, hard_world, observe, soft_world
-from train_diffusion_ddim import progress, to_gesture
+from train_diffusion_ddim import UserError, progress, to_gesture
 
 BUDGET = 250  # evaluations of 2 ms in half a second
 MILESTONES = (10, 30, 100, 250)
@@ -216,11 +216,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read results.jsonl; a last line cut off by an interruption is left out."""
+    """Read results.jsonl; a last line cut off by an interruption is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     if not path.exists():
         return []
     lines = path.read_text("utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}); delete it and measure again") from None
 
 
 def run_jobs(

@@ -140,5 +140,7 @@ def load_or_train(path: Path, **options: int) -> SurrogateWorld:
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval().requires_grad_(False)
     model = train_surrogate(**options)
-    torch.save(model.state_dict(), path)
+    partial_file = path.with_suffix(".partial")
+    torch.save(model.state_dict(), partial_file)
+    partial_file.replace(path)
     return model

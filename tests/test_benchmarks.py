@@ -80,11 +80,6 @@ def test_mistakes_are_one_line(flags, words, capsys):
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and words in err
 
 
-def test_without_git_the_commit_is_unknown(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert measure.git_commit() == "unknown"
-
-
 def test_the_exit_codes_of_faults(capsys):
     def fails(error):
         def program():

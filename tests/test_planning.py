@@ -406,6 +406,9 @@ def test_results_are_of_one_checkpoint_and_size(refused, tmp_path, untrained_run
     assert benchmark.read_rows(path) == rows
     claim_folder(tmp_path, other, quick=False, replace=True)
     assert benchmark.read_rows(path) == rows[:1]
+    path.write_text("{]\n{}\n")
+    with pytest.raises(tdd.UserError, match=r"results\.jsonl is damaged .* delete it"):
+        benchmark.read_rows(path)
 
 
 def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):

@@ -13,6 +13,7 @@ import pickle
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import zipfile
 from dataclasses import asdict
@@ -100,6 +101,21 @@ def test_logged_numbers_are_what_they_say(straight_run, tiny_config):
     scores, _ = tdd.validate(model, scheduler, x_val, config.sampling)
     for key in ("mse", "mean_snr_db", "temporal_iou", "loss"):
         assert rows[-1][f"final/{key}"] == pytest.approx(scores[key], rel=1e-5), key
+
+
+def test_the_commit_is_named_with_a_sign_of_changes(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    monkeypatch.setattr(tdd, "__file__", str(tmp_path / "script.py"))
+    assert tdd.git_commit() is None  # no repository
+    (tmp_path / "script.py").touch()
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"], ["tag", "v1"]):
+        subprocess.run(git + command, check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert tdd.git_commit() == head.strip()
+    (tmp_path / "script.py").write_text("changed")
+    assert tdd.git_commit() == f"{head.strip()}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert tdd.git_commit() is None  # no git
 
 
 def test_config_json_is_the_config(straight_run):
