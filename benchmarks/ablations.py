@@ -30,6 +30,7 @@ VARIANTS = {
     "gates by squared error alone": "--gate_weight 0",
     "AdamW alone": "--optimizer adamw",
     "unweighted loss": "--loss_weighting none",
+    "no rotary attention": "--no-rotary",
     "no symmetries": "--no-symmetries",
     "no token overlap": "--no-token_overlap",
     "known share 0.1": "--known_share 0.1",

@@ -1,12 +1,12 @@
 """Train the recipe at several sizes and measure what a larger model brings and costs.
 
-    python -m benchmarks.frontier [--num_epochs 15] [--only NAME ...]
+    python -m benchmarks.frontier [--num_epochs 45] [--only NAME ...]
     python -m benchmarks.frontier --checkpoint runs/RUN --name "the default"     # one more row
 
-Each size is one run of the trainer's own command line on one thread, seed 0. All see the same
-number of gestures, so the larger ones take longer: `train_s` says how long. The rows go to
-benchmarks/results/frontier.json as they finish (its form: evaluation/records.py), from where the
-report draws them; samples are plain DDIM's (eta 0). A name that is there already is left as it is.
+Each size, layers x width, is one run of the trainer's own command line on one thread, seed 0. All
+see the same number of gestures, so the larger ones take longer: `train_s` says how long. The rows
+go to benchmarks/results/frontier.json as they finish (its form: evaluation/records.py), from where
+the report draws them. A name that is there already is left as it is.
 """
 
 import argparse
@@ -47,12 +47,15 @@ from train_diffusion_ddim import (
 SIGMAS = (0.1, 0.2, 0.4, 0.7)
 NUM_DENOISED, NUM_GENERATED = 400, 1000
 SIZES = {
+    "1 x 8": "--num_layers 1 --d_model 8 --nhead 1",
+    "1 x 16": "--num_layers 1 --d_model 16 --nhead 2",
+    "1 x 32": "--num_layers 1 --d_model 32",
+    "2 x 16": "--num_layers 2 --d_model 16 --nhead 2",
     "2 x 32": "--num_layers 2 --d_model 32",
+    "2 x 32, 1 head": "--num_layers 2 --d_model 32 --nhead 1",
+    "2 x 32, patch 10": "--num_layers 2 --d_model 32 --patch_size 10",
     "2 x 64": "--num_layers 2 --d_model 64",
-    "3 x 48": "--num_layers 3 --d_model 48",
     "3 x 64": "--num_layers 3 --d_model 64",
-    "3 x 64, patch 10": "--num_layers 3 --d_model 64 --patch_size 10",
-    "4 x 64": "--num_layers 4 --d_model 64",
     "4 x 96": "--num_layers 4 --d_model 96",
 }
 
@@ -77,12 +80,11 @@ def measure(checkpoint: str | Path) -> dict[str, Any]:
     model, scheduler, config = load_model(checkpoint)
     x_0 = torch.from_numpy(DiffusionActionDataset(config.val_data_dir, config.seq_len).sequences)
     prior = read_prior(config.val_data_dir, x_0)
-    steps = config.num_inference_steps
-    recreated = recreate(model, scheduler, x_0, steps)
+    recreated = recreate(model, scheduler, x_0, **config.sampling)
     keyframes = compute_reconstruction_metrics(x_0, recreated) | gesture_metrics(x_0, recreated)
-    samples = generate(model, scheduler, (NUM_GENERATED, *x_0.shape[1:]), steps)
-    is_valid = validity(samples, prior)
-    shape, one = (1, config.seq_len, 3), {"batch 1": {"num_inference_steps": steps}}
+    shape = (NUM_GENERATED, *x_0.shape[1:])
+    is_valid = validity(generate(model, scheduler, shape, **config.sampling), prior)
+    shape, one = (1, *x_0.shape[1:]), {"batch 1": config.sampling}
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "keyframes": {metric: keyframes[metric] for metric in PLAN_LINES},
@@ -122,7 +124,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--num_epochs", type=int, default=15, help="of each size; default: 15")
+    parser.add_argument("--num_epochs", type=int, default=45, help="of each size; default: 45")
     parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES), help="sizes")
     parser.add_argument("--checkpoint", help="measure this one, train nothing")
     parser.add_argument("--name", help="of its row")
