@@ -165,7 +165,7 @@ class TrainConfig:
     weight_decay: float = flag(1e-4, "decoupled weight decay", low=0)
     grad_clip: float = flag(1.0, "largest gradient norm", low=1e-12)
     ema_decay: float = flag(0.999, "EMA of the weights, shorter on short runs", low=0, high=1)
-    amp: bool = flag(False, "bf16 autocast in training; worth it on a GPU")
+    amp: bool = flag(False, "bf16 autocast in training; worth it where bf16 is native")
     compile: bool = flag(False, "torch.compile the denoiser in training; needs a C++ compiler")
     # run
     seed: int = flag(0, "seeds weights, order, noise and samples", low=0, high=2**31)
@@ -823,7 +823,11 @@ class SelfAttention(nn.Module):
             qk = qkv[:2]
             swapped = qk.roll(D // self.nhead // 2, dims=-1)
             q, k = torch.addcmul(qk * self.cos, swapped, self.sin)
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, nhead, L, D/nhead)
+        if torch.is_autocast_enabled("cpu"):  # there its backward is several times slower in bf16
+            with torch.autocast("cpu", enabled=False):
+                h = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+        else:
+            h = F.scaled_dot_product_attention(q, k, v)  # (B, nhead, L, D/nhead)
         return self.out(h.transpose(1, 2).reshape(B, L, D))
 
 

@@ -71,6 +71,7 @@ def variants_table(x_train: torch.Tensor, args: argparse.Namespace) -> Row:
     options: dict[str, dict[str, bool]] = {"as it is": {}, "--amp (bf16)": {"amp": True}}
     if shutil.which("g++"):
         options["--compile"] = {"compile": True}
+        options["--amp --compile"] = {"amp": True, "compile": True}
     steps = {name: our_step(our_state(x_train, **o), x_train) for name, o in options.items()}
 
     def on_threads(step: Callable[[], Any], threads: int) -> None:
@@ -98,6 +99,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     states = {
         "plan's network, our loop": our_state(x_train, **PLAN_NETWORK, **size, dropout=0.1),
         "the same without dropout": our_state(x_train, **PLAN_NETWORK, **size),
+        "the same with --amp (bf16)": our_state(x_train, **PLAN_NETWORK, **size, amp=True),
         "default recipe, plan's batch": our_state(x_train, batch_size=args.batch_size),
         "default recipe": our_state(x_train),
     }

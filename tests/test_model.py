@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import L, make_gestures
 from torch import nn
+from torch.nn import functional as F
 
 import train_diffusion_ddim as tdd
 from train_diffusion_ddim import (
@@ -169,6 +170,22 @@ def test_rotary_attention_sees_distances_alone():
     early[:, 2:5], late[:, 20:23] = x, x
     torch.testing.assert_close(attention(early)[:, 2:5], attention(late)[:, 20:23])
     assert not torch.allclose(attention(early)[:, 2:5], attention(early.flip(1))[:, 25:28].flip(1))
+
+
+def test_bf16_attention_on_a_cpu_is_float32(monkeypatch):
+    """Its backward pass is several times slower in bf16 there; the matrix products are not."""
+    seen, real = [], F.scaled_dot_product_attention
+
+    def attend(*arguments):
+        seen.append({a.dtype for a in arguments})
+        return real(*arguments)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    attention, x = SelfAttention(16, 2), torch.randn(2, 10, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = attention(x)
+    assert rounded.dtype == torch.bfloat16 and seen == [{torch.float32}]
+    torch.testing.assert_close(rounded.float(), attention(x), rtol=0, atol=0.02)
 
 
 def test_rotary_attention_needs_pairs():
