@@ -117,12 +117,13 @@ class GestureVAE(nn.Module):
     """A beta-VAE of two denoisers that share the checkpoint's layers (arXiv:1312.6114).
 
     The encoder is a denoiser at t = 0 whose output is mapped to the latent; the decoder is one
-    that starts from zeros and is conditioned on z by what conditions the checkpoint on t.
+    that starts from zeros and is conditioned on z by what conditions the checkpoint on t. Zeros are
+    alike wherever they are, so positions are added to them: distances alone would not tell.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        config = replace(config, known_frames=False, noise_units=False)  # there is no noise
+        config = replace(config, known_frames=False, noise_units=False, rotary=False)
         layers = max(1, config.num_layers // 2)
         rest = max(1, config.num_layers - layers)
         self.encoder = build_model(replace(config, num_layers=layers, gates=False))

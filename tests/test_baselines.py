@@ -132,6 +132,15 @@ def test_vae_overfits_eight_gestures_and_says_which(tiny_config):
     assert bits.mean() < 30
 
 
+def test_the_decoder_knows_where_it_is(tiny_config):
+    """Rotary attention sees distances alone: of equal tokens it would make equal frames."""
+    config = tiny_config(**EXACT | {"rotary": True, "adaln": False, "token_overlap": False})
+    torch.manual_seed(0)
+    frames = baselines.GestureVAE(config).eval().decode(torch.randn(1, baselines.LATENT_DIM))[0]
+    tokens = frames.detach().reshape(-1, config.patch_size * 3)
+    assert len(tokens) > 2 and (tokens.std(dim=0) > 1e-3).all()
+
+
 def test_vae_without_information_pays_nothing(tiny_config):
     config = tiny_config(**EXACT)
     vae = baselines.fit(
