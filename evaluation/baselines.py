@@ -123,7 +123,7 @@ class GestureVAE(nn.Module):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        config = replace(config, known_frames=False, noise_units=False, rotary=False)
+        config = replace(config, known_frames=False, noise_units=False, rotary=False)  # no noise
         layers = max(1, config.num_layers // 2)
         rest = max(1, config.num_layers - layers)
         self.encoder = build_model(replace(config, num_layers=layers, gates=False))
