@@ -21,11 +21,12 @@ from planning.optimizers import FORWARD, Objective, cem, descend, ramp, to_ramp
 from train_diffusion_ddim import (
     SEQ_LEN,
     DDIMScheduler,
+    Model,
     UserError,
-    generate,
     load_model,
     to_gesture,
     to_model_units,
+    with_goal,
 )
 
 PlanCost = Callable[[Tensor], Tensor]  # actions (B, L, 3), data units → (B,), lower is better
@@ -75,6 +76,8 @@ class _Request:
     known_mask: Tensor | None
     init: Tensor | None  # the action to vary
     strength: float  # how far variations leave it
+    goal: Tensor | None
+    guidance: float
     num_plans: int
     num_inference_steps: int
     budget_ms: float
@@ -84,7 +87,7 @@ class _Request:
         for name in ("num_plans", "num_inference_steps", "seed"):
             value = getattr(self, name)
             _require(isinstance(value, Integral), f"{name} must be an integer", _describe(value))
-        for name in ("strength", "budget_ms"):
+        for name in ("strength", "budget_ms", "guidance"):
             value = getattr(self, name)
             _require(isinstance(value, Real), f"{name} must be a number", _describe(value))
         _require(self.num_plans >= 1, "num_plans must be at least 1", self.num_plans)
@@ -105,6 +108,10 @@ class _Request:
         if self.init is not None:
             low, high = self.init.min().item(), self.init.max().item()  # NaN if any number is
             _require(low >= 0 and high <= 1, "init must be in [0, 1]", f"{low} to {high}")
+        if self.goal is not None:
+            is_vector = isinstance(self.goal, Tensor) and self.goal.ndim == 1
+            _require(is_vector, "goal must be a tensor [context_dim]", _describe(self.goal))
+            _require(bool(self.goal.isfinite().all()), "goal must be finite", self.goal.tolist())
         self._check_known()
         self.rng = np.random.default_rng(int(self.seed))
         self.varied = float(self.init is not None)  # share of the draws that vary `init`
@@ -187,6 +194,8 @@ class Planner:
         known_mask: Tensor | None = None,
         init: Tensor | None = None,
         strength: float = 1.0,
+        goal: Tensor | None = None,
+        guidance: float = 1.0,
         num_plans: int = 16,
         num_inference_steps: int = 10,
         budget_ms: float = 500,
@@ -208,6 +217,8 @@ class Planner:
             init: an action (L, 3), data units, to start from instead of the last plan; itself a
                 candidate.
             strength: in (0, 1], how far the draws leave `init`; 1 = pure noise.
+            goal: where to, (context_dim,), as the denoiser was trained with `--context_dim`.
+            guidance: weight of the goal in the draws, see `with_goal`; 1 = as trained.
             num_plans: gestures to draw at most, at least 1.
             num_inference_steps: denoising steps, in [1, T].
             budget_ms: wall-clock, above 0, perhaps infinite.
@@ -220,24 +231,38 @@ class Planner:
         began = time.perf_counter()
         _require(cost_fn is None or callable(cost_fn), "cost_fn must be a function", cost_fn)
         request = _Request(
-            known, known_mask, init, strength, num_plans, num_inference_steps, budget_ms, seed
-        )
+            known, known_mask, init, strength, goal, guidance, num_plans, num_inference_steps,
+            budget_ms, seed,
+        )  # fmt: skip
         if init is None and self.last is not None and cost_fn is not None:
             request.init, request.strength, request.varied = self.last, WARM, WARM_SHARE
         first = self._draw(request, 1)
         sampler_s = time.perf_counter() - began
         actions, cost, used = first[0], math.nan, 0
         if cost_fn is not None:
-            seconds = budget_ms / 1000 - sampler_s
-            objective = Objective(self._batched(cost_fn), 1, UNLIMITED, (), seconds)
-            starts = self._draw_all(objective, request, first, began)
-            self._refine(objective, request, starts)
-            actions, cost = objective.best[0], float(objective.best_cost[0])
-            used = objective.used
-            _require(math.isfinite(cost), "cost_fn must give finite costs", f"none in {used}")
+            actions, cost, used = self._search(cost_fn, request, first, began)
         self.last = actions.clone()
         milliseconds = 1000 * (time.perf_counter() - began)
         return PlanResult(actions, cost, used, milliseconds, 1000 * sampler_s)
+
+    def _search(
+        self, cost_fn: PlanCost, request: _Request, first: Tensor, began: float
+    ) -> tuple[Tensor, float, int]:
+        """Draw more and refine until the time is over; return the actions, their cost, evaluations.
+
+        Args:
+            cost_fn: what to minimise.
+            request: what to draw, how often, how long.
+            first: the draw that has been made, (1, L, 3).
+            began: when the call did.
+        """
+        seconds = request.budget_ms / 1000 - (time.perf_counter() - began)
+        objective = Objective(self._batched(cost_fn), 1, UNLIMITED, (), seconds)
+        starts = self._draw_all(objective, request, first, began)
+        self._refine(objective, request, starts)
+        cost, used = float(objective.best_cost[0]), objective.used
+        _require(math.isfinite(cost), "cost_fn must give finite costs", f"none in {used}")
+        return objective.best[0], cost, used
 
     def _batched(self, cost_fn: PlanCost) -> Callable[[Tensor], Tensor]:
         """Turn a cost function of (B, L, 3) into one of (1, K, L, 3), on the CPU, checked.
@@ -264,7 +289,12 @@ class Planner:
             if not count:
                 continue
             shape, steps = (count, SEQ_LEN, 3), request.num_inference_steps
-            options: dict[str, Any] = {"seed": int(request.rng.integers(2**31)), **self.sampling}
+            generator = torch.Generator().manual_seed(int(request.rng.integers(2**31)))
+            options: dict[str, Any] = {"generator": generator, **self.sampling}
+            model: Model = self.model
+            if request.goal is not None:
+                context = request.goal.to(self.device).float().expand(count, -1)
+                model = with_goal(model, context, request.guidance)
             if base is not None and request.strength < 1:
                 start_t = max(round(request.strength * self.scheduler.num_timesteps) - 1, 0)
                 steps = min(max(round(request.strength * steps), 1), start_t + 1)
@@ -275,7 +305,7 @@ class Planner:
             if request.known is not None and request.known_mask is not None:
                 options["known"] = request.known.to(self.device).expand(shape)
                 options["known_mask"] = request.known_mask.to(self.device).expand(shape[:2])
-            parts.append(generate(self.model, self.scheduler, shape, steps, **options))
+            parts.append(self.scheduler.sample(model, shape, self.device, steps, **options))
         return request.paste(to_gesture(torch.cat(parts).cpu()))
 
     def _draw_all(

@@ -415,6 +415,32 @@ def tiny_model(context_dim=6, **options):
     return tdd.MinimalDiffusionTransformer(context_dim=context_dim, **options).eval()
 
 
+def test_a_model_without_goals_says_so():
+    with pytest.raises(tdd.UserError, match="takes no goals"):
+        tiny_model(0)(torch.randn(1, 20, 3), torch.tensor([1]), context=torch.ones(1, 6))
+
+
+class Headed(torch.nn.Module):
+    """A denoiser that presses for ever, at its goal or, without one, in the corner."""
+
+    def forward(self, x_t, t, context=None):
+        corner = torch.full((len(x_t), 2), -1.0)
+        place = corner if context is None else context
+        return torch.cat([place, torch.ones(len(x_t), 1)], dim=1)[:, None].expand_as(x_t)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.5])
+def test_the_planner_heads_for_its_goal(guidance):
+    """In model units the draw is (1 - w)·(-1) + w·goal, by the formula of guidance."""
+    planner = Planner(Headed(), tdd.DDIMScheduler(prediction_type="x0"), {"eta": 0.0})
+    result = planner.plan(goal=torch.tensor([0.5, -0.25]), guidance=guidance)
+    expected = tdd.to_data_units((guidance - 1) + guidance * torch.tensor([0.5, -0.25]))
+    assert torch.allclose(result.actions[:, :2], expected.expand(L, 2), atol=1e-5)
+    for goal in (torch.ones(1, 2), [0.5, 0.5], torch.tensor([math.nan, 0])):
+        with pytest.raises(tdd.UserError, match="goal must be"):
+            planner.plan(goal=goal)
+
+
 @pytest.mark.parametrize("adaln", [True, False])
 def test_a_goal_changes_nothing_until_it_is_learnt(adaln):
     model = tiny_model(adaln=adaln)
