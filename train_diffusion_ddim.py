@@ -595,12 +595,12 @@ class DDIMScheduler(nn.Module):
         if not 0 <= eta <= 1:
             raise UserError(f"eta must be in [0, 1], got {eta}")
         alpha_bar_t, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
-        eps_pred = self.eps_from_x_0(x_0_pred, x_t, t)
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_prev)
         variance = eta**2 * variance
+        # With eps_pred of `eps_from_x_0` put in, x_prev is a sum of x_t and x_0_pred.
         # abs: 1 - ᾱ_prev >= σ², but rounding may put their difference just below 0
-        x_prev = alpha_bar_prev**0.5 * x_0_pred
-        x_prev = x_prev + abs(1 - alpha_bar_prev - variance) ** 0.5 * eps_pred
+        of_x_t = (abs(1 - alpha_bar_prev - variance) / (1 - alpha_bar_t)) ** 0.5
+        x_prev = of_x_t * x_t + (alpha_bar_prev**0.5 - of_x_t * alpha_bar_t**0.5) * x_0_pred
         if eta > 0:
             z = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype)
             x_prev = x_prev + variance**0.5 * z.to(x_t.device)
@@ -657,11 +657,11 @@ class DDIMScheduler(nn.Module):
         given: tuple[Tensor, ...] = ()
         if known is not None and known_mask is not None:
             given = (to_model_units(known.to(x_t)), known_mask.to(device))
-        ts = torch.tensor([t for t, _ in pairs], device=device)
+        ts = torch.tensor([t for t, _ in pairs], device=device)[:, None].expand(-1, len(x_t))
         last: Any = None  # x_0_pred of the step before, and its t
-        with eval_mode(model):
-            for i, (t, t_prev) in enumerate(pairs):
-                x_0_pred = self.predict_x_0(model(x_t, ts[i].expand(len(x_t)), *given), x_t, t)
+        with torch.inference_mode(cost_fn is None), eval_mode(model):  # a tenth faster at batch 1
+            for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
+                x_0_pred = self.predict_x_0(model(x_t, t_batch, *given), x_t, t)
                 if cost_fn is not None:
                     x_0_pred = self._descend(x_0_pred, cost_fn, guidance_scale)
                 if given:
@@ -679,7 +679,7 @@ class DDIMScheduler(nn.Module):
         """Return D = x_0_pred + (x_0_pred - x_0_last)/2r of 2M, r = h_last/h in log sigma."""
         h = math.log(self.sigma(t) / self.sigma(t_prev))
         h_last = math.log(self.sigma(t_last) / self.sigma(t))
-        return x_0_pred + (x_0_pred - x_0_last) * (h / (2 * h_last))
+        return torch.lerp(x_0_last, x_0_pred, 1 + h / (2 * h_last))
 
     def _descend(self, x_0_pred: Tensor, cost_fn: Any, scale: float) -> Tensor:
         """Move x_0_pred down the gradient of its cost, which does not pass through the model."""
@@ -818,6 +818,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
         B, L, D = x.shape
+        if self.rotary_tokens not in (0, L):
+            raise UserError(f"rotary attention was built for {self.rotary_tokens} tokens, got {L}")
         qkv = self.qkv(x).view(B, L, 3, self.nhead, D // self.nhead).permute(2, 0, 3, 1, 4)
         q, k, v = qkv  # (B, nhead, L, D/nhead)
         if self.rotary_tokens:
@@ -922,7 +924,8 @@ def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
     mean = (pressed * x_t[..., :-1]).sum(dim=1, keepdim=True) / frames
     residual = pressed * (x_t[..., :-1] - mean) / std
     total = 2 * residual.cumsum(dim=1) / frames**0.5
-    return torch.cat([4 * torch.tanh(residual / 4), 4 * torch.tanh(total / 4), pressed], dim=-1)
+    limited = 4 * torch.tanh(torch.cat([residual, total], dim=-1) / 4)
+    return torch.cat([limited, pressed], dim=-1)
 
 
 class MinimalDiffusionTransformer(nn.Module):
@@ -989,8 +992,9 @@ class MinimalDiffusionTransformer(nn.Module):
             self.timestep_mlp = nn.Sequential(
                 nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model)
             )
-        if context_dim:
-            self.context_embedding = ContextEmbedding(context_dim, d_model)
+        else:
+            self.timestep_mlp = nn.Sequential()  # t enters as it is embedded
+        self.context_embedding = ContextEmbedding(context_dim, d_model) if context_dim else None
 
     def forward(
         self,
@@ -1028,10 +1032,10 @@ class MinimalDiffusionTransformer(nn.Module):
             padded = F.pad(x, (0, 0, 1, 1))
             x = torch.cat([padded[:, :-2], x, padded[:, 2:]], dim=-1)
         x = self.pos_encoder(self.action_embedding(x))  # (B, tokens, D)
-        t_emb = self.timestep_embedding(t)  # (B, D)
-        if self.adaln:
-            t_emb = self.timestep_mlp(t_emb)
+        t_emb = self.timestep_mlp(self.timestep_embedding(t))  # (B, D)
         if context is not None:
+            if self.context_embedding is None:
+                raise UserError("this model takes no goals; train it with --context_dim")
             t_emb = t_emb + self.context_embedding(context)
         if self.adaln:
             t_emb = F.silu(t_emb)
@@ -1048,7 +1052,7 @@ class MinimalDiffusionTransformer(nn.Module):
         moves = output[..., 1 - C :].repeat_interleave(self.patch_size, dim=1)  # (B, L, C - 1)
         output = output[..., : 1 - C].reshape(B, L, 2 * C - 1)
         moving, resting, press = output.split([C - 1, C - 1, 1], dim=-1)
-        xy = to_data_units(resting + torch.sigmoid(moves) * (moving - resting))
+        xy = to_data_units(torch.lerp(resting, moving, torch.sigmoid(moves)))
         probability = torch.sigmoid(press)
         output = to_model_units(torch.cat([probability * xy, probability], dim=-1))
         return (output, torch.cat([moves, press], dim=-1)) if return_gates else output
@@ -2005,9 +2009,11 @@ def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
 
     KeyboardInterrupt carries the signal's number. Weights that are not finite are never saved.
     """
-    stop = torch.tensor(max(state.caught, default=0), device=state.task_loss.device)
+    stop = max(state.caught, default=0)
     if process_rank()[1] > 1:
-        torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
+        asked = torch.tensor(stop, device=state.task_loss.device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        stop = int(asked)
     every = max(1, round(state.config.save_every * state.steps_per_epoch))
     if log and (stop or state.step % every == 0 or state.step == state.total_steps):
         if not all(p.isfinite().all() for p in state.model.parameters()):
@@ -2016,7 +2022,7 @@ def save_or_stop(state: TrainState, log: RunLogger | None) -> None:
         path = log.folder / f"diffusion_checkpoint_epoch_{epoch}.pth"
         save_checkpoint(path, state.to_checkpoint(epoch, getattr(log.wandb, "id", None)))
     if stop:
-        raise KeyboardInterrupt(int(stop))
+        raise KeyboardInterrupt(stop)
 
 
 def train_epoch(

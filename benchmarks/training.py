@@ -103,6 +103,9 @@ def measure(args: argparse.Namespace) -> list[Row]:
         "default recipe, plan's batch": our_state(x_train, batch_size=args.batch_size),
         "default recipe": our_state(x_train),
     }
+    if args.variants and shutil.which("g++"):
+        compiled = our_state(x_train, **PLAN_NETWORK, **size, amp=True, compile=True)
+        states["the same with --amp --compile"] = compiled
     steps: dict[str, Callable[[], Any]] = {"plan as written": plan.step}
     steps |= {name: our_step(state, x_train) for name, state in states.items()}
     rows = compare(in_turn(steps, args.rounds, args.calls), "plan as written", faster=True)

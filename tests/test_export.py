@@ -132,7 +132,7 @@ def test_the_command(straight_run, tmp_path, capsys):
     assert main([*flags, "--no-compiled"]) == 0
     out = capsys.readouterr().out
     assert f"one gesture, {TINY['num_inference_steps']} steps" in out
-    assert re.search(r"torch +[\d.]+ ms, largest difference \d\.\de-\d\d", out)
+    assert re.search(r"torch +[\d.]+ ms, largest difference \d\.\de[+-]\d\d", out)
 
 
 @pytest.mark.parametrize("difference", [0.1, math.nan])

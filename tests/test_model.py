@@ -191,6 +191,8 @@ def test_bf16_attention_on_a_cpu_is_float32(monkeypatch):
 def test_rotary_attention_needs_pairs():
     with pytest.raises(UserError, match="2 \\* nhead, with rotary positions, must divide d_model"):
         build(rotary=True, d_model=15, nhead=3)
+    with pytest.raises(UserError, match="rotary attention was built for 10 tokens, got 9"):
+        SelfAttention(16, 2, rotary_tokens=10)(torch.randn(1, 9, 16))
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 33, 64])

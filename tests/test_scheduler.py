@@ -468,6 +468,20 @@ def test_known_frames_come_back_and_reach_the_model_in_model_units(network):
         torch.testing.assert_close(given[mask], 2 * known[mask] - 1)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_sample_may_be_refined_by_gradients(given):
+    """The model runs in inference mode; what comes out must be a tensor like any other."""
+
+    def model(x_t, t, *given):
+        assert torch.is_inference_mode_enabled()
+        return torch.zeros_like(x_t)
+
+    known = {"known": torch.rand(SHAPE), "known_mask": torch.rand(SHAPE[:2]) < 0.3} if given else {}
+    x = DDIMScheduler(T).sample(model, SHAPE, "cpu", 5, **known).requires_grad_()
+    x.square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())
+
+
 def test_cost_fn_moves_the_sample_down_its_gradient():
     # The net always says c; half the gradient of (a - goal)² then leads exactly to the goal.
     scheduler = DDIMScheduler(T, prediction_type="x0")
