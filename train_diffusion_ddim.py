@@ -436,12 +436,15 @@ class DDIMScheduler(nn.Module):
         beta_schedule: "linear" (DDPM, sec. 4) or "cosine" (arXiv:2102.09672, eq. 17).
         prediction_type: what the model predicts: "epsilon", "v" (arXiv:2202.00512) or "x0".
         spacing: where N of the T indices lie: "trailing", "leading", "linspace" (named
-            as in diffusers), or "log_sigma": uniform in log sigma over SIGMA_RANGE.
+            as in diffusers), or "log_sigma": uniform in log sigma over SIGMA_RANGE, whose top is
+            that of up to 10 steps and grows with N above.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
-    # Of the spacings tried, this one biases durations and types the least at 10 steps: above 12
-    # little is decided, below 0.05 a click stands still (docs/LOG.md).
+    # Of the spacings tried, this one biases durations and types the least. Below 0.05 a click
+    # stands still; above 12, ten steps are better spent elsewhere. But noise alone lacks the trace
+    # of the gesture that x_t has at any finite sigma, and the bias of that goes with 1/sigma: with
+    # more than ten steps the top grows with their number (docs/LOG.md).
     SIGMA_RANGE = (12.0, 0.05)
 
     def __init__(
@@ -520,7 +523,7 @@ class DDIMScheduler(nn.Module):
         elif self.spacing == "linspace":
             ts = [round((T - 1) * (1 - i / max(N - 1, 1))) for i in range(N)]
         else:
-            high = min(self.SIGMA_RANGE[0], self.sigma(T - 1))
+            high = min(self.SIGMA_RANGE[0] * max(N, 10) / 10, self.sigma(T - 1))
             low = min(self.SIGMA_RANGE[1], 0.1 * high)
             sigmas = [high * (low / high) ** (i / max(N - 1, 1)) for i in range(N)]
             ts = [self.timestep_at(sigma) for sigma in sigmas]

@@ -184,6 +184,36 @@ def test_spacings_by_definition():
     sigmas = [scheduler.sigma(t) for t in ts(5, "log_sigma")]
     expected = np.geomspace(*scheduler.SIGMA_RANGE, 5)
     np.testing.assert_allclose(sigmas, expected, rtol=0.03)  # the grid of t is that coarse
+    high, low = scheduler.SIGMA_RANGE
+    sigmas = [scheduler.sigma(t) for t in ts(20, "log_sigma")]
+    np.testing.assert_allclose(sigmas, np.geomspace(2 * high, low, 20), rtol=0.06)
+
+
+def test_the_bias_of_the_start_falls_with_the_number_of_steps():
+    """For x_0 ~ N(m, s²) noise alone lacks the mean that x_t has, sqrt(ᾱ)·m = m/(2·sigma) of it.
+
+    Followed exactly, s·m/(2·sigma) of that is left at the end; ten steps follow it roughly. Five
+    times the steps begin at five times the sigma.
+    """
+    m, s = 0.5, 1.0
+    scheduler = DDIMScheduler(
+        1000, beta_schedule="cosine", prediction_type="x0", spacing="log_sigma", clip_sample=False
+    ).double()
+
+    def exact(x_t, t):
+        alpha_bar_t = scheduler.alpha_bar(int(t[0]))
+        variance = s**2 * alpha_bar_t + 1 - alpha_bar_t
+        return (s**2 * alpha_bar_t**0.5 * x_t + (1 - alpha_bar_t) * m) / variance
+
+    def bias(num):
+        x_T = noise(5, (1, 1000, 1))
+        x_T = (x_T - x_T.mean()) / x_T.std()
+        drawn = scheduler.sample(exact, x_T.shape, "cpu", num, x_T=x_T)
+        return m - (2 * drawn - 1).mean().item()
+
+    top = scheduler.sigma(scheduler.timestep_pairs(50)[0][0])
+    assert bias(50) == pytest.approx(s * m / (2 * top), rel=0.1)
+    assert bias(10) > 3 * bias(50)
 
 
 # ---- forward process and predictions ---------------------------------------------------
