@@ -100,12 +100,12 @@ def measure(args: argparse.Namespace) -> list[Row]:
         "plan's network, our loop": our_state(x_train, **PLAN_NETWORK, **size, dropout=0.1),
         "the same without dropout": our_state(x_train, **PLAN_NETWORK, **size),
         "the same with --amp (bf16)": our_state(x_train, **PLAN_NETWORK, **size, amp=True),
-        "default recipe, plan's batch": our_state(x_train, batch_size=args.batch_size),
-        "default recipe": our_state(x_train),
     }
     if args.variants and shutil.which("g++"):
         compiled = our_state(x_train, **PLAN_NETWORK, **size, amp=True, compile=True)
         states["the same with --amp --compile"] = compiled
+    states["default recipe, plan's batch"] = our_state(x_train, batch_size=args.batch_size)
+    states["default recipe"] = our_state(x_train)
     steps: dict[str, Callable[[], Any]] = {"plan as written": plan.step}
     steps |= {name: our_step(state, x_train) for name, state in states.items()}
     rows = compare(in_turn(steps, args.rounds, args.calls), "plan as written", faster=True)
