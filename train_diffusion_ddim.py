@@ -413,6 +413,20 @@ def all_sequences(loader: DataLoader) -> Tensor:
 # arithmetic on t; t is an int (one index for the batch) or an int64 tensor (B,).
 
 
+def draw_noise(
+    shape: tuple[int, ...],
+    device: str | torch.device,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw N(0, 1) where the generator is, or without one on `device`; return it on `device`.
+
+    A CPU generator draws the same for every device; on a GPU its own is faster.
+    """
+    at = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=at, dtype=dtype).to(device)
+
+
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """Hold a module in eval mode without gradients, then restore its mode."""
@@ -593,7 +607,7 @@ class DDIMScheduler(nn.Module):
             t: current index in [0, T), an int or (B,) int64.
             t_prev: target index in [-1, t), likewise; -1 lands on x_0.
             eta: 0 = deterministic, 1 = the variance of the DDPM posterior.
-            generator: CPU source of z.
+            generator: source of z, see `draw_noise`.
         """
         if not 0 <= eta <= 1:
             raise UserError(f"eta must be in [0, 1], got {eta}")
@@ -605,8 +619,8 @@ class DDIMScheduler(nn.Module):
         of_x_t = (abs(1 - alpha_bar_prev - variance) / (1 - alpha_bar_t)) ** 0.5
         x_prev = of_x_t * x_t + (alpha_bar_prev**0.5 - of_x_t * alpha_bar_t**0.5) * x_0_pred
         if eta > 0:
-            z = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype)
-            x_prev = x_prev + variance**0.5 * z.to(x_t.device)
+            z = draw_noise(x_t.shape, x_t.device, generator, x_t.dtype)
+            x_prev = x_prev + variance**0.5 * z
         return x_prev
 
     def ddim_step(
@@ -648,7 +662,7 @@ class DDIMScheduler(nn.Module):
             known_mask: (B, L) bool; these frames are given and come back unchanged.
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
             start_t: the index to start from; None = the noisiest of the spacing.
-            generator: CPU source of x_T and of z, so that the device does not change the draw.
+            generator: source of x_T and of z, see `draw_noise`.
             cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `_descend`.
             guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
         """
@@ -656,7 +670,7 @@ class DDIMScheduler(nn.Module):
         if (known is None) != (known_mask is None):
             raise UserError("known and known_mask must be given together")
         pairs = self.timestep_pairs(num_inference_steps, start_t)
-        x_t = (torch.randn(shape, generator=generator) if x_T is None else x_T).to(device)
+        x_t = draw_noise(shape, device, generator) if x_T is None else x_T.to(device)
         given: tuple[Tensor, ...] = ()
         if known is not None and known_mask is not None:
             given = (to_model_units(known.to(x_t)), known_mask.to(device))
@@ -708,7 +722,7 @@ class DDIMScheduler(nn.Module):
         above -1, x_0 is first noised to it (dequantised), with noise of the CPU `generator`, and
         only the indices above it are walked.
         """
-        eps = torch.randn(x_0.shape, generator=generator).to(x_0)
+        eps = draw_noise(tuple(x_0.shape), x_0.device, generator).to(x_0)
         x_t, now = self.add_noise(to_model_units(x_0), start_t, eps)[0], start_t
         with eval_mode(model):
             for t, _ in reversed(self.timestep_pairs(num_inference_steps)):
@@ -1284,7 +1298,7 @@ def generate(
     """
     generator = torch.Generator().manual_seed(seed)
     if x_T is None:
-        x_T = torch.randn(shape, generator=generator).to(next(model.parameters()).device)
+        x_T = draw_noise(shape, next(model.parameters()).device, generator)
 
     def sample(x_T: Tensor, known: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         given: dict[str, Any] = {"known": known, "known_mask": mask, "generator": generator}
