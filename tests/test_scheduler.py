@@ -777,7 +777,7 @@ def test_bad_sampling_is_refused_with_its_value(options, words):
 def test_a_generator_of_the_cpu_draws_alike_for_the_gpu_and_its_own_is_taken(network):
     scheduler = DDIMScheduler(T)
     here = scheduler.sample(network, SHAPE, "cpu", 5, 1.0, generator=seeded(1))
-    network.cuda()
+    network = copy.deepcopy(network).cuda()
     there = scheduler.sample(network, SHAPE, "cuda", 5, 1.0, generator=seeded(1))
     torch.testing.assert_close(here, there.cpu(), rtol=0, atol=1e-3)
     own = torch.Generator("cuda").manual_seed(1)
