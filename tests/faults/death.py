@@ -194,8 +194,8 @@ def stopped(lab: Lab, number: int, moment: float) -> Iterator[str]:
     os.kill(pid, number)
     began = time.monotonic()
     code, seconds = wait(pid), time.monotonic() - began
-    if code == 0:
-        return  # the run was over, which is no try
+    if code == 0 or (code == -number and (folder / LAST).exists()):
+        return  # the loop was over, which is no try
     rows = read_jsonl(folder / "metrics.jsonl")
     lost = rows[-1]["step"] - tdd.load_checkpoint(folder)["step"]
     if code != 128 + number or lost or seconds > 20 or "Traceback" in lab.output():
