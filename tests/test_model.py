@@ -172,20 +172,17 @@ def test_rotary_attention_sees_distances_alone():
     assert not torch.allclose(attention(early)[:, 2:5], attention(early.flip(1))[:, 25:28].flip(1))
 
 
-def test_bf16_attention_on_a_cpu_is_float32(monkeypatch):
-    """Its backward pass is several times slower in bf16 there; the matrix products are not."""
-    seen, real = [], F.scaled_dot_product_attention
-
-    def attend(*arguments):
-        seen.append({a.dtype for a in arguments})
-        return real(*arguments)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
-    attention, x = SelfAttention(16, 2), torch.randn(2, 10, 16)
+def test_bf16_attention_on_a_cpu_is_the_same_function(monkeypatch):
+    """There it is written out: the backward pass of torch's kernel is several times slower."""
+    torch.manual_seed(0)
+    attention, x = SelfAttention(16, 2, rotary_tokens=10), torch.randn(2, 10, 16)
+    nn.init.normal_(attention.qkv.weight, std=0.5)  # attention far from uniform
+    exact = attention(x)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = attention(x)
-    assert rounded.dtype == torch.bfloat16 and seen == [{torch.float32}]
-    torch.testing.assert_close(rounded.float(), attention(x), rtol=0, atol=0.02)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
 
 
 def test_rotary_attention_needs_pairs():
