@@ -413,7 +413,7 @@ def all_sequences(loader: DataLoader) -> Tensor:
 # arithmetic on t; t is an int (one index for the batch) or an int64 tensor (B,).
 
 
-def draw_noise(
+def draw_eps(
     shape: tuple[int, ...],
     device: str | torch.device,
     generator: torch.Generator | None,
@@ -599,6 +599,7 @@ class DDIMScheduler(nn.Module):
         """One reverse step x_t → x_prev (DDIM eq. 12 and 16).
 
             x_prev = sqrt(ᾱ_prev)·x_0_pred + sqrt(1 - ᾱ_prev - σ²)·eps_pred + σ·z
+            eps_pred = (x_t - sqrt(ᾱ_t)·x_0_pred)/sqrt(1 - ᾱ_t)
             σ = eta·sqrt((1 - ᾱ_prev)/(1 - ᾱ_t))·sqrt(1 - ᾱ_t/ᾱ_prev)
 
         Args:
@@ -607,19 +608,19 @@ class DDIMScheduler(nn.Module):
             t: current index in [0, T), an int or (B,) int64.
             t_prev: target index in [-1, t), likewise; -1 lands on x_0.
             eta: 0 = deterministic, 1 = the variance of the DDPM posterior.
-            generator: source of z, see `draw_noise`.
+            generator: source of z, see `draw_eps`.
         """
         if not 0 <= eta <= 1:
             raise UserError(f"eta must be in [0, 1], got {eta}")
         alpha_bar_t, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_prev)
         variance = eta**2 * variance
-        # With eps_pred of `eps_from_x_0` put in, x_prev is a sum of x_t and x_0_pred.
+        # Put into one another, the two are a sum of x_t and x_0_pred: half as many operations.
         # abs: 1 - ᾱ_prev >= σ², but rounding may put their difference just below 0
-        of_x_t = (abs(1 - alpha_bar_prev - variance) / (1 - alpha_bar_t)) ** 0.5
-        x_prev = of_x_t * x_t + (alpha_bar_prev**0.5 - of_x_t * alpha_bar_t**0.5) * x_0_pred
+        noise_kept = (abs(1 - alpha_bar_prev - variance) / (1 - alpha_bar_t)) ** 0.5
+        x_prev = noise_kept * x_t + (alpha_bar_prev**0.5 - noise_kept * alpha_bar_t**0.5) * x_0_pred
         if eta > 0:
-            z = draw_noise(x_t.shape, x_t.device, generator, x_t.dtype)
+            z = draw_eps(x_t.shape, x_t.device, generator, x_t.dtype)
             x_prev = x_prev + variance**0.5 * z
         return x_prev
 
@@ -651,7 +652,8 @@ class DDIMScheduler(nn.Module):
         """Walk from noise to x_0, (B, L, C), data units, in N steps; UserError for bad arguments.
 
         Args:
-            model: `model(x_t, t)`, or `model(x_t, t, known, known_mask)` if frames are known.
+            model: `model(x_t, t)`, or with known frames `model(x_t, t, known, known_mask)`; it runs
+                in `torch.inference_mode` unless there is a cost_fn.
             shape: (B, L, C).
             device: where the model lives.
             num_inference_steps: N, in [1, T].
@@ -662,7 +664,7 @@ class DDIMScheduler(nn.Module):
             known_mask: (B, L) bool; these frames are given and come back unchanged.
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
             start_t: the index to start from; None = the noisiest of the spacing.
-            generator: source of x_T and of z, see `draw_noise`.
+            generator: source of x_T and of z, see `draw_eps`.
             cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `_descend`.
             guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
         """
@@ -670,13 +672,14 @@ class DDIMScheduler(nn.Module):
         if (known is None) != (known_mask is None):
             raise UserError("known and known_mask must be given together")
         pairs = self.timestep_pairs(num_inference_steps, start_t)
-        x_t = draw_noise(shape, device, generator) if x_T is None else x_T.to(device)
         given: tuple[Tensor, ...] = ()
-        if known is not None and known_mask is not None:
-            given = (to_model_units(known.to(x_t)), known_mask.to(device))
-        ts = torch.tensor([t for t, _ in pairs], device=device)[:, None].expand(-1, len(x_t))
         last: Any = None  # x_0_pred of the step before, and its t
         with torch.inference_mode(cost_fn is None), eval_mode(model):  # a tenth faster at batch 1
+            start = draw_eps(shape, device, generator) if x_T is None else x_T
+            x_t = start.to(device, copy=True)  # of this mode, so that the model sees one kind only
+            if known is not None and known_mask is not None:
+                given = (to_model_units(known.to(x_t)), known_mask.to(device))
+            ts = torch.tensor([t for t, _ in pairs], device=device)[:, None].expand(-1, len(x_t))
             for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
                 x_0_pred = self.predict_x_0(model(x_t, t_batch, *given), x_t, t)
                 if cost_fn is not None:
@@ -719,10 +722,10 @@ class DDIMScheduler(nn.Module):
 
         The N pairs of `sample` in reverse; eps is evaluated at the index walked to, unclipped.
         x_0 is (B, L, C), data units; the result, x_T, likewise, in model units. With a start_t
-        above -1, x_0 is first noised to it (dequantised), with noise of the CPU `generator`, and
-        only the indices above it are walked.
+        above -1, x_0 is first noised to it (dequantised; `generator` as of `draw_eps`), and only
+        the indices above it are walked.
         """
-        eps = draw_noise(tuple(x_0.shape), x_0.device, generator).to(x_0)
+        eps = draw_eps(x_0.shape, x_0.device, generator).to(x_0)
         x_t, now = self.add_noise(to_model_units(x_0), start_t, eps)[0], start_t
         with eval_mode(model):
             for t, _ in reversed(self.timestep_pairs(num_inference_steps)):
@@ -835,8 +838,6 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
         B, L, D = x.shape
-        if self.rotary_tokens not in (0, L):
-            raise UserError(f"rotary attention was built for {self.rotary_tokens} tokens, got {L}")
         qkv = self.qkv(x).view(B, L, 3, self.nhead, D // self.nhead).permute(2, 0, 3, 1, 4)
         q, k, v = qkv  # (B, nhead, L, D/nhead)
         if self.rotary_tokens:
@@ -983,7 +984,7 @@ class MinimalDiffusionTransformer(nn.Module):
         check_divides("patch_size", patch_size, "seq_len", seq_len)
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
-        self.adaln, self.known_frames = adaln, known_frames
+        self.adaln, self.rotary, self.known_frames = adaln, rotary, known_frames
         self.token_overlap, self.noise_units, self.gates = token_overlap, noise_units, gates
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
@@ -1012,6 +1013,16 @@ class MinimalDiffusionTransformer(nn.Module):
             self.timestep_mlp = nn.Sequential()  # t enters as it is embedded
         self.context_embedding = ContextEmbedding(context_dim, d_model) if context_dim else None
 
+    def check_inputs(self, x_t: Tensor, known: Tensor | None, context: Tensor | None) -> None:
+        """Raise UserError for what the network was not built for."""
+        L, longest = x_t.shape[1], self.seq_len
+        if L % self.patch_size or L > longest or (self.rotary and L != longest):
+            raise UserError(f"this model takes gestures of {longest} frames, got {L}")
+        if known is not None and not self.known_frames:
+            raise UserError("this model takes no known frames; build it with known_frames=True")
+        if context is not None and self.context_embedding is None:
+            raise UserError("this model takes no goals; train it with --context_dim")
+
     def forward(
         self,
         x_t: Tensor,
@@ -1032,13 +1043,12 @@ class MinimalDiffusionTransformer(nn.Module):
             context: (B, context_dim); None, or a row of zeros, = no goal.
             return_gates: also return the logits of P(moves) of each axis and of P(press).
         """
+        self.check_inputs(x_t, known, context)
         B, L, C = x_t.shape
         x = x_t
         if self.noise_units:
             x = torch.cat([x_t, in_noise_units(x_t, self.alphas_cumprod[t, None, None])], dim=-1)
         if known is not None and known_mask is not None:
-            if not self.known_frames:
-                raise UserError("this model takes no known frames; build it with known_frames=True")
             x = torch.cat([x, nearest_known(known, known_mask)], dim=-1)
         elif self.known_frames:
             x = F.pad(x, (0, 2 * C + 3))  # what nearest_known says of an empty mask
@@ -1049,9 +1059,7 @@ class MinimalDiffusionTransformer(nn.Module):
             x = torch.cat([padded[:, :-2], x, padded[:, 2:]], dim=-1)
         x = self.pos_encoder(self.action_embedding(x))  # (B, tokens, D)
         t_emb = self.timestep_mlp(self.timestep_embedding(t))  # (B, D)
-        if context is not None:
-            if self.context_embedding is None:
-                raise UserError("this model takes no goals; train it with --context_dim")
+        if context is not None and self.context_embedding is not None:
             t_emb = t_emb + self.context_embedding(context)
         if self.adaln:
             t_emb = F.silu(t_emb)
@@ -1297,7 +1305,7 @@ def generate(
     """
     generator = torch.Generator().manual_seed(seed)
     if x_T is None:
-        x_T = draw_noise(shape, next(model.parameters()).device, generator)
+        x_T = draw_eps(shape, next(model.parameters()).device, generator)
 
     def sample(x_T: Tensor, known: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         given: dict[str, Any] = {"known": known, "known_mask": mask, "generator": generator}

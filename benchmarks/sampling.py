@@ -4,8 +4,8 @@
 
 All walk from noise to actions in the same number of DDIM steps with the same default network,
 weights, shapes and threads, without known frames; the spacing is each library's own, ours and
-diffusers' is "trailing", where both must agree. Progress bars are off. The bare forward passes
-run in torch.inference_mode, the fastest there is, as in `sample()`.
+diffusers' is "trailing", where both must agree. Progress bars are off, and all run in
+torch.inference_mode, the fastest there is, though the libraries would by default in no_grad.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def candidates(batch: int, steps: int) -> tuple[dict[str, Callable[[], Any]], fl
     }
     difference = tdd.to_model_units(ours()) - peers["diffusers"](x_T)
     functions: dict[str, Callable[[], Any]] = {BARE: bare, "sample()": ours}
-    functions |= {name: partial(f, x_T) for name, f in peers.items()}
+    functions |= {name: torch.inference_mode()(partial(f, x_T)) for name, f in peers.items()}
     return functions, float(difference.abs().max())
 
 

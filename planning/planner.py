@@ -108,13 +108,23 @@ class _Request:
         if self.init is not None:
             low, high = self.init.min().item(), self.init.max().item()  # NaN if any number is
             _require(low >= 0 and high <= 1, "init must be in [0, 1]", f"{low} to {high}")
-        if self.goal is not None:
-            is_vector = isinstance(self.goal, Tensor) and self.goal.ndim == 1
-            _require(is_vector, "goal must be a tensor [context_dim]", _describe(self.goal))
-            _require(bool(self.goal.isfinite().all()), "goal must be finite", self.goal.tolist())
+        self._check_goal()
         self._check_known()
         self.rng = np.random.default_rng(int(self.seed))
         self.varied = float(self.init is not None)  # share of the draws that vary `init`
+
+    def _check_goal(self) -> None:
+        """Check goal and guidance."""
+        self.guidance = float(self.guidance)
+        _require(abs(self.guidance) <= 1000, "guidance must be in [-1000, 1000]", self.guidance)
+        if self.goal is None:
+            _require(self.guidance == 1, "guidance needs a goal to weigh", self.guidance)
+            return
+        is_vector = isinstance(self.goal, Tensor) and self.goal.ndim == 1
+        _require(is_vector, "goal must be a tensor [context_dim]", _describe(self.goal))
+        self.goal = self.goal.detach().cpu().float()
+        _require(bool(self.goal.isfinite().all()), "goal must be finite", self.goal.tolist())
+        _require(bool(self.goal.any()), "goal must not be all zeros, which is no goal", "zeros")
 
     def _check_known(self) -> None:
         """Check the known frames; what the mask leaves out becomes zero."""
@@ -217,7 +227,8 @@ class Planner:
             init: an action (L, 3), data units, to start from instead of the last plan; itself a
                 candidate.
             strength: in (0, 1], how far the draws leave `init`; 1 = pure noise.
-            goal: where to, (context_dim,), as the denoiser was trained with `--context_dim`.
+            goal: where to, (context_dim,), not all zeros, as the denoiser was trained on with
+                `--context_dim`.
             guidance: weight of the goal in the draws, see `with_goal`; 1 = as trained.
             num_plans: gestures to draw at most, at least 1.
             num_inference_steps: denoising steps, in [1, T].
@@ -293,7 +304,7 @@ class Planner:
             options: dict[str, Any] = {"generator": generator, **self.sampling}
             model: Model = self.model
             if request.goal is not None:
-                context = request.goal.to(self.device).float().expand(count, -1)
+                context = request.goal.to(self.device).expand(count, -1)
                 model = with_goal(model, context, request.guidance)
             if base is not None and request.strength < 1:
                 start_t = max(round(request.strength * self.scheduler.num_timesteps) - 1, 0)

@@ -8,6 +8,7 @@ network and nothing else of x_0 may; and a network that cannot overfit eight ges
 """
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -185,11 +186,20 @@ def test_bf16_attention_on_a_cpu_is_the_same_function(monkeypatch):
     torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("rotary", "frames", "fits"),
+    [(r, L, L == 20 or (L == 18 and not r)) for r in (True, False) for L in (18, 19, 20, 22)],
+)
+def test_frames_that_do_not_fit_are_named(rotary, frames, fits):
+    """Sinusoids serve shorter gestures too, whole tokens at a time; rotary tables do not."""
+    model = build(seq_len=20, patch_size=2, rotary=rotary)
+    with nullcontext() if fits else pytest.raises(UserError, match=f"20 frames, got {frames}"):
+        model(torch.randn(1, frames, 3), torch.tensor([1]))
+
+
 def test_rotary_attention_needs_pairs():
     with pytest.raises(UserError, match="2 \\* nhead, with rotary positions, must divide d_model"):
         build(rotary=True, d_model=15, nhead=3)
-    with pytest.raises(UserError, match="rotary attention was built for 10 tokens, got 9"):
-        SelfAttention(16, 2, rotary_tokens=10)(torch.randn(1, 9, 16))
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 33, 64])

@@ -436,9 +436,19 @@ def test_the_planner_heads_for_its_goal(guidance):
     result = planner.plan(goal=torch.tensor([0.5, -0.25]), guidance=guidance)
     expected = tdd.to_data_units((guidance - 1) + guidance * torch.tensor([0.5, -0.25]))
     assert torch.allclose(result.actions[:, :2], expected.expand(L, 2), atol=1e-5)
-    for goal in (torch.ones(1, 2), [0.5, 0.5], torch.tensor([math.nan, 0])):
-        with pytest.raises(tdd.UserError, match="goal must be"):
+
+
+def test_goals_that_cannot_be_are_refused():
+    planner = Planner(Headed(), tdd.DDIMScheduler(prediction_type="x0"), {"eta": 0.0})
+    huge = torch.tensor([1e300, 0], dtype=torch.float64)
+    for goal in (torch.ones(1, 2), [0.5, 0.5], torch.tensor([math.nan, 0]), huge, torch.zeros(2)):
+        with pytest.raises(tdd.UserError, match="goal must"):
             planner.plan(goal=goal)
+    for guidance in (math.nan, math.inf, 1e9, "2"):
+        with pytest.raises(tdd.UserError, match="guidance must be"):
+            planner.plan(goal=torch.ones(2), guidance=guidance)
+    with pytest.raises(tdd.UserError, match="guidance needs a goal"):
+        planner.plan(guidance=2.0)
 
 
 @pytest.mark.parametrize("adaln", [True, False])
