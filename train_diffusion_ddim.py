@@ -455,8 +455,8 @@ class DDIMScheduler(nn.Module):
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
-    # Of the spacings tried, this one biases durations and types the least. Below 0.05 a click
-    # stands still; above 12, ten steps are better spent elsewhere. But noise alone lacks the trace
+    # At ten steps this range biases durations and types the least of those tried: below 0.05 a
+    # click stands still, above 12 steps are better spent elsewhere. But noise alone lacks the trace
     # of the gesture that x_t has at any finite sigma, and the bias of that goes with 1/sigma: with
     # more than ten steps the top grows with their number (docs/LOG.md).
     SIGMA_RANGE = (12.0, 0.05)

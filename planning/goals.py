@@ -1,6 +1,6 @@
 """Planners that were trained with goals: hindsight-relabelled pairs of (now, then) and gesture.
 
-    python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals   # about seven minutes
+    python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals   # about four minutes
 
 A gesture of the true generator does something to a scene; what it did is afterwards called the
 goal (Andrychowicz et al., arXiv:1707.01495). From such pairs learn: a regression to the gesture; a
