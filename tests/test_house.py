@@ -41,7 +41,9 @@ def commands():
     found = []
     for document in documents():
         text = document.read_text("utf-8")
-        for block in re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, re.DOTALL | re.M):
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.M):
+            if language not in ("", "bash", "sh", "console"):
+                continue
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.strip().removeprefix("$ ")
                 if re.match(r"(\w+=\S+ )*python3? (-m )?[\w.]+", line):
