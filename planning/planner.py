@@ -115,8 +115,8 @@ class _Request:
 
     def _check_goal(self) -> None:
         """Check goal and guidance."""
-        self.guidance = float(self.guidance)
         _require(abs(self.guidance) <= 1000, "guidance must be in [-1000, 1000]", self.guidance)
+        self.guidance = float(self.guidance)
         if self.goal is None:
             _require(self.guidance == 1, "guidance needs a goal to weigh", self.guidance)
             return
