@@ -676,7 +676,7 @@ class DDIMScheduler(nn.Module):
         last: Any = None  # x_0_pred of the step before, and its t
         with torch.inference_mode(cost_fn is None), eval_mode(model):  # a tenth faster at batch 1
             start = draw_eps(shape, device, generator) if x_T is None else x_T
-            x_t = start.to(device, copy=True)  # of this mode, so that the model sees one kind only
+            x_t = start.to(device, copy=True)  # so that the model sees one kind of tensor
             if known is not None and known_mask is not None:
                 given = (to_model_units(known.to(x_t)), known_mask.to(device))
             ts = torch.tensor([t for t, _ in pairs], device=device)[:, None].expand(-1, len(x_t))

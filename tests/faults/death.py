@@ -194,11 +194,14 @@ def stopped(lab: Lab, number: int, moment: float) -> Iterator[str]:
     os.kill(pid, number)
     began = time.monotonic()
     code, seconds = wait(pid), time.monotonic() - began
-    if code == 0 or (code == -number and (folder / LAST).exists()):
-        return  # the loop was over, which is no try
+    if code == 0:
+        return  # the run was over, which is no try
+    allowed = [128 + number]
+    if number == signal.SIGTERM and (folder / LAST).exists():
+        allowed.append(-number)  # in the final scoring, by default; a shell calls it 143 too
     rows = read_jsonl(folder / "metrics.jsonl")
     lost = rows[-1]["step"] - tdd.load_checkpoint(folder)["step"]
-    if code != 128 + number or lost or seconds > 20 or "Traceback" in lab.output():
+    if code not in allowed or lost or seconds > 20 or "Traceback" in lab.output():
         yield f"code {code}, {lost} steps lost, {seconds:.1f} s, {lab.output()[-200:]}"
     else:
         yield lab.resumed(folder)
