@@ -1787,12 +1787,53 @@ def epoch_order(num: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return AdamW for all weights; or Muon for the matrices of the blocks, and AdamW for the rest.
+class Muon(torch.optim.Optimizer):
+    """Step matrices along the orthogonal factor of their momentum (arXiv:2502.16982, sec. 2.1).
 
-    Muon steps along the orthogonal factor of the momentum. Scaled to the RMS of AdamW's steps it
-    takes the same learning rate (arXiv:2502.16982, sec. 2.2).
+    Scaled to the RMS of AdamW's steps, so that it takes the same learning rate (sec. 2.2). As
+    torch.optim.Muon, which goes one matrix at a time and in bfloat16: where the processor has none,
+    that takes longer than all the rest of a training step (docs/LOG.md).
     """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # nothing here passes a closure
+        """Update all matrices, those of one shape together."""
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for m, n in {p.shape for p in group["params"]}:
+                params = [p for p in group["params"] if p.shape == (m, n)]
+                grads = [p.grad for p in params]
+                averages = [self.state[p]["momentum_buffer"] for p in params]
+                torch._foreach_lerp_(averages, grads, 1 - momentum)
+                ahead = torch.stack(grads).lerp(torch.stack(averages), momentum)  # Nesterov's
+                update = orthogonal_factor(ahead) * 0.2 * max(m, n) ** 0.5
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(params, update.unbind(), alpha=-lr)
+
+
+def orthogonal_factor(matrices: Tensor) -> Tensor:
+    """Bring the singular values of matrices, (B, m, n), near 1; their singular vectors stay.
+
+    Five steps of the Newton-Schulz iteration X ← aX + (bA + cA²)X, A = XXᵀ, with the coefficients
+    of Jordan et al. (2024).
+    """
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=FLOOR)
+    for _ in range(5):
+        gram = x @ x.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, gram, x, beta=3.4445)
+    return x.mT if is_tall else x
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return AdamW for all weights; or Muon for the blocks' matrices, AdamW for the rest."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, p in model.named_parameters():
@@ -1800,10 +1841,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         (matrices if is_matrix and config.optimizer == "muon" else others).append(p)
     lr, decay = config.lr, config.weight_decay
     adamw = torch.optim.AdamW(others, lr, weight_decay=decay, fused=True)
-    if not matrices:
-        return [adamw]
-    muon = torch.optim.Muon(matrices, lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [adamw, muon]
+    return [adamw, Muon(matrices, lr, decay)] if matrices else [adamw]
 
 
 NOISE_LEVELS = 20  # bins of t in which the loss is balanced
