@@ -1145,7 +1145,7 @@ def draw_known_mask(x_0: Tensor, known_share: float) -> tuple[Tensor, Tensor]:
     masks = [torch.zeros_like(x_0[..., 2], dtype=torch.bool)]
     masks += [strategy(x_0) for strategy, _ in KNOWN_STRATEGIES.values()]
     shares = [known_share * share for _, share in KNOWN_STRATEGIES.values()]
-    weights = torch.tensor([1 - known_share, *shares], device=x_0.device)
+    weights = torch.tensor([1 - known_share, *shares]).to(x_0.device, non_blocking=True)
     drawn = torch.multinomial(weights, len(x_0), replacement=True)
     return torch.stack(masks)[drawn, torch.arange(len(x_0), device=x_0.device)], drawn
 
