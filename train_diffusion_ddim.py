@@ -1688,8 +1688,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = newest_checkpoint(path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself checks no CRC
-            if any(i.compress_type or (i.file_size and not i.CRC) for i in archive.infolist()):
+            entries = archive.infolist()
+            if any(i.compress_type or (i.file_size and not i.CRC) for i in entries):
                 raise zipfile.BadZipFile("compressed, or saved without CRC")
+            if any(i.external_attr & 0x10 for i in entries):  # torch.load leaves memory as it was
+                raise zipfile.BadZipFile("a folder in the place of a tensor")
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"bad CRC in {damaged}")

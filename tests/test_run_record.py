@@ -357,12 +357,16 @@ def test_the_newest_is_the_highest_epoch_whatever_its_date(tmp_path):
 
 
 def test_a_flipped_bit_is_never_loaded(checkpoint, tmp_path):
+    """At a hundred random places, and where it turns an entry of the archive into a folder."""
     good, rng = checkpoint.read_bytes(), np.random.default_rng(0)
     reference = torch.load(checkpoint, weights_only=True)
+    flips = [(rng.integers(len(good)), rng.integers(8)) for _ in range(100)]
+    entries = [found.start() for found in re.finditer(b"PK\x01\x02", good)]
+    flips += [(entry + 38, 4) for entry in entries]  # 0x10 of its external attributes
     refused = 0
-    for _ in range(100):
+    for place, bit in flips:
         damaged = bytearray(good)
-        damaged[rng.integers(len(good))] ^= 1 << rng.integers(8)
+        damaged[place] ^= 1 << bit
         path = tmp_path / "flipped.pth"
         path.write_bytes(damaged)
         try:
@@ -373,7 +377,7 @@ def test_a_flipped_bit_is_never_loaded(checkpoint, tmp_path):
         else:  # padding, or a field of the archive that nobody reads
             content.pop("path")
             assert_same_tree(content, reference)
-    assert refused > 50
+    assert refused > 50 + len(entries) and len(entries) > 50
 
 
 def test_a_truncated_file_is_refused(checkpoint, tmp_path):

@@ -73,15 +73,27 @@ def checkpoint_cases(lab: Lab, cases: list[bytes]) -> Iterator[str]:
 # ---- checkpoints -------------------------------------------------------------------------
 
 
+def flipped(good: bytes, place: int, bit: int) -> bytes:
+    """Return the bytes with one bit turned over."""
+    case = bytearray(good)
+    case[place] ^= 1 << bit
+    return bytes(case)
+
+
 @fault("one bit of a checkpoint flipped: nothing else is ever loaded", quick=60, long=1000)
 def flips(lab: Lab, num: int) -> Iterator[str]:
     good = (lab.straight / LAST).read_bytes()
-    cases = []
-    for _ in range(num):
-        case = bytearray(good)
-        case[lab.rng.integers(len(good))] ^= 1 << lab.rng.integers(8)
-        cases.append(bytes(case))
-    return checkpoint_cases(lab, cases)
+    places = [(lab.rng.integers(len(good)), lab.rng.integers(8)) for _ in range(num)]
+    return checkpoint_cases(lab, [flipped(good, *place) for place in places])
+
+
+@fault("the same, in the archive's table of contents", quick=60, long=10_000)
+def flips_in_the_directory(lab: Lab, num: int) -> Iterator[str]:
+    good = (lab.straight / LAST).read_bytes()
+    with zipfile.ZipFile(lab.straight / LAST) as archive:
+        first = archive.start_dir
+    places = [(lab.rng.integers(first, len(good)), lab.rng.integers(8)) for _ in range(num)]
+    return checkpoint_cases(lab, [flipped(good, *place) for place in places])
 
 
 @fault("a checkpoint cut at any length is refused by name, exit 2", quick=2, long=51)
