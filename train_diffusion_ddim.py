@@ -21,7 +21,7 @@ Sections: CONFIG, DATASET, SCHEDULER, MODEL, KNOWN FRAMES, METRICS, VALIDATION, 
 TRAINING, CLI.
 Papers: DDPM 2006.11239, DDIM 2010.02502, cosine schedule 2102.09672, v-prediction 2202.00512,
 Min-SNR 2303.09556, DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, RoPE 2104.09864,
-CSDI 2107.03502.
+CSDI 2107.03502, EDM2 2312.02696, Muon 2502.16982.
 """
 
 import argparse
@@ -679,7 +679,8 @@ class DDIMScheduler(nn.Module):
             x_t = start.to(device, copy=True)  # so that the model sees one kind of tensor
             if known is not None and known_mask is not None:
                 given = (to_model_units(known.to(x_t)), known_mask.to(device))
-            ts = torch.tensor([t for t, _ in pairs], device=device)[:, None].expand(-1, len(x_t))
+            ts = torch.tensor([t for t, _ in pairs]).to(device, non_blocking=True)
+            ts = ts[:, None].expand(-1, len(x_t))
             for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
                 x_0_pred = self.predict_x_0(model(x_t, t_batch, *given), x_t, t)
                 if cost_fn is not None:
@@ -1635,7 +1636,7 @@ def disk_faults_named(path: Path, num_bytes: int = 0) -> Iterator[None]:
         raise OSError(f"cannot write {path}: {fault}; {cure}") from None
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that `path` is at every moment, even of a power cut, the old or the new."""
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_faults_named(path, len(content)):
@@ -1676,7 +1677,22 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` is at every moment the old file or the new one, whole."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(path, buffer.getbuffer())
+    write_whole(path, buffer.getvalue())
+
+
+def checked_archive(path: Path) -> io.BytesIO:
+    """Read a zip file anew from entries that passed their CRC; zipfile.BadZipFile if one fails.
+
+    torch.load checks none, and of a damaged file it may read other bytes than those checked here.
+    """
+    checked = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(checked, "w") as rewritten:
+        if any(entry.compress_type for entry in archive.infolist()):  # small files can be huge
+            raise zipfile.BadZipFile("compressed")
+        for entry in archive.infolist():
+            rewritten.writestr(entry.filename, archive.read(entry))
+    checked.seek(0)
+    return checked
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -1687,16 +1703,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = newest_checkpoint(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load itself checks no CRC
-            entries = archive.infolist()
-            if any(i.compress_type or (i.file_size and not i.CRC) for i in entries):
-                raise zipfile.BadZipFile("compressed, or saved without CRC")
-            if any(i.external_attr & 0x10 for i in entries):  # torch.load leaves memory as it was
-                raise zipfile.BadZipFile("a folder in the place of a tensor")
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"bad CRC in {damaged}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(checked_archive(path), map_location="cpu", weights_only=True)
     except Exception as e:  # damage shows as many kinds of exception
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"{path} is no intact checkpoint ({reason}); use an older one") from None
@@ -1790,40 +1797,11 @@ def epoch_order(num: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
 
 
-class Muon(torch.optim.Optimizer):
-    """Step matrices along the orthogonal factor of their momentum (arXiv:2502.16982, sec. 2.1).
-
-    Scaled to the RMS of AdamW's steps, so that it takes the same learning rate (sec. 2.2). As
-    torch.optim.Muon, which goes one matrix at a time and in bfloat16: where the processor has none,
-    that takes longer than all the rest of a training step (docs/LOG.md).
-    """
-
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
-        for p in self.param_groups[0]["params"]:
-            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # nothing here passes a closure
-        """Update all matrices, those of one shape together."""
-        for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
-            for m, n in {p.shape for p in group["params"]}:
-                params = [p for p in group["params"] if p.shape == (m, n)]
-                grads = [p.grad for p in params]
-                averages = [self.state[p]["momentum_buffer"] for p in params]
-                torch._foreach_lerp_(averages, grads, 1 - momentum)
-                ahead = torch.stack(grads).lerp(torch.stack(averages), momentum)  # Nesterov's
-                update = orthogonal_factor(ahead) * 0.2 * max(m, n) ** 0.5
-                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(params, update.unbind(), alpha=-lr)
-
-
 def orthogonal_factor(matrices: Tensor) -> Tensor:
     """Bring the singular values of matrices, (B, m, n), near 1; their singular vectors stay.
 
     Five steps of the Newton-Schulz iteration X ← aX + (bA + cA²)X, A = XXᵀ, with the coefficients
-    of Jordan et al. (2024).
+    of kellerjordan.github.io/posts/muon.
     """
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
@@ -1833,6 +1811,35 @@ def orthogonal_factor(matrices: Tensor) -> Tensor:
         gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, gram, x, beta=3.4445)
     return x.mT if is_tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Step matrices along the orthogonal factor of their momentum (arXiv:2502.16982, sec. 2).
+
+    Scaled to the RMS of AdamW's steps, so that it takes the same learning rate. As torch.optim.Muon
+    with Nesterov's momentum, but in float32 and matrices of one shape together, which takes less
+    time, and far less where the processor has no bfloat16 (docs/LOG.md).
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # nothing here passes a closure
+        """Update the matrices that have a gradient."""
+        (group,) = self.param_groups
+        lr, momentum = group["lr"], group["momentum"]
+        trained = [p for p in group["params"] if p.grad is not None]
+        for shape in {p.shape for p in trained}:
+            params = [p for p in trained if p.shape == shape]
+            grads = torch.stack([p.grad for p in params])
+            averages = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_lerp_(averages, grads.unbind(), 1 - momentum)
+            update = orthogonal_factor(grads.lerp(torch.stack(averages), momentum)).unbind()
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(params, update, alpha=-0.2 * lr * max(shape) ** 0.5)
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -1899,6 +1906,8 @@ class TrainState:
         self.ema.load_state_dict(content["ema"])
         for optimizer, saved in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for group in optimizer.param_groups:
+                group["weight_decay"] = self.config.weight_decay
         self.task_loss.copy_(content["task_loss"])
         self.loss_sum.copy_(content["loss_sum"])
         self.unseen = content["unseen"]
@@ -2338,8 +2347,9 @@ def pick_device(name: str) -> torch.device:
 
 def check_same_model(config: TrainConfig, saved: dict[str, Any], path: str | Path) -> None:
     """Raise UserError if a flag contradicts the weights of a checkpoint, trained as `saved`."""
-    trained_for = {"num_timesteps": config.num_timesteps, "prediction_type": config.prediction_type}
-    for name, now in (knobs_of(MinimalDiffusionTransformer, config) | trained_for).items():
+    fixed = knobs_of(MinimalDiffusionTransformer, config)
+    for name in (*fixed, "num_timesteps", "prediction_type", "optimizer"):
+        now = getattr(config, name)
         if now != saved[name] and name != "dropout":
             change = f"--{name} contradicts the weights of {path}: {saved[name]} -> {now}"
             raise UserError(f"{change}; drop the flag or train anew")
@@ -2375,7 +2385,7 @@ def resume_run(given: dict[str, Any], path: str) -> tuple[TrainConfig, dict[str,
     if (other / "metrics.jsonl").exists() and not other.samefile(folder):
         raise UserError(f"{other} holds another run; choose a new --save_dir")
     check_same_model(config, saved, content["path"])
-    for name in ("lr", "batch_size", "seed", "num_epochs"):
+    for name in ("lr", "weight_decay", "batch_size", "seed", "num_epochs"):
         if getattr(config, name) != saved[name]:
             change = f"--{name} {saved[name]} -> {getattr(config, name)}"
             say(f"warning: {change}: not the run that was interrupted", err=True)

@@ -116,7 +116,7 @@ def write(save: Callable[[io.BytesIO], Any], path: Path) -> None:
     """Write what `save` does: torch's own writer ends the process when the disk is full."""
     buffer = io.BytesIO()
     save(buffer)
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getvalue())
 
 
 def write_denoiser(model: nn.Module, folder: Path) -> None:

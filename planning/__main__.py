@@ -138,7 +138,7 @@ def fill_bank(prior: DiffusionPrior, num: int, path: Path) -> None:
         prior.fill_bank(num, seed=0)
         buffer, partial_file = io.BytesIO(), path.with_suffix(".partial")
         np.save(buffer, np.asarray(prior.bank))
-        partial_file.write_bytes(buffer.getbuffer())
+        partial_file.write_bytes(buffer.getvalue())
         partial_file.replace(path)
 
 

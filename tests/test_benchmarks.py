@@ -32,7 +32,7 @@ TINY = {
         "0",
         *MINI,
     ],
-    "optimizer": ["--limit", "1", *MINI],
+    "optimizer": ["--avx2", "1", *MINI],
     "keyframes": ["--limit_s", "0.01", "--every", "1", "--val_sequences", "2", *MINI],
     "sampling": ["--steps", "2", "--batches", "1"],
     "latency": ["--steps", "2", "--step_counts", "1", "--compiled", "0", "--num_layers", "1"],

@@ -96,6 +96,13 @@ def flips_in_the_directory(lab: Lab, num: int) -> Iterator[str]:
     return checkpoint_cases(lab, [flipped(good, *place) for place in places])
 
 
+@fault("a damaged checkpoint in front of a whole one, in one file", quick=10, long=200)
+def two_in_one(lab: Lab, num: int) -> Iterator[str]:
+    good = (lab.straight / LAST).read_bytes()
+    places = [(lab.rng.integers(len(good)), lab.rng.integers(8)) for _ in range(num)]
+    return checkpoint_cases(lab, [flipped(good, *place) + good for place in places])
+
+
 @fault("a checkpoint cut at any length is refused by name, exit 2", quick=2, long=51)
 def cuts(lab: Lab, num: int) -> Iterator[str]:
     good, folder = (lab.straight / LAST).read_bytes(), lab.copy()
