@@ -679,8 +679,7 @@ class DDIMScheduler(nn.Module):
             x_t = start.to(device, copy=True)  # so that the model sees one kind of tensor
             if known is not None and known_mask is not None:
                 given = (to_model_units(known.to(x_t)), known_mask.to(device))
-            ts = torch.tensor([t for t, _ in pairs]).to(device, non_blocking=True)
-            ts = ts[:, None].expand(-1, len(x_t))
+            ts = torch.tensor(pairs).to(device, non_blocking=True)[:, :1].expand(-1, len(x_t))
             for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
                 x_0_pred = self.predict_x_0(model(x_t, t_batch, *given), x_t, t)
                 if cost_fn is not None:
