@@ -1,6 +1,6 @@
 # make train: install, run the main job and report on it.  make test: install and run the tests.
 # make bench: install the programs to compare with, measure all, write docs/BENCHMARKS.md.
-# make faults: kill, cut, fill and flip for half an hour, and write docs/FAULTS.md.
+# make faults: kill, cut, fill and flip for ten minutes, and write docs/FAULTS.md.
 PYTHON ?= python3
 BIN := .venv/bin
 
