@@ -101,10 +101,14 @@ def measure(args: argparse.Namespace) -> list[Row]:
         "the same without dropout": our_state(x_train, **PLAN_NETWORK, **size),
         "the same with --amp (bf16)": our_state(x_train, **PLAN_NETWORK, **size, amp=True),
     }
-    if args.variants and shutil.which("g++"):
+    can_compile = args.variants and shutil.which("g++")
+    if can_compile:
         compiled = our_state(x_train, **PLAN_NETWORK, **size, amp=True, compile=True)
         states["the same with --amp --compile"] = compiled
-    states["default recipe, plan's batch"] = our_state(x_train, batch_size=args.batch_size)
+    batch = {"batch_size": args.batch_size}
+    states["default recipe, plan's batch"] = our_state(x_train, **batch)
+    if can_compile:
+        states["the same with --compile"] = our_state(x_train, **batch, compile=True)
     states["default recipe"] = our_state(x_train)
     steps: dict[str, Callable[[], Any]] = {"plan as written": plan.step}
     steps |= {name: our_step(state, x_train) for name, state in states.items()}
