@@ -2345,12 +2345,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_same_model(config: TrainConfig, saved: dict[str, Any], path: str | Path) -> None:
-    """Raise UserError if a flag contradicts the weights of a checkpoint, trained as `saved`."""
+    """Raise UserError if a flag contradicts what a checkpoint holds, trained as `saved`."""
     fixed = knobs_of(MinimalDiffusionTransformer, config)
     for name in (*fixed, "num_timesteps", "prediction_type", "optimizer"):
         now = getattr(config, name)
         if now != saved[name] and name != "dropout":
-            change = f"--{name} contradicts the weights of {path}: {saved[name]} -> {now}"
+            change = f"--{name} contradicts the content of {path}: {saved[name]} -> {now}"
             raise UserError(f"{change}; drop the flag or train anew")
 
 

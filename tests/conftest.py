@@ -69,6 +69,13 @@ def press(length, *spans):
     return x
 
 
+def flipped(good, place, bit):
+    """Bytes with one bit turned over."""
+    damaged = bytearray(good)
+    damaged[place] ^= 1 << bit
+    return bytes(damaged)
+
+
 def as_flags(**options):
     """Options as command-line arguments; True and False as --flag and --no-flag."""
     argv = []

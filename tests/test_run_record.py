@@ -26,6 +26,7 @@ from conftest import (
     TINY,
     L,
     assert_same_tree,
+    flipped,
     make_gestures,
     python,
     read_jsonl,
@@ -375,13 +376,6 @@ def test_a_flipped_bit_is_never_loaded(checkpoint, tmp_path):
             content.pop("path")
             assert_same_tree(content, reference)
     assert refused > 50
-
-
-def flipped(good, place, bit):
-    """Bytes with one bit turned over."""
-    damaged = bytearray(good)
-    damaged[place] ^= 1 << bit
-    return damaged
 
 
 @pytest.mark.parametrize("damage", ["folder", "prefix"])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import train_diffusion_ddim as tdd
-from tests.conftest import L, make_gestures
+from tests.conftest import L, flipped, make_gestures
 from tests.faults.lab import LAST, Lab, end_state, fault, tensors_of, wait
 
 SLOWEST = 2  # seconds that reading a bad file may take
@@ -71,13 +71,6 @@ def checkpoint_cases(lab: Lab, cases: list[bytes]) -> Iterator[str]:
 
 
 # ---- checkpoints -------------------------------------------------------------------------
-
-
-def flipped(good: bytes, place: int, bit: int) -> bytes:
-    """Return the bytes with one bit turned over."""
-    case = bytearray(good)
-    case[place] ^= 1 << bit
-    return bytes(case)
 
 
 @fault("one bit of a checkpoint flipped: nothing else is ever loaded", quick=60, long=1000)
