@@ -1,0 +1,17 @@
+"""What any trainer needs and is not diffusion; imports nothing of ours, and no torch by itself.
+
+    errors          UserError, one line per mistake, exit codes
+    files           files that appear whole or not at all
+    provenance      which commit, versions and machine made a result
+    memory          how much memory there is, and what to say when it is not enough
+    gestures        the table of gesture types
+    gesture_files   `*_actions.npy` and dataset.json: reader and writer
+    knobs           a dataclass of options as checks and as a command line
+    process         ranks, devices, signals, progress bars, the lock of a run folder
+    checkpoint      save and load, whole or refused
+    run_log         metrics.jsonl, figures, tables and their W&B mirror
+    figures         gestures drawn side by side
+    muon            the optimizer
+
+errors, files, provenance, memory, gestures and gesture_files need numpy alone.
+"""

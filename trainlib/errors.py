@@ -1,0 +1,72 @@
+"""A user's mistake ends in one line and exit code 2; a fault in one line and exit code 1."""
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake that the user can fix: one line `error: what, where, how to fix`, exit code 2."""
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line to stdout or stderr; a closed or full stream costs the line, not the run."""
+    stream = sys.stderr if err else sys.stdout
+    try:
+        if stream:
+            print(text, file=stream, flush=True)
+    except OSError:  # what print has buffered must not fail again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type without one."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError if `value` is not one of `choices`."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
+    """Raise UserError if `value` does not divide `whole`."""
+    if value < 1 or whole % value:
+        raise UserError(f"{name} must divide {whole_name} = {whole}, got {value}")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports a mistake as UserError: in one line, like all others."""
+
+    def error(self, message: str) -> Any:
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message}; see --help")
+
+
+def run_program(program: Callable[[], Any], *, stopped: str = "") -> int:
+    """Call a program and turn its end into an exit code, with one line on stderr if it failed.
+
+    0 done, 2 the user's mistake, 1 a fault of disk, memory or numbers, 128 + N ended by signal N
+    (KeyboardInterrupt carries N; Ctrl-C is 130). `stopped` is what to say when a signal ended it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Greek letters
+    try:
+        program()
+    except UserError as e:
+        say(f"error: {e}", err=True)
+        return 2
+    except (FloatingPointError, OSError, MemoryError) as e:
+        say(f"error: {e or 'out of memory'}", err=True)
+        return 1
+    except KeyboardInterrupt as e:
+        if stopped:
+            say(stopped, err=True)
+        return 128 + (e.args[0] if e.args else signal.SIGINT)
+    return 0
