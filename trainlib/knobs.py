@@ -1,0 +1,92 @@
+"""The options of a program as a frozen dataclass: each declared once, checked by every door.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Knobs):
+        lr: float = flag(1e-3, "peak learning rate", low=1e-12)
+
+`Config(lr=...)` converts and checks, `add_flags(parser, Config)` makes the command line of it.
+"""
+
+import argparse
+import math
+import operator
+import os
+from dataclasses import dataclass, field, fields
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from trainlib.errors import UserError, check_choice
+
+LARGEST = 2**31 - 1  # of an integer whose range says no less
+
+
+def flag(default: Any, help: str, **limits: Any) -> Any:
+    """Declare an option: default, `--help` line, and its `choices` or its range `low`, `high`."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """Base of a config: every field becomes its declared type, or UserError says what it must be.
+
+    So a config holds plain bool, int, float and str, whatever it was made from: a command line, a
+    checkpoint, NumPy scalars, paths.
+    """
+
+    def __post_init__(self) -> None:
+        """Convert and check every field."""
+        for f in fields(self):
+            value = as_type(f"--{f.name}", getattr(self, f.name), f.type)
+            check_range(f"--{f.name}", value, **f.metadata)
+            object.__setattr__(self, f.name, value)
+
+
+def as_type(name: str, value: Any, kind: Any) -> Any:
+    """Return `value` as a plain bool, int, float or str; UserError if it is nothing of the kind."""
+    is_bool = isinstance(value, bool | np.bool_)
+    try:
+        if kind is bool and is_bool:
+            return bool(value)
+        if kind is int and not is_bool:
+            return operator.index(value)
+        if kind is float and not is_bool and isinstance(value, Real):
+            return float(value)
+        if kind is str:
+            text = os.fspath(value)
+            if isinstance(text, str) and "\0" not in text:
+                return str(text)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    names = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
+    raise UserError(f"{name} must be {names[kind]}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def check_range(
+    name: str, value: Any, *, choices: Any = None, low: Any = None, high: Any = None, **_: Any
+) -> None:
+    """Raise UserError if a value is not one of `choices`, or not finite and in [low, high]."""
+    if choices is not None:
+        check_choice(name, value, choices)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        low = -math.inf if low is None else low
+        high = (LARGEST if isinstance(value, int) else math.inf) if high is None else high
+        if not (math.isfinite(value) and low <= value <= high):
+            raise UserError(f"{name} must be in [{low:g}, {high:g}], got {value:g}")
+
+
+def add_flags(parser: Any, config: type[Knobs]) -> None:
+    """Add a flag for each field; those not given are absent, if the parser's default is SUPPRESS."""
+    for f in fields(config):
+        options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
+        if f.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": f.type, "choices": f.metadata.get("choices")}
+        parser.add_argument(f"--{f.name}", **options)
