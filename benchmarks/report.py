@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainlib.tables import format_number, markdown_table
+
 ROOT = Path(__file__).resolve().parents[1]
 INTRODUCTION = ROOT / "benchmarks" / "introduction.md"
 ORDER = (
@@ -16,21 +18,17 @@ ORDER = (
 
 
 def show(value: Any) -> str:
-    """Return a cell: three digits for numbers, a range for a pair."""
+    """Return a cell: a number in short, a range for a pair."""
     if isinstance(value, list):
         return " - ".join(show(item) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return format_number(value)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return rows of equal keys as a markdown table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    lines += ["| " + " | ".join(show(value) for value in row.values()) + " |" for row in rows]
-    return "\n".join(lines)
+    """Return rows of equal keys as a Markdown table."""
+    return markdown_table(list(rows[0]), [[show(value) for value in row.values()] for row in rows])
 
 
 def markdown(result: dict[str, Any]) -> str:

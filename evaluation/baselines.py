@@ -81,6 +81,7 @@ from train_diffusion_ddim import (
     touch_down,
     train_step,
 )
+from trainlib.tables import format_number, markdown_table
 
 BASELINES_FORMAT = 1
 SIGMAS = (0.1, 0.4, 0.9)  # noise std in data units
@@ -738,7 +739,7 @@ def baselines_table(tables: Mapping[str, Table], *, interval: bool = True) -> st
             shown = [report.format_estimate(cell, interval=interval) for cell in cells]
             if any(cells):
                 rows.append([protocol, metric, *shown])
-    return report.format_table(["protocol", "metric", *methods], rows)
+    return markdown_table(["protocol", "metric", *methods], rows)
 
 
 def _column(method: str) -> int:
@@ -753,10 +754,10 @@ def predictions_table(predictions: Sequence[Mapping[str, Any]]) -> str:
     for p in predictions:
         theory = f"{p['first']} {'or' if p['is_open'] else 'beats'} {p['second']}"
         values = [math.nan if p[k] is None else p[k] for k in ("first_value", "second_value")]
-        numbers = " : ".join(report.format_number(value) for value in values)
+        numbers = " : ".join(format_number(value) for value in values)
         rows.append([p["protocol"], p["metric"], theory, p["why"], numbers, p["came_out"]])
     header = ["protocol", "metric", "theory", "because", "values", "came out"]
-    return report.format_table(header, rows)
+    return markdown_table(header, rows)
 
 
 def baselines_markdown(results: Mapping[str, Any]) -> str:

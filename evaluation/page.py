@@ -29,7 +29,6 @@ from evaluation.report import (
     finite,
     flatten_about,
     format_interval,
-    format_number,
     format_remark,
     name_setting,
 )
@@ -45,6 +44,7 @@ from train_diffusion_ddim import (
     to_data_units,
     to_model_units,
 )
+from trainlib.tables import format_number
 
 TEMPLATE = Path(__file__).with_name("page.html")
 REPLAY_SIGMA = 0.4  # data units

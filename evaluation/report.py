@@ -41,6 +41,7 @@ from evaluation.estimates import Estimate, Table
 from evaluation.protocols import is_control
 from evaluation.verdicts import MISSING, Headline, Verdict, verdicts_to_json
 from train_diffusion_ddim import GESTURE_TYPES, classify_gestures, gesture_metrics, git_commit
+from trainlib.tables import format_number, markdown_table
 
 RESULTS_FORMAT = 2
 
@@ -295,21 +296,6 @@ def log_to_wandb(report: Report, folder: Path, mode: str, project: str) -> None:
 
 
 MANY = 12  # settings that no table has as columns
-ROUNDING = 1e-12  # what is nearer to 0 is 0 but for the arithmetic
-
-
-def format_number(value: float) -> str:
-    """Three significant digits, four of a share above 0.99; a dash if not finite."""
-    if not math.isfinite(value):
-        return "–"
-    if isinstance(value, int) or abs(value) < ROUNDING:
-        return f"{value:.0f}"
-    if not 1e-4 <= abs(value) < 1e4:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    significant = 4 if 0.99 <= abs(value) < 1 else 3
-    decimals = significant - 1 - math.floor(math.log10(abs(value)))
-    return f"{value:.{max(0, decimals)}f}"
 
 
 def format_estimate(estimate: Estimate | None, *, interval: bool = True) -> str:
@@ -328,15 +314,6 @@ def format_interval(estimate: Estimate) -> str:
 def name_setting(setting: str) -> str:
     """Return a setting as words: "sigma_0.4" is "sigma 0.4"."""
     return setting.replace("_", " ")
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an aligned Markdown table, which reads as plain text, too."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    padded = [" | ".join(c.ljust(w) for c, w in zip(x, widths, strict=True)) for x in lines]
-    rule = "-|-".join("-" * w for w in widths)
-    return "\n".join(f"| {line} |" for line in [padded[0], rule, *padded[1:]])
 
 
 VERDICT_COLUMNS = [
@@ -387,7 +364,7 @@ def headline_table(headlines: Sequence[Headline]) -> str:
         for h in headlines
     ]
     header = ["", "this model [95 %]", "asked", "best trivial answer", "limit", "verdict"]
-    return format_table(header, rows)
+    return markdown_table(header, rows)
 
 
 def section_table(section: Section) -> str:
@@ -397,7 +374,7 @@ def section_table(section: Section) -> str:
         mark = " (limit)" if section.kind(setting) == "limit" else ""
         cells = [format_estimate(row.get(metric)) for metric in section.columns]
         rows.append([name_setting(setting) + mark, *cells])
-    return format_table([section.first, *section.columns.values()], rows)
+    return markdown_table([section.first, *section.columns.values()], rows)
 
 
 def other_metrics_table(section: Section) -> str:
@@ -406,7 +383,7 @@ def other_metrics_table(section: Section) -> str:
         [m, *(format_estimate(row.get(m), interval=False) for row in section.table.values())]
         for m in section.other_metrics
     ]
-    return format_table(["metric", *map(name_setting, section.table)], rows)
+    return markdown_table(["metric", *map(name_setting, section.table)], rows)
 
 
 def to_text(report: Report) -> str:
@@ -422,14 +399,14 @@ def to_markdown(report: Report) -> str:
         *report.summary,
         headline_table(report.headlines),
         "## Every criterion of the plan",
-        format_table(VERDICT_COLUMNS, rows),
+        markdown_table(VERDICT_COLUMNS, rows),
     ]
     for section in report.sections:
         parts += [f"## {section.title}", section.text]
         parts += [f"![{p.caption}]({p.name})\n\n*{p.caption}*" for p in section.pictures]
         if section.claims:
             rows = [list(claim.values()) for claim in section.claims]
-            parts.append(format_table(list(section.claims[0]), rows))
+            parts.append(markdown_table(list(section.claims[0]), rows))
         if section.columns:
             parts.append(section_table(section))
         if section.columns and section.other_metrics and len(section.table) <= MANY:

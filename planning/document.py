@@ -21,6 +21,7 @@ from planning.benchmark import BUDGET, MILESTONES, Row, read_rows
 from planning.methods import COST, GOAL, PRIOR, Method
 from planning.tasks import TASKS
 from train_diffusion_ddim import say
+from trainlib.tables import markdown_table
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "PLANNING.md"
 LATENCIES_MS = (0, 2, 53)  # per evaluation: none, V-JEPA-2-AC, DINO-WM
@@ -76,12 +77,6 @@ def share(bits: str) -> str:
     return f"{100 * bits.count('1') / len(bits):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def in_groups(
     methods: Mapping[str, Method], bits: Bits, cells: Callable[[str], list[str]], width: int
 ) -> list[list[str]]:
@@ -105,7 +100,7 @@ def success_table(
         of = [bits.get((name, task), "") for task in tasks]
         return [share(b) if b else "" for b in of] + [str(max(map(len, of)))]
 
-    return markdown(
+    return markdown_table(
         ["method", *tasks, "n per task"], in_groups(methods, bits, cells, len(tasks) + 1)
     )
 
@@ -136,7 +131,7 @@ def account_table(
 
     head = ["method", *(f"% at {m}" for m in MILESTONES), "model cost", "true cost", "valid %"]
     head += ["s here", *(f"s at {ms} ms" for ms in LATENCIES_MS)]
-    return markdown(head, in_groups(methods, by[BUDGET], cells, len(head) - 1))
+    return markdown_table(head, in_groups(methods, by[BUDGET], cells, len(head) - 1))
 
 
 def pairs_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
@@ -151,7 +146,7 @@ def pairs_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
             if (a, task) in bits and (b, task) in bits:
                 lines.append(_pair(methods, bits, (a, b), task))
     head = ["", "against", "task", "first", "second", "only first", "only second", "p", "apart"]
-    return markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def _pair(
@@ -206,7 +201,7 @@ def surrogate_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
         ]  # fmt: skip
 
     head = ["method", *tasks, "model cost", "true cost", "gap"]
-    return markdown(head, in_groups(methods, bits, cells, len(head) - 1))
+    return markdown_table(head, in_groups(methods, bits, cells, len(head) - 1))
 
 
 # ----------------------------------------------------------------------------------------

@@ -284,18 +284,6 @@ def test_baselines_are_compared_as_the_plan_asks():
 # ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"), (5, "5"), (1.0, "1.00"), (0.9995, "0.9995"), (0.123456, "0.123"),
-        (-2.473, "-2.47"), (123.4, "123"), (9.337e-06, "9.34e-6"), (1e-17, "0"),
-        (0.0007, "0.000700"), (123456.0, "1.23e5"), (math.nan, "–"), (math.inf, "–"),
-    ],
-)  # fmt: skip
-def test_numbers_are_short(value, text):
-    assert report.format_number(value) == text
-
-
 def test_rows_are_told_apart():
     def section(*settings):
         return report.Section("name", "title", "text", {s: {} for s in settings})

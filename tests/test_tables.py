@@ -1,0 +1,33 @@
+"""Numbers are short and tables line up, as a reader of plain text needs them.
+
+python -m pytest tests/test_tables.py
+"""
+
+import math
+
+import pytest
+
+from trainlib.tables import format_number, markdown_table
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (5, "5"), (1.0, "1.00"), (0.9995, "0.9995"), (0.123456, "0.123"),
+        (-2.473, "-2.47"), (123.4, "123"), (9.337e-06, "9.34e-6"), (1e-17, "0"),
+        (0.0007, "0.000700"), (123456.0, "123,456"), (1234, "1,234"), (999.6, "1000"),
+        (math.nan, "–"), (math.inf, "–"),
+    ],
+)  # fmt: skip
+def test_numbers_are_short(value, text):
+    assert format_number(value) == text
+
+
+def test_columns_line_up():
+    table = markdown_table(["a", "long head"], [["cell", "x"], ["", "–"]])
+    assert table.splitlines() == [
+        "| a    | long head |",
+        "|------|-----------|",
+        "| cell | x         |",
+        "|      | –         |",
+    ]
