@@ -5,7 +5,8 @@
     provenance      which commit, versions and machine made a result
     memory          how much memory there is, and what to say when it is not enough
     gestures        the table of gesture types
-    gesture_files   `*_actions.npy` and dataset.json: reader and writer
+    gesture_files   `*_actions.npy`, `*_context.npy` and dataset.json: reader and writer
+    data_gate       what a training and a validation set must be
     knobs           a dataclass of options as checks and as a command line
     process         ranks, devices, signals, progress bars, the lock of a run folder
     checkpoint      save and load, whole or refused
@@ -13,5 +14,5 @@
     figures         gestures drawn side by side
     muon            the optimizer
 
-errors, files, provenance, memory, gestures and gesture_files need numpy alone.
+errors, files, provenance, memory, gestures, gesture_files and data_gate need numpy alone.
 """
