@@ -26,8 +26,8 @@ from evaluation.bayes import DEFAULT_PRIOR
 from evaluation.distribution import validity
 from planning.goals import context_of
 from planning.methods import GOAL, Method
-from planning.optimizers import Objective, model_cost
-from planning.tasks import TASKS, Instances, is_solved, make_instances
+from planning.search import Objective
+from planning.tasks import TASKS, Instances, is_solved, make_instances, model_cost
 from planning.world import World, energy, hard_world, observe, soft_world
 from train_diffusion_ddim import UserError, progress, to_gesture
 
@@ -129,7 +129,7 @@ def run_job(job: Job, method: Method, settings: dict[str, Any], model: World) ->
 
 
 def goal_of(method: Method, instances: Instances) -> dict[str, Tensor]:
-    """Return what a goal-trained method is told beside the account."""
+    """Return what a goal-trained method is told beside the cost."""
     return {"context": context_of(instances)} if method.group == GOAL else {}
 
 

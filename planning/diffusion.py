@@ -1,7 +1,7 @@
 """Planners with a learned prior: a trained denoiser that knows gestures, but no goal.
 
-The same account as in planning/optimizers.py. `DiffusionPrior.draw` is a drop-in for the true
-generator, so that select and refine are the very same functions for both.
+`DiffusionPrior.draw` is a drop-in for the true generator, so that select and refine are the very
+same functions for both.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planning.optimizers import (
-    BACKWARD,
-    FORWARD,
-    Objective,
-    descend,
-    ramp,
-    shoot_for_starts,
-    to_ramp,
-)
+from planning.optimizers import shoot_for_starts
+from planning.search import BACKWARD, FORWARD, Objective, descend, ramp, to_ramp
 from train_diffusion_ddim import (
     SEQ_LEN,
     DDIMScheduler,
@@ -87,7 +80,7 @@ def guided(
     """Guide the sampler down the cost's gradient at x_0_pred; evaluate what comes out.
 
     Args:
-        objective: the account; every gradient counts three.
+        objective: the cost and its budget; every gradient counts three.
         rng: source of noise.
         prior: the denoiser.
         scale: data units that x_0_pred moves per unit of gradient.
@@ -130,16 +123,16 @@ def diffusion_es(
 ) -> None:
     """Evolve gestures whose mutations are partial noising and denoising (arXiv:2402.06559).
 
-    A fifth of the account is drawn from the prior; each later fifth mutates the best so far.
+    A fifth of the budget is drawn from the prior; each later fifth mutates the best so far.
 
     Args:
-        objective: the account.
+        objective: the cost and its budget.
         rng: source of noise.
         prior: the denoiser.
         sigma: noise of a mutation, data units.
         elites: gestures that survive a round.
         steps: denoising steps of a mutation.
-        refine_share: of the account, kept for Adam steps on the ramps of the best three.
+        refine_share: of the budget, kept for Adam steps on the ramps of the best three.
         lr: of these steps.
     """
     population = objective.budget // 5

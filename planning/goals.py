@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planning.optimizers import Objective, descend, ramp, to_ramp
+from planning.search import Objective, descend, ramp, to_ramp
 from planning.surrogate import draw_transitions
 from planning.tasks import UNCHANGED, Instances
 from planning.world import FEATURES, GRID, Scenes, State, observe

@@ -1,164 +1,21 @@
-"""Planners that only ask the world model what an action costs, and the account that they draw on.
+"""The methods of the benchmark that only ask the world model what an action costs.
 
-A planner is a function `method(objective, rng, **settings)`. It spends evaluations of the
-objective and returns nothing: its answer is the cheapest candidate that it had evaluated, at
-every moment. It plans for I instances at once: candidates are (I, K, L, 3), costs (I, K).
+A method is a function `method(objective, rng, **settings)`, a search as in planning/search.py.
 """
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from planning import tasks, world
-from train_diffusion_ddim import PRESSED, SEQ_LEN
+from planning.search import Objective, cem, descend, normal, ramp, to_ramp
+from planning.tasks import draw_true
+from train_diffusion_ddim import SEQ_LEN
 
-CostFn = Callable[[Tensor], Tensor]  # (I, K, L, 3) → (I, K)
 Draw = Callable[[int, int, np.random.Generator], Tensor]  # I, K, rng → (I, K, L, 3)
-FORWARD, BACKWARD = 1, 2  # evaluations that they count
-CHUNK = 512  # candidates at a time: their intermediate values stay near the processor
 ROUND = 50  # candidates that a method without rounds of its own draws at a time
-
-
-class Objective:
-    """A cost function with an account: evaluations, seconds and the best candidate so far.
-
-    Args:
-        cost_fn: costs of candidates in data units, (I, K, L, 3) → (I, K).
-        num: I.
-        budget: evaluations per instance; a forward pass counts one, a backward pass two.
-        milestones: evaluations after which to keep the best so far.
-        seconds: wall-clock after which nothing is left either.
-
-    Attributes:
-        used: evaluations spent per instance.
-        best, best_cost: the cheapest candidate, (I, L, 3), and its cost, (I,).
-        kept: milestone → (best, best_cost, seconds since the start).
-        world_seconds: seconds inside cost_fn and its gradient.
-    """
-
-    def __init__(
-        self,
-        cost_fn: CostFn,
-        num: int,
-        budget: int,
-        milestones: Sequence[int] = (),
-        seconds: float = math.inf,
-    ) -> None:
-        self.cost_fn, self.num, self.budget = cost_fn, num, budget
-        self.used, self.world_seconds = 0, 0.0
-        self.best = torch.zeros(num, SEQ_LEN, 3)
-        self.best_cost = torch.full((num,), math.inf)
-        self.kept: dict[int, tuple[Tensor, Tensor, float]] = {}
-        self._pending = sorted(milestones)
-        self._start = time.perf_counter()
-        self._deadline, self._longest = self._start + seconds, 0.0
-
-    @property
-    def left(self) -> int:
-        """Evaluations left per instance; 0 when one more call would not end in time."""
-        late = time.perf_counter() + self._longest > self._deadline
-        return 0 if late else self.budget - self.used
-
-    def __call__(self, actions: Tensor) -> Tensor:
-        """Return the costs of candidates, (I, K, L, 3) → (I, K), at one evaluation each."""
-        began = time.perf_counter()
-        with torch.no_grad():
-            costs = self.cost_fn(actions)
-        self._account(time.perf_counter() - began)
-        self._record(actions, costs, FORWARD)
-        return costs
-
-    def gradient(self, z: Tensor, decode: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return d cost / d z, like z, for candidates decode(z); three evaluations each.
-
-        Args:
-            z: (I, K, ...).
-            decode: z → (I, K, L, 3); None = z are actions.
-        """
-        began = time.perf_counter()
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            actions = z if decode is None else decode(z)
-            costs = self.cost_fn(actions)
-            (gradient,) = torch.autograd.grad(costs.sum(), z)
-        self._account(time.perf_counter() - began)
-        self._record(actions.detach(), costs.detach(), FORWARD + BACKWARD)
-        return gradient
-
-    def guidance(self, actions: Tensor) -> Tensor:
-        """Return costs to be differentiated by a sampler, (I*K, L, 3) → (I*K,); three each.
-
-        The backward pass happens elsewhere: its time is taken to be twice that of the forward.
-        """
-        began = time.perf_counter()
-        batch = actions.unflatten(0, (self.num, -1))
-        costs = self.cost_fn(batch)
-        self._account((FORWARD + BACKWARD) * (time.perf_counter() - began))
-        self._record(batch.detach(), costs.detach(), FORWARD + BACKWARD)
-        return costs.flatten()
-
-    def _account(self, seconds: float) -> None:
-        self.world_seconds += seconds
-        self._longest = max(self._longest, seconds)
-
-    def finish(self) -> None:
-        """Keep the best so far for the milestones that were not reached."""
-        self._keep_until(math.inf)
-
-    def _keep_until(self, used: float) -> None:
-        while self._pending and self._pending[0] < used:
-            elapsed = time.perf_counter() - self._start
-            self.kept[self._pending.pop(0)] = (self.best.clone(), self.best_cost.clone(), elapsed)
-
-    def _record(self, actions: Tensor, costs: Tensor, each: int) -> None:
-        K = costs.shape[1]
-        assert self.used + K * each <= self.budget, "a method overdrew its account"
-        done = 0
-        for milestone in [m for m in self._pending if m < self.used + K * each]:
-            affordable = (milestone - self.used) // each
-            self._improve(actions[:, done:affordable], costs[:, done:affordable])
-            done = max(done, affordable)
-            self._keep_until(milestone + 1)
-        self._improve(actions[:, done:], costs[:, done:])
-        self.used += K * each
-
-    def _improve(self, actions: Tensor, costs: Tensor) -> None:
-        if costs.shape[1] == 0:
-            return
-        cost, j = costs.nan_to_num(nan=math.inf, posinf=math.inf).min(dim=1)
-        better = cost < self.best_cost
-        self.best[better] = actions[better.nonzero()[:, 0], j[better]].float()
-        self.best_cost = torch.where(better, cost, self.best_cost)
-
-
-def model_cost(instances: tasks.Instances, model: world.World = world.soft_world) -> CostFn:
-    """Return the energy between what `model` predicts of an action and the goal, as a CostFn."""
-
-    def cost_fn(actions: Tensor) -> Tensor:
-        num, K = actions.shape[:2]
-        rows = torch.arange(num).repeat_interleave(K)
-        costs = []
-        for row, action in zip(rows.split(CHUNK), actions.flatten(0, 1).split(CHUNK), strict=True):
-            scenes = instances.scenes[row]
-            tokens = world.observe(scenes, model(scenes, action))
-            costs.append(world.energy(tokens, instances.goal_tokens[row]))
-        return torch.cat(costs).view(num, K)
-
-    return cost_fn
-
-
-# ----------------------------------------------------------------------------------------
-# CANDIDATES — random actions and the six-parameter ramp
-# ----------------------------------------------------------------------------------------
-
-
-def draw_true(num: int, K: int, rng: np.random.Generator) -> Tensor:
-    """Draw gestures of the true generator, (num, K, L, 3)."""
-    return tasks.draw_gestures(num * K, rng).unflatten(0, (num, K))
 
 
 def draw_noise(num: int, K: int, rng: np.random.Generator) -> Tensor:
@@ -166,80 +23,15 @@ def draw_noise(num: int, K: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(rng.random((num, K, SEQ_LEN, 3), dtype=np.float32))
 
 
-def normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
-    """Draw standard normal numbers, float32."""
-    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
-
-
-def ramp(z: Tensor, sharpness: float = 1000.0) -> Tensor:
-    """Turn six numbers into an action: one contact along a straight line, differentiable.
-
-    Args:
-        z: (..., 6) = [x, y, time of touch-down, x, y, time of lift-off], each in [0, 1].
-        sharpness: of the press, which is the product of two sigmoids of time. (At 200 six frames
-            are half pressed, and count as two touch-downs in the soft world.)
-
-    Returns: (..., L, 3); x and y hold still while idle.
-    """
-    begin, end = z[..., None, :2], z[..., None, 3:5]
-    times = z[..., [2, 5]].sort(dim=-1).values[..., None, :]
-    r0, r1 = times[..., 0], times[..., 1]
-    t = torch.linspace(0, 1, SEQ_LEN)
-    press = torch.sigmoid(sharpness * (t - r0)) * torch.sigmoid(sharpness * (r1 - t))
-    along = ((t - r0) / (r1 - r0 + 1e-3)).clamp(0, 1)[..., None]
-    return torch.cat([begin + (end - begin) * along, press[..., None]], dim=-1)
-
-
-def to_ramp(actions: Tensor) -> Tensor:
-    """Read the six numbers of `ramp` off the first and last pressed frame; (..., L, 3) → (..., 6).
-
-    An action without a press becomes a touch of half the window in the corner (0, 0).
-    """
-    pressed = actions[..., 2] > PRESSED
-    L = pressed.shape[-1]
-    first = pressed.int().argmax(dim=-1)
-    last = L - 1 - pressed.flip(-1).int().argmax(dim=-1)
-    index = torch.stack([first, last], dim=-1)[..., None].expand(*first.shape, 2, 2)
-    ends = actions[..., :2].gather(-2, index)  # (..., 2 ends, xy)
-    when = torch.stack([first - 0.5, last + 0.5], dim=-1) / (L - 1)
-    when = torch.where(pressed.any(dim=-1, keepdim=True), when, torch.tensor([0.25, 0.75]))
-    return torch.cat([ends, when[..., None]], dim=-1).flatten(-2)
-
-
 def as_action(z: Tensor) -> Tensor:
     """Decode raw actions: they are their own parameters."""
     return z
-
-
-# ----------------------------------------------------------------------------------------
-# METHODS
-# ----------------------------------------------------------------------------------------
 
 
 def shoot(objective: Objective, rng: np.random.Generator, draw: Draw = draw_true) -> None:
     """Evaluate random actions."""
     while objective.left:
         objective(draw(objective.num, min(ROUND, objective.left), rng))
-
-
-def descend(
-    objective: Objective,
-    z: Tensor,
-    decode: Callable[[Tensor], Tensor],
-    lr: float,
-    steps: int | None = None,
-) -> None:
-    """Take Adam steps from the starts z, (I, R, ...), within [0, 1], as far as the account goes."""
-    z = z.clone()
-    optimizer = torch.optim.Adam([z], lr=lr)
-    price = z.shape[1] * (FORWARD + BACKWARD)
-    while objective.left >= price and steps != 0:
-        z.grad = objective.gradient(z, decode)
-        optimizer.step()
-        z.clamp_(0, 1)
-        steps = None if steps is None else steps - 1
-    if FORWARD * z.shape[1] <= objective.left:
-        objective(decode(z))
 
 
 def adam_zeros(objective: Objective, rng: np.random.Generator, lr: float = 0.1) -> None:
@@ -261,32 +53,6 @@ def adam_ramp(
     """Adam on the six parameters from uniform starts."""
     z = torch.from_numpy(rng.random((objective.num, restarts, 6), dtype=np.float32))
     descend(objective, z, ramp, lr)
-
-
-def cem(
-    objective: Objective,
-    rng: np.random.Generator,
-    mean: Tensor,
-    decode: Callable[[Tensor], Tensor],
-    *,
-    std: float,
-    population: int,
-    elites: int,
-    momentum: float = 0.15,
-) -> None:
-    """Cross-entropy method from N(mean, std²), mean (I, ...), clamped to [0, 1].
-
-    Mean and std move to those of the elites, but for the share `momentum` (as V-JEPA-2-AC's code).
-    """
-    spread = torch.full_like(mean, std)
-    while objective.left:
-        K = min(population, objective.left)
-        noise = normal((objective.num, K, *mean.shape[1:]), rng)
-        z = (mean[:, None] + spread[:, None] * noise).clamp(0, 1)
-        order = objective(decode(z)).argsort(dim=1)[:, : min(elites, K)]
-        best = z[torch.arange(objective.num)[:, None], order]  # (I, elites, ...)
-        mean = momentum * mean + (1 - momentum) * best.mean(dim=1)
-        spread = momentum * spread + (1 - momentum) * best.std(dim=1, correction=0)
 
 
 def rounds_for(budget: int) -> int:
@@ -361,7 +127,7 @@ def shoot_then_refine(
     lr: float = 0.03,
     raw: bool = False,
 ) -> None:
-    """Spend a share of the account on random actions, then take Adam steps from the best `top`.
+    """Spend a share of the budget on random actions, then take Adam steps from the best `top`.
 
     The steps go along the six parameters of each, or along the raw action.
     """
@@ -377,7 +143,7 @@ def shoot_then_cem(
     share: float = 0.4,
     std: float = 0.1,
 ) -> None:
-    """Spend a share of the account on random actions, then CEM on the ramp around the best."""
+    """Spend a share of the budget on random actions, then CEM on the ramp around the best."""
     starts, _ = shoot_for_starts(objective, rng, draw, share, top=1)
     mean = to_ramp(starts[:, 0])
     population = max(objective.left // rounds_for(objective.budget), 10)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planning.optimizers import FORWARD, Objective, cem, descend, ramp, to_ramp
+from planning.search import FORWARD, Objective, cem, descend, ramp, to_ramp
 from train_diffusion_ddim import (
     SEQ_LEN,
     DDIMScheduler,
@@ -325,7 +325,7 @@ class Planner:
         """Draw and evaluate until all are drawn or the time for it is over.
 
         Args:
-            objective: the account.
+            objective: the cost and its budget.
             request: what to draw, how often, how long.
             first: the draw that has been made, (1, L, 3).
             began: when the call did.

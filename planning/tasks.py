@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.bayes import DEFAULT_PRIOR
+from augmentation import click_aug
+from planning.search import CostFn
 from planning.world import (
     BUTTON,
     ICON,
@@ -25,8 +26,10 @@ from planning.world import (
     Scenes,
     State,
     World,
+    energy,
     hard_world,
     observe,
+    soft_world,
 )
 
 NUM_WIDGETS = 5
@@ -40,6 +43,8 @@ SIZES = {  # width and height as shares of a screen of 411 x 914 dp; 48 dp are .
 }
 LARGE_BUTTON = (0.3, 0.08)
 TRACK = (0.1, 0.9)  # x of a slider's handle
+DURATIONS = (5, 75)  # frames of the true generator's gestures: shortest, longest
+CHUNK = 512  # candidates at a time: their intermediate values stay near the processor
 UNCHANGED = 0.02  # other widgets may differ by as much
 
 
@@ -182,9 +187,31 @@ def judge(instances: Instances, actions: Tensor, world: World = hard_world) -> T
     return is_solved(instances, world(instances.scenes, actions))
 
 
+def model_cost(instances: Instances, model: World = soft_world) -> CostFn:
+    """Return the energy between what `model` predicts of an action and the goal, as a CostFn."""
+
+    def cost_fn(actions: Tensor) -> Tensor:
+        num, K = actions.shape[:2]
+        rows = torch.arange(num).repeat_interleave(K)
+        costs = []
+        for row, action in zip(rows.split(CHUNK), actions.flatten(0, 1).split(CHUNK), strict=True):
+            scenes = instances.scenes[row]
+            tokens = observe(scenes, model(scenes, action))
+            costs.append(energy(tokens, instances.goal_tokens[row]))
+        return torch.cat(costs).view(num, K)
+
+    return cost_fn
+
+
 def draw_gestures(num: int, rng: np.random.Generator) -> Tensor:
     """Draw gestures of the true generator, (num, L, 3), data units."""
-    return torch.from_numpy(DEFAULT_PRIOR.draw(num, rng)).float()
+    drawn = click_aug.draw_gestures(rng, num, "mixed", *DURATIONS)
+    return torch.from_numpy(click_aug.render(drawn))
+
+
+def draw_true(num: int, K: int, rng: np.random.Generator) -> Tensor:
+    """Draw gestures of the true generator, (num, K, L, 3)."""
+    return draw_gestures(num * K, rng).unflatten(0, (num, K))
 
 
 def base_rate(task: str, num: int, seed: int = 0, chunk: int = 4000) -> float:

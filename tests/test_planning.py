@@ -1,6 +1,6 @@
-"""The GUI world, its tasks, the planners and their account, against cases worked by hand.
+"""The GUI world, its tasks, the planners and their budget, against cases worked by hand.
 
-Why: the benchmark's verdict is only as good as its judge (the hard simulator), its account (what an
+Why: the benchmark's verdict is only as good as its judge (the hard simulator), its budget (what an
 evaluation is) and its pairing (every method meets the same instances).
 
     python -m pytest tests/test_planning.py
@@ -18,7 +18,7 @@ from conftest import ROOT, python
 from scipy.stats import binomtest
 
 import train_diffusion_ddim as tdd
-from planning import benchmark, document, optimizers, surrogate, tasks, world
+from planning import benchmark, document, optimizers, search, surrogate, tasks, world
 from planning.__main__ import claim_folder, main
 from planning.diffusion import DiffusionPrior
 from planning.methods import COST, Method, cost_methods, goal_methods, prior_methods
@@ -190,7 +190,7 @@ def test_every_instance_can_be_solved_and_the_model_agrees(task):
     instances = tasks.make_instances(task, 30, seed=5)
     actions = torch.cat([solve_by_hand(instances, i) for i in range(30)])
     assert tasks.judge(instances, actions).float().mean() >= 0.96  # a scroll may leave the screen
-    cost_fn = optimizers.model_cost(instances)
+    cost_fn = tasks.model_cost(instances)
     costs = cost_fn(torch.stack([torch.zeros_like(actions), actions], dim=1))
     # the soft model also drags an icon that lies beside a slider's handle
     assert (costs[:, 1] < 0.5 * costs[:, 0]).float().mean() >= 0.85
@@ -221,7 +221,7 @@ def test_base_rates(task, percent):
 
 
 # ----------------------------------------------------------------------------------------
-# ACCOUNT AND METHODS
+# BUDGET AND METHODS
 # ----------------------------------------------------------------------------------------
 
 
@@ -230,8 +230,8 @@ def quadratic(actions):
     return (actions[:, :, 0, 0] - 0.7) ** 2
 
 
-def test_the_account_by_hand():
-    objective = optimizers.Objective(quadratic, 1, 20, milestones=(2, 5, 20))
+def test_the_budget_by_hand():
+    objective = search.Objective(quadratic, 1, 20, milestones=(2, 5, 20))
     candidates = torch.zeros(1, 4, L, 3)
     candidates[0, :, 0, 0] = torch.tensor([0.1, 0.5, 0.69, 0.2])
     objective(candidates)
@@ -248,20 +248,20 @@ def test_the_account_by_hand():
 
 
 def test_nan_costs_never_win():
-    objective = optimizers.Objective(lambda a: torch.tensor([[math.nan, 2.0]]), 1, 2)
+    objective = search.Objective(lambda a: torch.tensor([[math.nan, 2.0]]), 1, 2)
     objective(torch.zeros(1, 2, L, 3))
     assert objective.best_cost.item() == 2.0
 
 
-def test_time_ends_the_account():
-    assert optimizers.Objective(quadratic, 1, 20, seconds=-1.0).left == 0
+def test_time_ends_the_budget():
+    assert search.Objective(quadratic, 1, 20, seconds=-1.0).left == 0
 
 
 @pytest.mark.parametrize("name", cost_methods())
 @pytest.mark.parametrize("budget", [250, 1000])
 def test_methods_keep_to_their_budget(name, budget):
     method = cost_methods()[name]
-    objective = optimizers.Objective(quadratic, 2, budget, milestones=(10, 250))
+    objective = search.Objective(quadratic, 2, budget, milestones=(10, 250))
     method.run(objective, np.random.default_rng(0), **method.trials[0])
     objective.finish()
     least = 31 if name == "adam_zeros" else 0.9 * budget
@@ -278,23 +278,23 @@ def test_methods_find_an_easy_minimum(name):
         begin = (press[..., None] * actions[..., :2]).sum(-2) / (press.sum(-1)[..., None] + 1e-3)
         return ((begin - torch.tensor([0.3, 0.6])) ** 2).sum(-1)
 
-    objective = optimizers.Objective(cost_fn, 3, 250)
+    objective = search.Objective(cost_fn, 3, 250)
     cost_methods()[name].run(objective, np.random.default_rng(1))
     assert objective.best_cost.max() < 5e-3
 
 
 def test_the_ramp_and_its_reading():
     z = torch.tensor([[0.2, 0.3, 0.25, 0.8, 0.5, 0.75]])
-    action = optimizers.ramp(z)
+    action = search.ramp(z)
     pressed = action[0, :, 2] > 0.5
     frames = torch.arange(L)[pressed]
     assert frames[0] == math.ceil(0.25 * 249) and frames[-1] == math.floor(0.75 * 249)
     assert action[0, 125, :2].tolist() == pytest.approx([0.501, 0.4], abs=2e-3)
-    assert torch.allclose(optimizers.to_ramp(action), z, atol=6e-3)
+    assert torch.allclose(search.to_ramp(action), z, atol=6e-3)
     swapped = z[:, [0, 1, 5, 3, 4, 2]]
-    assert torch.equal(optimizers.ramp(swapped), action), "times in the wrong order mean the same"
-    true = optimizers.draw_true(1, 50, np.random.default_rng(0))[0]
-    again = optimizers.ramp(optimizers.to_ramp(true))
+    assert torch.equal(search.ramp(swapped), action), "times in the wrong order mean the same"
+    true = tasks.draw_true(1, 50, np.random.default_rng(0))[0]
+    again = search.ramp(search.to_ramp(true))
     assert torch.equal(again[..., 2] > 0.5, true[..., 2] > 0.5)
 
 

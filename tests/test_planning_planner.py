@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_gestures
+from conftest import ROOT, make_gestures, python
 
 import train_diffusion_ddim as tdd
 from planning import goals, tasks, world
@@ -33,6 +33,16 @@ def begin_cost(actions):
 @pytest.fixture(scope="module")
 def planner(untrained_run):
     return Planner.load(untrained_run)
+
+
+def test_the_planner_stands_alone():
+    """VJ2-GUI has an `augmentation` of its own: the planner must not touch ours."""
+    code = (
+        "import planning.planner, sys; assert not [m for m in sys.modules if m.startswith("
+        "('evaluation', 'planning.tasks', 'planning.world', 'augmentation', 'matplotlib'))]"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_best_three_are_refined(planner, monkeypatch):
