@@ -5,6 +5,7 @@ result = planner.plan(cost_fn, budget_ms=500)    # result.actions: float32 [250,
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from train_diffusion_ddim import (
     to_model_units,
     with_goal,
 )
+from trainlib.errors import first_line
 
 PlanCost = Callable[[Tensor], Tensor]  # actions (B, L, 3), data units → (B,), lower is better
 CHUNK = 16  # gestures drawn at a time
@@ -64,19 +66,64 @@ def _require(condition: bool, text: str, got: Any) -> None:
 
 
 def _describe(x: Any) -> str:
-    """Name the type of an argument; of a tensor, dtype and shape."""
-    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    """Name the type of an argument; of an array, dtype and shape."""
+    is_array = isinstance(x, Tensor | np.ndarray)
+    return f"{x.dtype} {list(x.shape)}" if is_array else type(x).__name__
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    """Return an argument as an int of at least `least`, or raise UserError."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    _require(is_integer, f"{name} must be an integer", _describe(value))
+    value = int(value)
+    shown = value if value.bit_length() < 64 else f"one of {value.bit_length()} bits"
+    _require(value >= least, f"{name} must be at least {least}", shown)
+    _require(value < 2**63, f"{name} must be below 2**63", shown)
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    """Return an argument as a float, or raise UserError."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    _require(is_number, f"{name} must be a number", _describe(value))
+    try:
+        return float(value)
+    except OverflowError:  # an integer too large for any float
+        return math.copysign(math.inf, value > 0 or -1)
+
+
+def _plain_copy(name: str, x: Any, shape: tuple[int, ...] | str) -> Tensor:
+    """Return a copy of a tensor or numpy array: dense, on the CPU, bool or float32, no gradient.
+
+    Args:
+        name: of the argument.
+        x: of any strides, real dtype, byte order and device.
+        shape: wanted; a word stands for any one-dimensional shape.
+
+    Raises:
+        UserError: it is something else.
+    """
+    given = _describe(x)
+    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" and not np.ma.isMaskedArray(x):
+        x = torch.from_numpy(np.array(x, bool if x.dtype.kind == "b" else np.float64, order="C"))
+    is_real = isinstance(x, Tensor) and not x.is_complex()
+    is_dense = is_real and x.layout == torch.strided and not x.is_meta
+    fits = is_dense and (x.ndim == 1 if isinstance(shape, str) else x.shape == shape)
+    wanted = f"[{shape}]" if isinstance(shape, str) else list(shape)
+    _require(fits, f"{name} must be a real, dense tensor or array {wanted}", given)
+    dtype = torch.bool if x.dtype == torch.bool else torch.float32
+    return x.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 @dataclass
 class _Request:
-    """The arguments of one call, checked; the actions float32 (L, 3) on the CPU."""
+    """The arguments of one call, checked; the arrays are copies, float32 or bool, on the CPU."""
 
-    known: Tensor | None
-    known_mask: Tensor | None
-    init: Tensor | None  # the action to vary
+    known: Any
+    known_mask: Any
+    init: Any  # the action to vary
     strength: float  # how far variations leave it
-    goal: Tensor | None
+    goal: Any
     guidance: float
     num_plans: int
     num_inference_steps: int
@@ -84,14 +131,10 @@ class _Request:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("num_plans", "num_inference_steps", "seed"):
-            value = getattr(self, name)
-            _require(isinstance(value, Integral), f"{name} must be an integer", _describe(value))
+        for name, least in (("num_plans", 1), ("num_inference_steps", 1), ("seed", 0)):
+            setattr(self, name, _integer(name, getattr(self, name), least))
         for name in ("strength", "budget_ms", "guidance"):
-            value = getattr(self, name)
-            _require(isinstance(value, Real), f"{name} must be a number", _describe(value))
-        _require(self.num_plans >= 1, "num_plans must be at least 1", self.num_plans)
-        _require(self.seed >= 0, "seed must be at least 0", self.seed)
+            setattr(self, name, _number(name, getattr(self, name)))
         _require(self.budget_ms > 0, "budget_ms must be above 0", self.budget_ms)
         _require(0 < self.strength <= 1, "strength must be in (0, 1]", self.strength)
         _require(
@@ -99,53 +142,45 @@ class _Request:
             "strength below 1 needs an init to stay near to",
             self.strength,
         )
-        for name in ("known", "init"):
-            x = getattr(self, name)
-            if x is not None:
-                shaped = isinstance(x, Tensor) and x.shape == (SEQ_LEN, 3)
-                _require(shaped, f"{name} must be a tensor {[SEQ_LEN, 3]}", _describe(x))
-                setattr(self, name, x.detach().cpu().float())
         if self.init is not None:
+            self.init = _plain_copy("init", self.init, (SEQ_LEN, 3)).float()
             low, high = self.init.min().item(), self.init.max().item()  # NaN if any number is
             _require(low >= 0 and high <= 1, "init must be in [0, 1]", f"{low} to {high}")
         self._check_goal()
         self._check_known()
-        self.rng = np.random.default_rng(int(self.seed))
+        self.rng = np.random.default_rng(self.seed)
         self.varied = float(self.init is not None)  # share of the draws that vary `init`
 
     def _check_goal(self) -> None:
         """Check goal and guidance."""
         _require(abs(self.guidance) <= 1000, "guidance must be in [-1000, 1000]", self.guidance)
-        self.guidance = float(self.guidance)
         if self.goal is None:
             _require(self.guidance == 1, "guidance needs a goal to weigh", self.guidance)
             return
-        is_vector = isinstance(self.goal, Tensor) and self.goal.ndim == 1
-        _require(is_vector, "goal must be a tensor [context_dim]", _describe(self.goal))
-        self.goal = self.goal.detach().cpu().float()
+        self.goal = _plain_copy("goal", self.goal, "context_dim").float()
         _require(bool(self.goal.isfinite().all()), "goal must be finite", self.goal.tolist())
         _require(bool(self.goal.any()), "goal must not be all zeros, which is no goal", "zeros")
 
     def _check_known(self) -> None:
         """Check the known frames; what the mask leaves out becomes zero."""
-        known, mask = self.known, self.known_mask
-        if known is None and mask is None:
+        if self.known is None and self.known_mask is None:
             return
-        if known is None or mask is None:
+        if self.known is None or self.known_mask is None:
             raise UserError("known and known_mask must be given together")
-        is_mask = isinstance(mask, Tensor) and mask.shape == (SEQ_LEN,) and mask.dtype == torch.bool
-        _require(is_mask, f"known_mask must be a bool tensor {[SEQ_LEN]}", _describe(mask))
-        self.known_mask = mask.cpu()
-        frames = known[self.known_mask]
+        known = _plain_copy("known", self.known, (SEQ_LEN, 3)).float()
+        mask = _plain_copy("known_mask", self.known_mask, (SEQ_LEN,))
+        is_mask = mask.dtype == torch.bool
+        _require(is_mask, "known_mask must be bool", _describe(self.known_mask))
+        self.known_mask, frames = mask, known[mask]
         if not torch.equal(frames, to_gesture(frames)):
             raise UserError(
                 "known frames must have x and y in [0, 1] and press 0 or 1, and be zero while idle"
             )
-        self.known = torch.where(self.known_mask[:, None], known, 0)
+        self.known = torch.where(mask[:, None], known, 0)
 
     def paste(self, actions: Tensor) -> Tensor:
         """Put the known frames into actions (..., L, 3)."""
-        if self.known is None or self.known_mask is None:
+        if self.known is None:
             return actions
         return torch.where(self.known_mask[:, None], self.known, actions)
 
@@ -177,13 +212,18 @@ class Planner:
 
         Raises:
             UserError: it cannot be read, its gestures do not have 250 frames, or no such device.
+            FloatingPointError: what it draws is not finite.
         """
+        is_path = isinstance(checkpoint, str | os.PathLike)
+        _require(is_path, "checkpoint must be a path", _describe(checkpoint))
+        named = isinstance(device, str | torch.device)
+        _require(named, "device must be a name or torch.device", _describe(device))
         try:
-            torch.zeros(1, device=device)
+            torch.zeros(1, device=device).cpu()
         except (AssertionError, RuntimeError) as e:
-            reason = str(e).splitlines()[0]
-            raise UserError(f"device {device!r} cannot be used ({reason})") from None
+            raise UserError(f"device {str(device)!r} cannot be used ({first_line(e)})") from None
         model, scheduler, config = load_model(checkpoint, device)
+        model.float()  # built in the default dtype
         wanted = f"{checkpoint} cannot plan: its gestures must have {SEQ_LEN} frames"
         _require(config.seq_len == SEQ_LEN, wanted, config.seq_len)
         planner = cls(model, scheduler, config.sampling, device)
@@ -218,6 +258,8 @@ class Planner:
         through their ends: by the gradient, or by CEM where the cost has none, as in
         `torch.inference_mode`.
 
+        Arrays are tensors or numpy arrays of any real dtype, strides and device; they are copied.
+
         Args:
             cost_fn: costs of actions (B, L, 3), data units, float32 → (B,); None = the first
                 draw. An action whose cost is not finite is never chosen.
@@ -238,6 +280,7 @@ class Planner:
 
         Raises:
             UserError: an argument has a wrong type, shape or range, or no cost is finite.
+            FloatingPointError: what the denoiser draws is not finite.
         """
         began = time.perf_counter()
         _require(cost_fn is None or callable(cost_fn), "cost_fn must be a function", cost_fn)
@@ -284,7 +327,7 @@ class Planner:
         def batched(actions: Tensor) -> Tensor:
             costs = cost_fn(actions[0].to(self.device, copy=True))
             shape = actions.shape[1:2]
-            shaped = isinstance(costs, Tensor) and costs.shape == shape
+            shaped = isinstance(costs, Tensor) and costs.shape == shape and not costs.is_complex()
             wanted = f"cost_fn must return a tensor {list(shape)}, one cost per action"
             _require(shaped, wanted, _describe(costs))
             costs = costs.cpu().float()[None]
@@ -300,7 +343,7 @@ class Planner:
             if not count:
                 continue
             shape, steps = (count, SEQ_LEN, 3), request.num_inference_steps
-            generator = torch.Generator().manual_seed(int(request.rng.integers(2**31)))
+            generator = torch.Generator("cpu").manual_seed(int(request.rng.integers(2**31)))
             options: dict[str, Any] = {"generator": generator, **self.sampling}
             model: Model = self.model
             if request.goal is not None:
@@ -313,11 +356,17 @@ class Planner:
                 x_0 = to_model_units(base).expand(shape).to(self.device)
                 x_t, _ = self.scheduler.add_noise(x_0, start_t, eps.to(self.device))
                 options |= {"x_T": x_t, "start_t": start_t}
-            if request.known is not None and request.known_mask is not None:
+            if request.known is not None:
                 options["known"] = request.known.to(self.device).expand(shape)
                 options["known_mask"] = request.known_mask.to(self.device).expand(shape[:2])
             parts.append(self.scheduler.sample(model, shape, self.device, steps, **options))
-        return request.paste(to_gesture(torch.cat(parts).cpu()))
+        drawn = torch.cat(parts).cpu()
+        if not drawn.isfinite().all():
+            raise FloatingPointError(
+                "the denoiser draws numbers that are not finite: its training diverged; "
+                "load an earlier checkpoint"
+            )
+        return request.paste(to_gesture(drawn))
 
     def _draw_all(
         self, objective: Objective, request: _Request, first: Tensor, began: float
@@ -336,7 +385,7 @@ class Planner:
         new, num, left = first, 1, request.num_plans - 1
         if request.init is not None:
             new = torch.cat([request.paste(to_gesture(request.init))[None], first])
-        kept, costs = torch.empty(0, SEQ_LEN, 3), torch.empty(0)
+        kept, costs = first[:0], objective.best_cost[:0]
         while True:
             kept, costs = torch.cat([kept, new]), torch.cat([costs, objective(new[None])[0]])
             order = costs.nan_to_num(nan=math.inf, posinf=math.inf).argsort()[:TOP]

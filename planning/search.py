@@ -8,6 +8,7 @@ nothing: its answer is the cheapest candidate that it had evaluated, at every mo
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,8 +47,9 @@ class Objective:
     ) -> None:
         self.cost_fn, self.num, self.budget = cost_fn, num, budget
         self.used, self.world_seconds = 0, 0.0
-        self.best = torch.zeros(num, SEQ_LEN, 3)
-        self.best_cost = torch.full((num,), math.inf)
+        plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults
+        self.best = torch.zeros(num, SEQ_LEN, 3, **plain)
+        self.best_cost = torch.full((num,), math.inf, **plain)
         self.kept: dict[int, tuple[Tensor, Tensor, float]] = {}
         self._pending = sorted(milestones)
         self._start = time.perf_counter()
@@ -149,7 +151,7 @@ def ramp(z: Tensor, sharpness: float = 1000.0) -> Tensor:
     begin, end = z[..., None, :2], z[..., None, 3:5]
     times = z[..., [2, 5]].sort(dim=-1).values[..., None, :]
     r0, r1 = times[..., 0], times[..., 1]
-    t = torch.linspace(0, 1, SEQ_LEN)
+    t = torch.linspace(0, 1, SEQ_LEN, dtype=z.dtype, device=z.device)
     press = torch.sigmoid(sharpness * (t - r0)) * torch.sigmoid(sharpness * (r1 - t))
     along = ((t - r0) / (r1 - r0 + 1e-3)).clamp(0, 1)[..., None]
     return torch.cat([begin + (end - begin) * along, press[..., None]], dim=-1)
@@ -164,10 +166,11 @@ def to_ramp(actions: Tensor) -> Tensor:
     L = pressed.shape[-1]
     first = pressed.int().argmax(dim=-1)
     last = L - 1 - pressed.flip(-1).int().argmax(dim=-1)
-    index = torch.stack([first, last], dim=-1)[..., None].expand(*first.shape, 2, 2)
+    frames = torch.stack([first, last], dim=-1)
+    index = frames[..., None].expand(*first.shape, 2, 2)
     ends = actions[..., :2].gather(-2, index)  # (..., 2 ends, xy)
-    when = torch.stack([first - 0.5, last + 0.5], dim=-1) / (L - 1)
-    when = torch.where(pressed.any(dim=-1, keepdim=True), when, torch.tensor([0.25, 0.75]))
+    when = (frames.to(ends.dtype) + ends.new_tensor([-0.5, 0.5])) / (L - 1)
+    when = torch.where(pressed.any(dim=-1, keepdim=True), when, ends.new_tensor([0.25, 0.75]))
     return torch.cat([ends, when[..., None]], dim=-1).flatten(-2)
 
 
@@ -188,7 +191,7 @@ def descend(
     optimizer = torch.optim.Adam([z], lr=lr)
     price = z.shape[1] * (FORWARD + BACKWARD)
     while objective.left >= price and steps != 0:
-        z.grad = objective.gradient(z, decode)
+        z.grad = objective.gradient(z, decode).nan_to_num(0, 0, 0)  # the others still move
         optimizer.step()
         z.clamp_(0, 1)
         steps = None if steps is None else steps - 1

@@ -91,7 +91,9 @@ class Faithful(torch.nn.Module):
         super().__init__()
         self.unused = torch.nn.Parameter(torch.zeros(()))
 
-    def forward(self, x_t, t):
+    known_frames = True
+
+    def forward(self, x_t, t, known=None, known_mask=None):
         return x_t
 
 
@@ -333,31 +335,64 @@ def with_nan(x):
         ({"num_plans": 0}, "num_plans must be at least 1, got 0"),
         ({"num_plans": 1.5}, "num_plans must be an integer, got float"),
         ({"num_plans": "8"}, "num_plans must be an integer"),
+        ({"num_plans": True}, "num_plans must be an integer, got bool"),
+        ({"num_plans": np.True_}, "num_plans must be an integer, got bool"),
+        ({"num_plans": 2**63}, r"num_plans must be below 2\*\*63, got one of 64 bits"),
+        ({"num_plans": None}, "num_plans must be an integer, got NoneType"),
         ({"budget_ms": 0}, "budget_ms must be above 0"),
         ({"budget_ms": math.nan}, "budget_ms must be above 0"),
+        ({"budget_ms": np.float16(math.nan)}, "budget_ms must be above 0"),
         ({"budget_ms": "500"}, "budget_ms must be a number"),
+        ({"budget_ms": True}, "budget_ms must be a number, got bool"),
+        ({"budget_ms": None}, "budget_ms must be a number"),
+        ({"budget_ms": torch.tensor(500.0)}, "budget_ms must be a number"),
         ({"strength": 0, "init": torch.zeros(L, 3)}, "strength must be in"),
         ({"strength": 1.5}, "strength must be in"),
+        ({"strength": 10**400}, "strength must be in"),
         ({"strength": 0.5}, "needs an init"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": -(10**5000)}, "seed must be at least 0, got one of 16610 bits"),
+        ({"seed": False}, "seed must be an integer"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 51}, "num_inference_steps"),
+        ({"num_inference_steps": 10**9}, "num_inference_steps"),
         ({"num_inference_steps": 2.0}, "num_inference_steps must be an integer"),
         ({"known": torch.zeros(L, 3)}, "given together"),
         ({"known_mask": torch.zeros(L).bool()}, "given together"),
-        ({"init": np.zeros((L, 3))}, "init must be a tensor .250, 3., got ndarray"),
+        (
+            {"init": [[0.0, 0.0, 0.0]] * L},
+            "init must be a real, dense tensor or array .250, 3., got list",
+        ),
         ({"init": with_nan(torch.zeros(L, 3))}, "init must be in .0, 1., got nan"),
+        ({"init": with_nan(torch.zeros(L, 3)).numpy()}, "init must be in .0, 1., got nan"),
+        ({"init": np.full((L, 3), 1e300)}, "init must be in .0, 1., got inf"),
         ({"init": torch.full((L, 3), -0.5)}, "got -0.5 to -0.5"),
         ({"init": torch.zeros(L)}, "init must be"),
+        ({"init": torch.zeros(L, 3, dtype=torch.complex64)}, "init must be .* got torch.complex64"),
+        ({"init": torch.zeros(L, 3).to_sparse()}, "init must be a real, dense tensor or array"),
+        ({"init": torch.zeros(L, 3, device="meta")}, "init must be a real, dense tensor or array"),
+        (
+            {"init": np.zeros((L, 3), object)},
+            "init must be a real, dense tensor or array .* got object",
+        ),
+        ({"init": np.ma.zeros((L, 3))}, "init must be a real, dense tensor or array"),
         ({"known": torch.zeros(9, 3), "known_mask": torch.zeros(9).bool()}, "known must be"),
-        ({"known": torch.zeros(L, 3), "known_mask": torch.zeros(L)}, "known_mask must be a bool"),
+        ({"known": np.zeros((3, L)).T[1:], "known_mask": ALL}, "known must be .* got float64 .249"),
+        ({"known": torch.zeros(L, 3), "known_mask": torch.zeros(L)}, "known_mask must be bool"),
+        ({"known": np.zeros((L, 3)), "known_mask": np.zeros(L)}, "known_mask must be bool"),
+        ({"known": torch.zeros(L, 3), "known_mask": ALL[:9]}, "known_mask must be a real"),
         ({"known": with_nan(torch.zeros(L, 3)), "known_mask": ALL}, "known frames must have"),
+        ({"known": torch.full((L, 3), math.inf), "known_mask": ALL}, "known frames must have"),
         ({"known": torch.full((L, 3), 0.7), "known_mask": ALL}, "press 0 or 1"),
         ({"cost_fn": 3}, "cost_fn must be a function"),
         ({"cost_fn": lambda a: a}, "one cost per action"),
         ({"cost_fn": lambda a: a.mean()}, "one cost per action"),
         ({"cost_fn": lambda a: 0.5}, "one cost per action, got float"),
+        ({"cost_fn": lambda a: flat(a).numpy()}, "one cost per action, got float32 .1."),
+        ({"cost_fn": lambda a: flat(a) + 1j}, "one cost per action, got torch.complex64"),
         ({"cost_fn": lambda a: flat(a) + math.inf}, "finite"),
+        ({"cost_fn": lambda a: flat(a) * math.nan}, "finite costs, got none in"),
+        ({"cost_fn": lambda a: flat(a).double() + 1e300}, "finite"),
     ],
 )
 def test_a_users_mistakes(planner, options, words):
@@ -370,6 +405,180 @@ def test_unknown_frames_may_be_nan(planner):
     known[:10] = 0
     result = planner.plan(known=known, known_mask=torch.arange(L) < 10)
     assert result.actions.isfinite().all() and (result.actions[:10] == 0).all()
+
+
+def strided(x):
+    """The same numbers, every second one of a larger array."""
+    wide = torch.full((len(x), 2 * x.shape[1]), math.nan)
+    wide[:, ::2] = x
+    return wide[:, ::2]
+
+
+def made_in_inference_mode(x):
+    with torch.inference_mode():
+        return x + 0
+
+
+# the same action as another kind of array; float16 holds its numbers exactly
+KINDS = {
+    "numpy": lambda x: x.numpy(),
+    "float64": lambda x: x.double(),
+    "float16": lambda x: x.half(),
+    "bfloat16": lambda x: x.bfloat16(),
+    "numpy float64, other byte order": lambda x: x.numpy().astype(">f8"),
+    "numpy float16, read-only": lambda x: np.broadcast_to(x.numpy().astype("f2"), x.shape),
+    "transposed": lambda x: x.T.contiguous().T,
+    "strided": strided,
+    "numpy, reversed strides": lambda x: x.numpy()[::-1].copy()[::-1],
+    "requires_grad": lambda x: x.clone().requires_grad_(),
+    "parameter": lambda x: torch.nn.Parameter(x.clone()),
+    "inference": made_in_inference_mode,
+}
+
+
+def exact_gesture():
+    """A gesture whose numbers are eighths."""
+    x = torch.zeros(L, 3)
+    x[100:140] = torch.tensor([0.25, 0.625, 1])
+    return x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_array_plans_alike(kind, monkeypatch):
+    """The same plan as for plain copies, and what was given is as it was."""
+    of, gesture = KINDS[kind], exact_gesture()
+    planner, mask = noise_planner(), torch.arange(L) < 120
+    options = {"num_plans": 2, "budget_ms": math.inf, "num_inference_steps": 2}
+    plain = planner.plan(
+        begin_cost, init=gesture, strength=0.5, known=gesture, known_mask=mask, **options
+    )
+    given = {"init": of(gesture), "known": of(gesture)}
+    masks = {"strided": torch.stack([mask, ~mask], 1)[:, 0], "numpy": mask.numpy()}
+    planner.reset()
+    again = planner.plan(
+        begin_cost, strength=0.5, known_mask=masks.get(kind, mask), **given, **options
+    )
+    assert torch.equal(again.actions, plain.actions) and again.cost == plain.cost
+    assert again.evaluations == plain.evaluations, "refined the same way"
+    for x in given.values():
+        assert torch.equal(torch.as_tensor(np.array(x.tolist())).float(), gesture)
+        assert getattr(x, "grad", None) is None
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "transposed"])
+def test_every_kind_of_goal_plans_alike(kind):
+    planner = Planner(Headed(), tdd.DDIMScheduler(prediction_type="x0"), {"eta": 0.0})
+    goal = torch.tensor([0.5, -0.25])
+    given = KINDS[kind](goal[:, None])[:, 0] if kind == "strided" else KINDS[kind](goal)
+    assert torch.equal(planner.plan(goal=given).actions, planner.plan(goal=goal).actions)
+
+
+@pytest.mark.parametrize("number", [np.int8, np.uint64, np.int64])
+def test_numbers_of_numpy_are_numbers(planner, number):
+    options = {"num_plans": 2, "num_inference_steps": 3, "seed": 1, "budget_ms": 60000}
+    plain = planner.plan(flat, **options)
+    planner.reset()
+    same = {name: number(options[name]) for name in ("num_plans", "num_inference_steps", "seed")}
+    same["budget_ms"] = np.float32(60000)
+    assert torch.equal(planner.plan(flat, **same).actions, plain.actions)
+
+
+def test_a_budget_of_any_size(planner):
+    assert planner.plan(flat, num_plans=2**63 - 1, budget_ms=1).evaluations > 0
+    assert planner.plan(flat, num_plans=1, budget_ms=10**400).evaluations > 0
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_default_dtype_of_the_process(untrained_run, monkeypatch, default):
+    """Loaded or called under another one, the planner plans in float32 as ever."""
+    gestures = make_gestures(8, L)
+    options = {"num_plans": 8, "budget_ms": math.inf}
+    plain = Planner.load(untrained_run)
+    drawn = plain.plan(seed=3).actions
+    stub(plain, monkeypatch, gestures)
+    expected = plain.plan(begin_cost, **options)
+    torch.set_default_dtype(default)
+    try:
+        under = Planner.load(untrained_run)
+        assert torch.allclose(under.plan(seed=3).actions, drawn, atol=1e-3)
+        assert next(under.model.parameters()).dtype == torch.float32
+        stub(under, monkeypatch, gestures)
+        result = under.plan(begin_cost, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert result.actions.dtype == torch.float32
+    assert torch.equal(result.actions, expected.actions) and result.cost == expected.cost
+
+
+class Diverged(Faithful):
+    """A denoiser whose weights have become too large: inf - inf in its sums."""
+
+    def forward(self, x_t, t):
+        return x_t * math.inf - math.inf
+
+
+class LateNaN(Faithful):
+    """One that fails at one frame alone."""
+
+    def forward(self, x_t, t):
+        x = x_t.clone()
+        x[:, 7, 2] = math.nan
+        return x
+
+
+@pytest.mark.parametrize("model", [Diverged, LateNaN])
+@pytest.mark.parametrize("cost_fn", [None, begin_cost])
+@pytest.mark.parametrize("init", [None, exact_gesture()])
+def test_a_diverged_denoiser_gives_no_plan(model, cost_fn, init):
+    planner = Planner(model(), tdd.DDIMScheduler(prediction_type="x0"), {"eta": 0.0})
+    with pytest.raises(FloatingPointError, match="not finite"):
+        planner.plan(cost_fn, init=init, num_plans=4)
+    assert planner.last is None
+
+
+def test_a_diverged_checkpoint_cannot_be_loaded(untrained_run, tmp_path):
+    content = torch.load(next(untrained_run.glob("*.pth")), weights_only=True)
+    model, _, _ = tdd.load_model(untrained_run)
+    names = {name for name, _ in model.named_parameters()}
+
+    def spoil(x):
+        for key, value in x.items():
+            if isinstance(value, dict):
+                spoil(value)
+            elif key in names and "output_projection" in key:
+                value.fill_(3e38)
+
+    spoil(content)
+    tdd.save_checkpoint(tmp_path / "diffusion_checkpoint_epoch_0.pth", content)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        Planner.load(tmp_path)
+
+
+def test_a_gradient_that_is_nan_stops_one_candidate_alone(planner, monkeypatch):
+    """The square root at 0 has an infinite slope: the cost of one draw, but not of the others."""
+    gestures, seen = make_gestures(3, L), []
+    stub(planner, monkeypatch, gestures)
+    best = begin_cost(gestures).argmin()
+
+    def cost_fn(actions):
+        seen.append(actions.isfinite().all())
+        return begin_cost(actions) + 0 * (actions[:, 0, 0] - actions[:, 0, 0].detach()).sqrt()
+
+    result = planner.plan(cost_fn, num_plans=3, budget_ms=math.inf)
+    assert all(seen) and result.cost <= begin_cost(gestures)[best]
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cpu:x", "meta", None, 5, 1.5, b"cpu", "cuda:99"])
+def test_a_device_that_is_none_is_refused(untrained_run, device):
+    with pytest.raises(tdd.UserError, match="device") as error:
+        Planner.load(untrained_run, device)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("checkpoint", [None, 5, b"runs", ["runs"]])
+def test_a_checkpoint_is_a_path(checkpoint):
+    with pytest.raises(tdd.UserError, match="checkpoint must be a path, got"):
+        Planner.load(checkpoint)
 
 
 def test_the_mistake_of_another_is_his(planner):
