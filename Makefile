@@ -62,4 +62,4 @@ fmt: .venv/development
 	touch $@ .venv/runtime
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augmentation import click_aug
 from planning.search import CostFn
 from planning.world import (
     BUTTON,
@@ -31,6 +30,7 @@ from planning.world import (
     observe,
     soft_world,
 )
+from trainlib.errors import UserError
 
 NUM_WIDGETS = 5
 SIZES = {  # width and height as shares of a screen of 411 x 914 dp; 48 dp are .117 x .0525
@@ -205,6 +205,10 @@ def model_cost(instances: Instances, model: World = soft_world) -> CostFn:
 
 def draw_gestures(num: int, rng: np.random.Generator) -> Tensor:
     """Draw gestures of the true generator, (num, L, 3), data units."""
+    try:
+        from augmentation import click_aug  # here: an installed planner comes without it
+    except ImportError:
+        raise UserError("the true generator is not installed; run this from a checkout") from None
     drawn = click_aug.draw_gestures(rng, num, "mixed", *DURATIONS)
     return torch.from_numpy(click_aug.render(drawn))
 
