@@ -31,6 +31,7 @@ from train_diffusion_ddim import (
 )
 from trainlib.errors import first_line
 
+Array = Tensor | np.ndarray  # of any real dtype, strides and device; it is copied
 PlanCost = Callable[[Tensor], Tensor]  # actions (B, L, 3), data units → (B,), lower is better
 CHUNK = 16  # gestures drawn at a time
 SHARE = 0.5  # of the time, for drawing; the rest refines
@@ -240,11 +241,11 @@ class Planner:
         self,
         cost_fn: PlanCost | None = None,
         *,
-        known: Tensor | None = None,
-        known_mask: Tensor | None = None,
-        init: Tensor | None = None,
+        known: Array | None = None,
+        known_mask: Array | None = None,
+        init: Array | None = None,
         strength: float = 1.0,
-        goal: Tensor | None = None,
+        goal: Array | None = None,
         guidance: float = 1.0,
         num_plans: int = 16,
         num_inference_steps: int = 10,
@@ -257,8 +258,6 @@ class Planner:
         last plan, if there is one. The rest refines the best three along the straight line
         through their ends: by the gradient, or by CEM where the cost has none, as in
         `torch.inference_mode`.
-
-        Arrays are tensors or numpy arrays of any real dtype, strides and device; they are copied.
 
         Args:
             cost_fn: costs of actions (B, L, 3), data units, float32 → (B,); None = the first
