@@ -14,7 +14,7 @@ One sequence
         diagonal    the same with both free
     A swipe of one frame shows its start; delta_t = 0 is no action.
 
-The law of a generated set
+The distribution of a generated set
     delta_t is a uniform integer in [min_delta_t, max_delta_t], both ends included; the onset is
     uniform over 0 ... L - delta_t; free coordinates are independent and uniform on [0, 1).
     action_type names the gestures: one of the four above, "swipe" (= diagonal), or "mixed"
@@ -36,14 +36,12 @@ A folder
 
 from augmentation.click_aug import (
     ACTION_TYPES,
-    GESTURE_TYPES,
     SEQUENCE_LENGTH,
     Gestures,
     draw_gestures,
     generate_augmented_dataset,
     render,
 )
-from augmentation.folder import MANIFEST_NAME, DatasetFolderError, GeneratedDataset
 from augmentation.patterns import EVAL_PATTERNS, make_pattern, write_eval_patterns
 from augmentation.presets import (
     COMPLEXITY_LEVELS,
@@ -51,16 +49,15 @@ from augmentation.presets import (
     generate_preset,
     prepare_diffusion_data,
 )
+from trainlib.gesture_files import MANIFEST_NAME, GeneratedDataset
 
 __all__ = [
     "ACTION_TYPES",
     "COMPLEXITY_LEVELS",
     "DATASETS",
     "EVAL_PATTERNS",
-    "GESTURE_TYPES",
     "MANIFEST_NAME",
     "SEQUENCE_LENGTH",
-    "DatasetFolderError",
     "GeneratedDataset",
     "Gestures",
     "draw_gestures",

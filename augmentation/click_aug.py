@@ -3,30 +3,63 @@
 The three steps stay apart. `draw_gestures` is the only one that uses randomness; `render` is a
 pure function of the parameters, so another velocity profile or a curved path is a change there
 and nowhere else; `generate_augmented_dataset` joins the two and hands the result to the folder
-writer. The law and the format are stated in the package's docstring.
+writer. The distribution and the format are stated in the package's docstring.
 """
 
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from augmentation.folder import GeneratedDataset, claim_folder, write_dataset
+from trainlib.errors import UserError
+from trainlib.gesture_files import GeneratedDataset, Render, as_folder, write_gestures
+from trainlib.gestures import GESTURE_TYPES, MOVES
+from trainlib.knobs import Knobs, as_type, flag
 
 SEQUENCE_LENGTH = 250  # frames, 0.5 s at 500 Hz
 
-GESTURE_TYPES = ("click", "horizontal", "vertical", "diagonal")
 ACTION_TYPES: Mapping[str, tuple[str, ...]] = {
-    **{name: (name,) for name in GESTURE_TYPES},
+    **{name: (name,) for name in MOVES},
     "swipe": ("diagonal",),
-    "mixed": GESTURE_TYPES,
+    "mixed": tuple(MOVES),
 }
-# Whether x and y move, per gesture type; a coordinate that does not move keeps its start.
-_MOVES = np.array([[False, False], [True, False], [False, True], [True, True]])
+# Whether x and y move, by index into GESTURE_TYPES; what does not move keeps its start.
+_MOVES = np.array([MOVES.get(name, (False, False)) for name in GESTURE_TYPES])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Knobs):
+    """All that decides the bytes of a data set; an impossible value raises UserError.
+
+    The generator's command line takes its defaults and its help from here.
+    """
+
+    num_sequences: int = flag(5000, "number of sequences", low=1)
+    sequence_length: int = flag(SEQUENCE_LENGTH, "frames per sequence, L", low=1)
+    action_type: str = flag("mixed", "which gestures", choices=tuple(ACTION_TYPES))
+    min_delta_t: int = flag(5, "shortest touch, frames; 0 = no action", low=0)
+    max_delta_t: int = flag(50, "longest touch, frames, included", low=0)
+    sequences_per_file: int = flag(100, "sequences per file; the last may hold fewer", low=1)
+    seed: int = flag(0, "the same seed gives the same bytes", low=0, high=2**63 - 1)
+    split: str = flag("train", "mixed into the seed, so that sets differ under one seed")
+
+    def __post_init__(self) -> None:
+        """Convert and check."""
+        super().__post_init__()
+        if not self.min_delta_t <= self.max_delta_t <= self.sequence_length:
+            got = f"{self.min_delta_t}, {self.max_delta_t}, {self.sequence_length}"
+            order = "min_delta_t <= max_delta_t <= sequence_length must hold"
+            raise UserError(f"{order}, got {got}")
+        if not self.split:
+            raise UserError("--split must be a non-empty name, got ''")
+
+    def generator(self) -> np.random.Generator:
+        """Return the one source of randomness; the gestures do not depend on the files' size."""
+        entropy = [self.seed, zlib.crc32(self.split.encode("utf-8", "surrogatepass"))]
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
 @dataclass(frozen=True)
@@ -60,8 +93,8 @@ class Gestures:
     def counts(self) -> dict[str, int]:
         """Return the number of sequences per gesture type, delta_t = 0 as "no_action"."""
         acting = self.delta_t > 0
-        per_kind = np.bincount(self.kind[acting], minlength=len(GESTURE_TYPES))
-        named = dict(zip(GESTURE_TYPES, per_kind.tolist(), strict=True))
+        num = np.bincount(self.kind[acting], minlength=len(GESTURE_TYPES)).tolist()
+        named = {name: num[GESTURE_TYPES.index(name)] for name in MOVES}
         return {**named, "no_action": int(np.sum(~acting))}
 
 
@@ -73,7 +106,7 @@ def draw_gestures(
     max_delta_t: int,
     sequence_length: int = SEQUENCE_LENGTH,
 ) -> Gestures:
-    """Draw the parameters of a data set.
+    """Draw the parameters of N gestures.
 
     Args:
         rng: the only source of randomness.
@@ -83,21 +116,30 @@ def draw_gestures(
         max_delta_t: longest touch, frames, in [min_delta_t, sequence_length]; included.
         sequence_length: L, frames, at least 1.
 
-    Returns:
-        N gestures.
-
     Raises:
-        ValueError: an argument is outside its range; the message carries the value got.
+        UserError: an argument is outside its range; the message carries the value got.
     """
-    check_arguments(num_sequences, action_type, min_delta_t, max_delta_t, sequence_length)
-    kinds = [GESTURE_TYPES.index(name) for name in ACTION_TYPES[action_type]]
-    kind = rng.permutation(np.resize(np.array(kinds, dtype=np.int8), num_sequences))
-    delta_t = rng.integers(min_delta_t, max_delta_t, size=num_sequences, endpoint=True)
-    onset = rng.integers(0, sequence_length - delta_t, endpoint=True)
+    recipe = Recipe(
+        num_sequences=num_sequences,
+        action_type=action_type,
+        min_delta_t=min_delta_t,
+        max_delta_t=max_delta_t,
+        sequence_length=sequence_length,
+    )
+    return _draw(rng, recipe)
+
+
+def _draw(rng: np.random.Generator, recipe: Recipe) -> Gestures:
+    """Draw the parameters of a data set's gestures."""
+    N = recipe.num_sequences
+    kinds = [GESTURE_TYPES.index(name) for name in ACTION_TYPES[recipe.action_type]]
+    kind = rng.permutation(np.resize(np.array(kinds, dtype=np.int8), N))
+    delta_t = rng.integers(recipe.min_delta_t, recipe.max_delta_t, size=N, endpoint=True)
+    onset = rng.integers(0, recipe.sequence_length - delta_t, endpoint=True)
     # float32 uniforms are multiples of 2^-24, so end - start is exact and a swipe lands on
     # its end to the last bit.
-    start = rng.random((num_sequences, 2), dtype=np.float32)
-    end = np.where(_MOVES[kind], rng.random((num_sequences, 2), dtype=np.float32), start)
+    start = rng.random((N, 2), dtype=np.float32)
+    end = np.where(_MOVES[kind], rng.random((N, 2), dtype=np.float32), start)
     return Gestures(kind, onset, delta_t, start, end)
 
 
@@ -161,73 +203,30 @@ def generate_augmented_dataset(
         The folder, its manifest, and whether anything was written.
 
     Raises:
-        ValueError: an argument is out of range, or (DatasetFolderError) the folder is in use.
+        UserError: an argument is out of range, or the folder is in use.
         OSError: the disk failed or is full; no manifest was written.
     """
-    law = (num_sequences, action_type, min_delta_t, max_delta_t, sequence_length)
-    check_arguments(*law)
-    _check_integer("sequences_per_file", sequences_per_file, low=1)
-    _check_integer("seed", seed, low=0)
-    split = _split_name(output_dir, split)
-    arguments = {
-        "num_sequences": int(num_sequences),
-        "sequence_length": int(sequence_length),
-        "action_type": action_type,
-        "min_delta_t": int(min_delta_t),
-        "max_delta_t": int(max_delta_t),
-        "sequences_per_file": int(sequences_per_file),
-        "seed": int(seed),
-        "split": split,
-    }
-    folder, finished = claim_folder(output_dir, arguments, overwrite=overwrite)
-    if finished is not None:
-        return GeneratedDataset(folder, finished, written=False)
-    gestures = draw_gestures(_split_generator(seed, split), *law)
-    render_rows = partial(_render_rows, gestures, sequence_length)
-    notes = {"gesture_counts": gestures.counts()}
-    manifest = write_dataset(folder, arguments, render_rows, notes=notes, progress=progress)
-    return GeneratedDataset(folder, manifest, written=True)
+    folder = as_folder(output_dir, "output_dir")
+    recipe = Recipe(
+        num_sequences=num_sequences,
+        sequence_length=sequence_length,
+        action_type=action_type,
+        min_delta_t=min_delta_t,
+        max_delta_t=max_delta_t,
+        sequences_per_file=sequences_per_file,
+        seed=seed,
+        split=folder_name(folder) if split is None else split,
+    )
+
+    def draw() -> tuple[Render, Mapping[str, Any]]:
+        gestures = _draw(recipe.generator(), recipe)
+        notes = {"gesture_counts": gestures.counts()}
+        return lambda rows: render(gestures[rows], recipe.sequence_length), notes
+
+    overwrite = as_type("overwrite", overwrite, bool)
+    return write_gestures(folder, asdict(recipe), draw, overwrite=overwrite, progress=progress)
 
 
-def _render_rows(gestures: Gestures, sequence_length: int, rows: slice) -> np.ndarray:
-    """Render some rows of a data set."""
-    return render(gestures[rows], sequence_length)
-
-
-def _split_name(output_dir: str | os.PathLike[str], split: str | None) -> str:
-    """Return the split, by default the last component of the folder's path; never empty."""
-    name = Path(os.path.abspath(output_dir)).name if split is None else split
-    if not name:
-        raise ValueError("split must be a non-empty name, got ''")
-    return name
-
-
-def _split_generator(seed: int, split: str) -> np.random.Generator:
-    """Return the one generator of a data set; its gestures do not depend on the files' size."""
-    entropy = [int(seed), zlib.crc32(split.encode())]
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-
-
-def check_arguments(
-    num_sequences: int, action_type: str, min_delta_t: int, max_delta_t: int, sequence_length: int
-) -> None:
-    """Raise ValueError for arguments outside the ranges that draw_gestures states."""
-    if action_type not in ACTION_TYPES:
-        raise ValueError(
-            f"action_type must be one of {', '.join(ACTION_TYPES)}, got {action_type!r}"
-        )
-    _check_integer("num_sequences", num_sequences, low=1)
-    _check_integer("sequence_length", sequence_length, low=1)
-    _check_integer("min_delta_t", min_delta_t, low=0)
-    _check_integer("max_delta_t", max_delta_t, low=0)
-    if not min_delta_t <= max_delta_t <= sequence_length:
-        raise ValueError(
-            "min_delta_t <= max_delta_t <= sequence_length must hold, got "
-            f"{min_delta_t}, {max_delta_t}, {sequence_length}"
-        )
-
-
-def _check_integer(name: str, value: object, *, low: int) -> None:
-    """Refuse what is not an integer >= low; a bool or a float is a mistake, not a count."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+def folder_name(folder: str | os.PathLike[str]) -> str:
+    """Return the last component of a folder's path, "" for the root."""
+    return os.path.basename(os.path.abspath(folder))

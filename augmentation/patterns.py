@@ -9,13 +9,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from augmentation.click_aug import SEQUENCE_LENGTH
-from augmentation.folder import GeneratedDataset, claim_folder, write_dataset
+from augmentation.click_aug import SEQUENCE_LENGTH, folder_name
+from trainlib.errors import UserError, check_choice, first_line
+from trainlib.gesture_files import GeneratedDataset, as_folder, write_gestures
+from trainlib.knobs import as_type, check_range
 
 Point = tuple[float, float]
 
@@ -93,13 +94,15 @@ def make_pattern(spec: Mapping[str, Any]) -> np.ndarray:
         (n, 250, 3) float32.
 
     Raises:
-        ValueError: the pattern is unknown, or a value is out of range.
+        UserError: the pattern is unknown, or a value is out of range.
     """
     arguments = dict(spec)
     name = arguments.pop("pattern", None)
-    if name not in _MAKERS:
-        raise ValueError(f"pattern must be one of {', '.join(_MAKERS)}, got {name!r}")
-    return _MAKERS[name](**arguments)
+    check_choice("pattern", name, tuple(_MAKERS))
+    try:
+        return _MAKERS[name](**arguments)
+    except TypeError as e:
+        raise UserError(f"{name} cannot be made ({first_line(e)}), got {arguments}") from None
 
 
 def write_eval_patterns(
@@ -117,9 +120,10 @@ def write_eval_patterns(
         The folder, its manifest, and whether anything was written.
 
     Raises:
-        DatasetFolderError: the folder cannot be used; nothing was written.
+        UserError: the folder cannot be used; nothing was written.
         OSError: the disk failed or is full; no manifest was written.
     """
+    folder = as_folder(output_dir, "output_dir")
     made = [make_pattern(spec) for spec in EVAL_PATTERNS]
     sequences = np.concatenate(made)
     names = [spec["pattern"] for spec, part in zip(EVAL_PATTERNS, made, strict=True) for _ in part]
@@ -129,24 +133,22 @@ def write_eval_patterns(
         "sequences_per_file": len(sequences),
         "patterns": json.loads(json.dumps(EVAL_PATTERNS)),  # tuples become lists, as when read
         "seed": None,
-        "split": Path(os.path.abspath(output_dir)).name,
+        "split": folder_name(folder),
     }
-    folder, finished = claim_folder(output_dir, arguments, overwrite=overwrite)
-    if finished is not None:
-        return GeneratedDataset(folder, finished, written=False)
-    manifest = write_dataset(
-        folder, arguments, lambda rows: sequences[rows], notes={"patterns": names}
-    )
-    return GeneratedDataset(folder, manifest, written=True)
+
+    return write_gestures(
+        folder, arguments, lambda: (lambda rows: sequences[rows], {"patterns": names}),
+        overwrite=as_type("overwrite", overwrite, bool),
+    )  # fmt: skip
 
 
 def _trace(waypoints: Sequence[Point], delta_t: int) -> np.ndarray:
     """Return one touch that visits the waypoints in equal times, (1, 250, 3) float32."""
-    if not 1 <= delta_t <= SEQUENCE_LENGTH:
-        raise ValueError(f"delta_t must be in [1, {SEQUENCE_LENGTH}], got {delta_t}")
+    delta_t = as_type("delta_t", delta_t, int)
+    check_range("delta_t", delta_t, low=1, high=SEQUENCE_LENGTH)
     points = np.array(waypoints, dtype=np.float64)
-    if not np.all((points >= 0) & (points <= 1)):
-        raise ValueError(f"coordinates must be in [0, 1], got {points.tolist()}")
+    if points.ndim != 2 or not np.all((points >= 0) & (points <= 1)):
+        raise UserError(f"coordinates must be in [0, 1], got {points.tolist()}")
     onset = (SEQUENCE_LENGTH - delta_t) // 2
     leg = np.linspace(0, len(points) - 1, delta_t)  # position along the path, in legs
     sequence = np.zeros((1, SEQUENCE_LENGTH, 3), dtype=np.float32)

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from augmentation.click_aug import generate_augmented_dataset
-from augmentation.folder import GeneratedDataset
+from trainlib.errors import check_choice, say
+from trainlib.gesture_files import GeneratedDataset, as_folder
 
 COMPLEXITY_LEVELS: tuple[Mapping[str, Any], ...] = (
     {"name": "simple", "min_delta_t": 5, "max_delta_t": 15},
@@ -70,18 +70,17 @@ def generate_preset(
         The folder, its manifest, and whether anything was written.
 
     Raises:
-        ValueError: the name is unknown, or as generate_augmented_dataset.
+        UserError: the name is unknown, or as generate_augmented_dataset.
         OSError: the disk failed or is full.
     """
     presets = {preset["name"]: dict(preset) for preset in (*DATASETS, *COMPLEXITY_LEVELS)}
-    if name not in presets:
-        raise ValueError(f"name must be one of {', '.join(presets)}, got {name!r}")
+    check_choice("name", name, tuple(presets))
     arguments = {"num_sequences": 5000, "action_type": "mixed", **presets[name]}
     del arguments["name"]
     if num_sequences is not None:
         arguments["num_sequences"] = num_sequences
     return generate_augmented_dataset(
-        Path(root) / name, **arguments, seed=seed, overwrite=overwrite
+        as_folder(root, "root") / name, **arguments, seed=seed, overwrite=overwrite
     )
 
 
@@ -96,14 +95,14 @@ def prepare_diffusion_data(
         overwrite: replace the data sets that are there.
 
     Raises:
-        ValueError: as generate_augmented_dataset.
+        UserError: as generate_augmented_dataset.
         OSError: the disk failed or is full.
     """
     for folder, preset in _PREPARED.items():
         arguments = {key: value for key, value in preset.items() if key != "name"}
-        print(f"Generating {folder}...")
+        say(f"Generating {folder}...")
         made = generate_augmented_dataset(
-            Path(root) / folder, **arguments, seed=seed, overwrite=overwrite
+            as_folder(root, "root") / folder, **arguments, seed=seed, overwrite=overwrite
         )
         if not made.written:
-            print("  already complete, nothing to do")
+            say("  already complete, nothing to do")

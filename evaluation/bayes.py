@@ -40,13 +40,13 @@ import numpy.typing as npt
 
 from augmentation.click_aug import (
     ACTION_TYPES,
-    GESTURE_TYPES,
     SEQUENCE_LENGTH,
     Gestures,
-    check_arguments,
+    Recipe,
     draw_gestures,
     render,
 )
+from trainlib.gestures import GESTURE_TYPES, MOVES
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -76,8 +76,12 @@ class GesturePrior:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        law = (self.action_type, self.min_delta_t, self.max_delta_t, self.sequence_length)
-        check_arguments(1, *law)
+        Recipe(
+            sequence_length=self.sequence_length,
+            action_type=self.action_type,
+            min_delta_t=self.min_delta_t,
+            max_delta_t=self.max_delta_t,
+        )
         if self.min_delta_t < 1:
             raise ValueError(f"min_delta_t must be at least 1 here, got {self.min_delta_t}")
 
@@ -89,10 +93,7 @@ class GesturePrior:
     @property
     def moves(self) -> npt.NDArray[np.bool_]:
         """Whether the type moves along x and along y, (K, 2)."""
-        moving = (("horizontal", "diagonal"), ("vertical", "diagonal"))
-        return np.array(
-            [[name in along for along in moving] for name in ACTION_TYPES[self.action_type]]
-        )
+        return np.array([MOVES[name] for name in ACTION_TYPES[self.action_type]])
 
     def draw(self, n: int, rng: np.random.Generator) -> FloatArray:
         """Draw n clean sequences, (n, L, 3) float64, data units."""

@@ -243,6 +243,7 @@ def type_law(prior: GesturePrior) -> FloatArray:
     wide = 7 / 24 - sector
     of_kind = np.array(  # none, click, horizontal, vertical, diagonal
         [
+            [1, 0, 0, 0, 0],
             [0, 1, 0, 0, 0],
             [0, short, 1 - short, 0, 0],
             [0, short, 0, 1 - short, 0],
@@ -250,7 +251,7 @@ def type_law(prior: GesturePrior) -> FloatArray:
         ]
     )
     still = 1 / (prior.max_delta_t - prior.min_delta_t + 1) if prior.min_delta_t == 1 else 0.0
-    return still * of_kind[0] + (1 - still) * of_kind[prior.kinds].mean(axis=0)
+    return still * of_kind[1] + (1 - still) * of_kind[prior.kinds].mean(axis=0)
 
 
 def type_scores(samples: Tensor, prior: GesturePrior) -> dict[str, Estimate]:

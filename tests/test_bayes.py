@@ -14,7 +14,7 @@ import math
 import numpy as np
 import pytest
 
-from augmentation.click_aug import ACTION_TYPES, GESTURE_TYPES
+from augmentation.click_aug import ACTION_TYPES
 from evaluation import bayes
 from evaluation.bayes import (
     GesturePrior,
@@ -25,6 +25,7 @@ from evaluation.bayes import (
     noise_std,
     posterior_mean,
 )
+from trainlib.gestures import GESTURE_TYPES
 
 MOVES = {"click": (0, 0), "horizontal": (1, 0), "vertical": (0, 1), "diagonal": (1, 1)}
 SHORT = GesturePrior(sequence_length=12, min_delta_t=2, max_delta_t=5)

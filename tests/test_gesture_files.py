@@ -443,6 +443,14 @@ def test_a_folder_that_is_none_is_refused(folder):
             door()
 
 
+@pytest.mark.parametrize("seq_len", [0, -20, 20.0, "20", None, True], ids=str)
+def test_a_length_that_is_none_is_refused(tmp_path, seq_len):
+    np.save(tmp_path / "x_actions.npy", ROWS)
+    with pytest.raises(UserError, match=r"seq_len must be .*, got"):
+        read_gestures(tmp_path, seq_len)
+    assert len(read_gestures(tmp_path, np.int8(20))) == 4
+
+
 def test_names_that_are_not_utf_8(tmp_path):
     folder = tmp_path / os.fsdecode(b"\xffolder")
     folder.mkdir()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from augmentation.click_aug import GESTURE_TYPES as KINDS
 from augmentation.click_aug import draw_gestures
 from evaluation import infill
 from evaluation.bayes import GesturePrior
@@ -26,6 +25,7 @@ from evaluation.infill import (
     score_by_law,
 )
 from train_diffusion_ddim import TrainConfig, build_scheduler, classify_gestures, touch_down
+from trainlib.gestures import GESTURE_TYPES as KINDS
 
 L = 40
 PRIOR = GesturePrior(L, 3, 12)

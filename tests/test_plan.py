@@ -226,7 +226,7 @@ def root(tmp_path_factory):
     """A project root without data: links to the script and the generator, and a `python`."""
     folder = tmp_path_factory.mktemp("plan") / "diffusion_pack"
     (folder / "bin").mkdir(parents=True)
-    for name in ("train_diffusion_ddim.py", "augmentation"):
+    for name in ("train_diffusion_ddim.py", "augmentation", "trainlib"):
         (folder / name).symlink_to(ROOT / name)
     python = folder / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ import numpy as np
 from trainlib.errors import UserError, first_line, say
 from trainlib.files import disk_faults_named, make_folder, sha256_of, sync, write_json, write_whole
 from trainlib.gestures import CHANNELS
+from trainlib.knobs import as_type, check_range
 from trainlib.memory import is_out_of_memory, memory_limit
 
 FORMAT = 1
@@ -41,6 +43,7 @@ _TEMPORARY_NAME = re.compile(rf"\.({_BATCH_NAME.pattern}|{re.escape(MANIFEST_NAM
 _LOOKS_LIKE_ACTIONS = re.compile(r"actions.*\.npy", re.IGNORECASE)
 _MAX_FILES = 1_000_000  # six digits, so that sorted names keep the order of the gestures
 _BYTES_PER_FRAME = 12  # three float32
+_AGAIN = "make room, then repeat with --overwrite"
 _FRAMES_AT_ONCE = 100_000  # checked or rendered at a time, so that memory stays small
 
 
@@ -102,12 +105,13 @@ def read_gestures(folder: str | Path, seq_len: int) -> np.ndarray:
         UserError: a file is damaged, out of range, not listed or missing.
         MemoryError: there is no room for them.
     """
-    folder = as_folder(folder, "the data folder")
+    folder, seq_len = as_folder(folder, "the data folder"), as_type("seq_len", seq_len, int)
+    check_range("seq_len", seq_len, low=1)
     names, ignored = _names(folder)
     if ignored:
-        what = f"{len(ignored)} {'file' if len(ignored) == 1 else 'files'}"
-        why = f"such as {ignored[0]!a}; only *{ACTIONS} without a leading dot are read"
-        say(f"warning: ignored {what} in {ascii(str(folder))[1:-1]}, {why}", err=True)
+        what = f"{len(ignored)} file{'s' * (len(ignored) > 1)} in {str(folder)!a}"
+        why = f"the first is {ignored[0]!a}; only *{ACTIONS} without a leading dot are read"
+        say(f"warning: ignored {what}, {why}", err=True)
     check_manifest(folder, names, seq_len)
     return read_all_actions([folder / name for name in names], seq_len)
 
@@ -325,8 +329,10 @@ def write_gestures(
         manifest = _check_free(folder, data_names, arguments, names, overwrite=overwrite)
         if manifest is not None:
             return GeneratedDataset(folder, manifest, written=False)
-        _clear(folder, data_names, arguments, names)
+        old = _check_replaceable(folder, data_names)
+        _check_room(folder, old, names, arguments)
         render, notes = draw()
+        _remove(folder, old)
         manifest = _write_all(folder, names, arguments, render, notes, progress)
         return GeneratedDataset(folder, manifest, written=True)
 
@@ -410,10 +416,8 @@ def _check_free(
     return manifest
 
 
-def _clear(
-    folder: Path, data_names: set[str], arguments: Mapping[str, Any], names: list[str]
-) -> None:
-    """Remove the old data set and left-over temporary files, if the new one is sure to fit."""
+def _check_replaceable(folder: Path, data_names: set[str]) -> set[str]:
+    """Return the names of the old data set's files; UserError if there are files of others."""
     ours = {name for name in data_names if _BATCH_NAME.fullmatch(name)}
     try:
         manifest = read_manifest(folder)
@@ -424,17 +428,28 @@ def _clear(
     if foreign := sorted(data_names - ours):
         fault = "was not written here and would mix with the new data"
         raise UserError(f"{folder / foreign[0]} {fault}; move it away or choose an empty folder")
-    make_folder(folder)  # refused before anything is removed
+    return ours
+
+
+def _check_room(
+    folder: Path, old: set[str], names: list[str], arguments: Mapping[str, Any]
+) -> None:
+    """Raise if the folder cannot be written, or the new data set would not fit on the disk."""
+    make_folder(folder)
     needed = arguments["num_sequences"] * arguments["sequence_length"] * _BYTES_PER_FRAME
-    freed = sum((folder / name).lstat().st_size for name in ours)
+    freed = sum((folder / name).lstat().st_size for name in old)
     if needed > shutil.disk_usage(folder).free + freed:
         with disk_faults_named(folder / names[0], needed, "make room or ask for less"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _remove(folder: Path, old: set[str]) -> None:
+    """Remove the old data set, with its goals, and left-over temporary files."""
     # The manifest goes first: from here on the folder counts as unfinished.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    ours |= {_context_path(Path(name)).name for name in ours}
+    old |= {_context_path(Path(name)).name for name in old}
     for name in os.listdir(folder):
-        if name in ours or _TEMPORARY_NAME.fullmatch(name):
+        if name in old or _TEMPORARY_NAME.fullmatch(name):
             (folder / name).unlink()
 
 
@@ -458,9 +473,10 @@ def _write_all(
         files.append({"name": name, "rows": rows, "sha256": digest})
     # Synchronising at the end costs a fraction of doing it file by file (the kernel has written
     # most of it by then) and protects as much: until the manifest exists nobody trusts the data.
-    for name in names:
-        with disk_faults_named(folder / name):
-            sync(folder / name)
+    for file in files:
+        path = folder / str(file["name"])
+        with disk_faults_named(path, path.stat().st_size, _AGAIN):
+            sync(path)
     sync(folder)
     manifest = {
         "format": FORMAT,
@@ -492,7 +508,7 @@ def _npy_chunks(render: Render, first: int, stop: int, length: int) -> Iterator[
 def _write_chunks(path: Path, chunks: Iterable[bytes | memoryview], num_bytes: int) -> str:
     """Write a file that appears only when it is whole; return the SHA-256 of its content."""
     digest, temporary = hashlib.sha256(), path.with_name(f".{path.name}.tmp")
-    with disk_faults_named(path, num_bytes, "make room, then repeat with --overwrite"):
+    with disk_faults_named(path, num_bytes, _AGAIN):
         try:
             with open(temporary, "wb") as file:
                 for chunk in chunks:
@@ -505,9 +521,12 @@ def _write_chunks(path: Path, chunks: Iterable[bytes | memoryview], num_bytes: i
 
 
 def _bar(names: list[str], progress: bool) -> Iterable[str]:
-    """Return the names, with a bar on a terminal if asked for."""
-    if not progress:
-        return names
-    from tqdm import tqdm  # here, so that importing the package stays cheap
+    """Return the names, with a bar if asked for, on a terminal and with a tqdm that works."""
+    try:
+        if progress and sys.stderr:
+            from tqdm import tqdm
 
-    return tqdm(names, desc="writing", unit="file", disable=None, ascii=True, leave=False)
+            return tqdm(names, "writing", unit="file", disable=None, ascii=True, leave=False)
+    except Exception:  # not installed, or broken in any way
+        pass
+    return names
