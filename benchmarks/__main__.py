@@ -9,7 +9,7 @@ import time
 
 from benchmarks import report
 from benchmarks.measure import exit_code
-from train_diffusion_ddim import OneLineParser, UserError, say
+from trainlib.errors import OneLineParser, UserError, say
 
 
 def main() -> None:

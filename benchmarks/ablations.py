@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.measure import RESULTS, exit_code, run_trainer
 from benchmarks.report import table
-from train_diffusion_ddim import OneLineParser, say
+from trainlib.errors import OneLineParser, say
 
 ABLATIONS = RESULTS / "ablations.json"
 
@@ -27,11 +27,10 @@ VARIANTS = {
     "no gates": "--no-gates",
     "no noise units": "--no-noise_units",
     "no gates, no noise units": "--no-gates --no-noise_units",
-    "gates by squared error alone": "--gate_weight 0",
     "AdamW alone": "--optimizer adamw",
-    "unweighted loss": "--loss_weighting none",
+    "unweighted loss": "--no-balance_loss",
     "no rotary attention": "--no-rotary",
-    "no symmetries": "--no-symmetries",
+    "no augmentation": "--no-augment",
     "no token overlap": "--no-token_overlap",
     "known share 0.1": "--known_share 0.1",
     "known share 0.3": "--known_share 0.3",

@@ -19,6 +19,7 @@ from torch import Tensor
 import train_diffusion_ddim as tdd
 from benchmarks.measure import Row, default_model, in_turn, log_log_slope, main
 from benchmarks.training import our_state, our_step
+from trainlib.gestures import SEQ_LEN
 
 THEORY = {
     "seq_len": "1 (linear layers) to 2 (attention)",
@@ -76,7 +77,7 @@ def sampling_curve(knob: str, sizes: list[int], rounds: int) -> list[Row]:
     rows: list[Row] = []
     for size in sizes:
         steps, batch = (size, 1) if knob == "steps" else (10, size)
-        shape = (batch, tdd.SEQ_LEN, 3)
+        shape = (batch, SEQ_LEN, 3)
         ms = median_ms(partial(scheduler.sample, model, shape, "cpu", steps), rounds)
         rows.append({knob: size, "ms": ms, "ms per gesture": ms / batch})
     return rows

@@ -31,7 +31,6 @@ from evaluation.records import FRONTIER
 from train_diffusion_ddim import (
     DDIMScheduler,
     DiffusionActionDataset,
-    OneLineParser,
     compute_reconstruction_metrics,
     denoise_one_shot,
     generate,
@@ -39,10 +38,10 @@ from train_diffusion_ddim import (
     load_model,
     noise_bank,
     recreate,
-    say,
     to_data_units,
     to_model_units,
 )
+from trainlib.errors import OneLineParser, say
 
 SIGMAS = (0.1, 0.2, 0.4, 0.7)
 NUM_DENOISED, NUM_GENERATED = 400, 1000

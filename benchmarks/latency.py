@@ -21,13 +21,14 @@ import train_diffusion_ddim as tdd
 from benchmarks.measure import Row, compare, default_model, in_turn, main
 from export import runtime
 from export.__main__ import WholeSampler, check_parity, example_inputs, export
+from trainlib.gestures import ACTION_DIM, SEQ_LEN
 
 OURS = "sample()"
 
 
 def steps_table(model: Any, scheduler: tdd.DDIMScheduler, args: argparse.Namespace) -> Row:
     """Return the time of `sample()` by number of steps, and of 2M at the same number."""
-    rows, shape = [], (1, tdd.SEQ_LEN, tdd.ACTION_DIM)
+    rows, shape = [], (1, SEQ_LEN, ACTION_DIM)
     for steps in args.step_counts:
         functions: dict[str, Callable[[], Any]] = {
             name: partial(scheduler.sample, model, shape, "cpu", steps, sampler=name)

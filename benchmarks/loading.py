@@ -19,6 +19,7 @@ import numpy as np
 
 import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, Row, main
+from trainlib.gestures import ACTION_DIM
 
 LOAD = """
 import json, resource, sys, time
@@ -36,7 +37,7 @@ def write_set(folder: Path, x_0: np.ndarray, num: int, per_file: int) -> None:
     folder.mkdir()
     for i, first in enumerate(range(0, num, per_file)):
         count = min(per_file, num - first)
-        shape = (count * x_0.shape[1], tdd.ACTION_DIM)
+        shape = (count * x_0.shape[1], ACTION_DIM)
         with (folder / f"batch_{i:06d}_actions.npy").open("wb") as f:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(f, header)

@@ -25,6 +25,8 @@ from torch import nn
 
 import train_diffusion_ddim as tdd
 from benchmarks.report import ROOT, markdown
+from trainlib.errors import OneLineParser, UserError, say
+from trainlib.provenance import git_commit
 
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "numpy", "diffusers", "denoising-diffusion-pytorch", "azula", "onnxruntime")
@@ -164,7 +166,7 @@ def record(name: str, title: str, arguments: dict[str, Any], tables: list[Row]) 
         "name": name,
         "title": title,
         "date": date.today().isoformat(),
-        "commit": tdd.git_commit() or "unknown",
+        "commit": git_commit() or "unknown",
         "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
@@ -179,11 +181,11 @@ def exit_code(program: Callable[[], Any]) -> int:
     """Call a program; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
     try:
         program()
-    except tdd.UserError as e:
-        tdd.say(f"error: {e}", err=True)
+    except UserError as e:
+        say(f"error: {e}", err=True)
         return 2
     except (OSError, subprocess.CalledProcessError) as e:
-        tdd.say(f"error: {e}", err=True)
+        say(f"error: {e}", err=True)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -196,14 +198,14 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise tdd.UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from e
+        raise UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from e
 
 
 def parse_args(
     name: str, description: str, options: dict[str, Any], argv: list[str] | None
 ) -> argparse.Namespace:
     """Parse the command line of a benchmark; see `main`."""
-    parser = tdd.OneLineParser(
+    parser = OneLineParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -220,7 +222,7 @@ def parse_args(
         least = 0 if option in MAY_BE_ZERO else 1e-9
         if any(isinstance(value, int | float) and not value >= least for value in values):
             words = "above" if least else "at least"
-            raise tdd.UserError(f"--{option} must be {words} 0, got {given}")
+            raise UserError(f"--{option} must be {words} 0, got {given}")
     return args
 
 
@@ -255,6 +257,6 @@ def main(
         result |= {"load_before": load, "seconds": round(time.perf_counter() - start, 1)}
         path = folder / f"{name}-{machine_name()}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
-        tdd.say(markdown(result))
+        say(markdown(result))
 
     return exit_code(program)

@@ -21,6 +21,7 @@ import torch
 import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, Row, compare, in_turn, main
 from benchmarks.training import our_state, our_step
+from trainlib.state import WEIGHT_DECAY, TrainState
 
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -29,11 +30,11 @@ AVX2 = {
 }
 
 
-def with_torch_muon(state: tdd.TrainState) -> tdd.TrainState:
+def with_torch_muon(state: TrainState) -> TrainState:
     """Put torch's Muon in the place of ours; return the state."""
     adamw, muon = state.optimizers
     config, matrices = state.config, muon.param_groups[0]["params"]
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": WEIGHT_DECAY}
     theirs = torch.optim.Muon(matrices, **options, adjust_lr_fn="match_rms_adamw")
     state.optimizers = [adamw, theirs]
     return state

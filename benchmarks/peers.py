@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import train_diffusion_ddim as tdd
+from trainlib.gestures import ACTION_DIM, SEQ_LEN
 
 
 class PlanNetwork(nn.Module):
@@ -31,12 +32,12 @@ class PlanNetwork(nn.Module):
         num_layers: int = 3,
         *,
         dim_feedforward: int = 256,
-        seq_len: int = tdd.SEQ_LEN,
+        seq_len: int = SEQ_LEN,
         known_frames: bool = False,
     ) -> None:
         super().__init__()
         self.known_frames = known_frames
-        channels = tdd.ACTION_DIM + (tdd.ACTION_DIM + 1 if known_frames else 0)
+        channels = ACTION_DIM + (ACTION_DIM + 1 if known_frames else 0)
         self.action_embedding = nn.Linear(channels, d_model)
         self.pos_encoder = tdd.PositionalEncoding(d_model, seq_len)
         self.timestep_embedding = tdd.TimestepEmbedding(d_model)
@@ -44,7 +45,7 @@ class PlanNetwork(nn.Module):
             d_model, nhead, dim_feedforward, dropout=0.1, activation="gelu", batch_first=True
         )
         self.transformer = nn.TransformerEncoder(layer, num_layers)
-        self.output_projection = nn.Linear(d_model, tdd.ACTION_DIM)
+        self.output_projection = nn.Linear(d_model, ACTION_DIM)
         self.layer_norm = nn.LayerNorm(d_model)
 
     def forward(

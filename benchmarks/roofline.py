@@ -17,9 +17,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import train_diffusion_ddim as tdd
 from benchmarks.measure import Row, default_model, in_turn, main
 from benchmarks.training import PLAN_NETWORK, our_state, our_step
+from trainlib.gestures import SEQ_LEN
 
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (16000, 64, 256), (1600, 64, 256))
 
@@ -90,9 +90,9 @@ def measure(args: argparse.Namespace) -> list[Row]:
     """Return the peaks, and a row per program against them."""
     machine = peaks(args.rounds, args.copy_mb)
     gemm, copy = machine["float32 GEMM, GFLOP/s"] * 1e9, machine["copy, GB/s"] * 1e9
-    x_train = torch.rand(64, tdd.SEQ_LEN, 3).round(decimals=1)
+    x_train = torch.rand(64, SEQ_LEN, 3).round(decimals=1)
     model, _ = default_model()
-    x_t, t = torch.randn(1, tdd.SEQ_LEN, 3), torch.tensor([500])
+    x_t, t = torch.randn(1, SEQ_LEN, 3), torch.tensor([500])
     programs: dict[str, Callable[[], Any]] = {
         "step, default recipe": our_step(our_state(x_train), x_train),
         "step, plan's network": our_step(

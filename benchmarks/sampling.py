@@ -20,6 +20,8 @@ import torch
 import train_diffusion_ddim as tdd
 from benchmarks.measure import Row, compare, default_model, in_turn, main
 from benchmarks.peers import SAMPLERS
+from trainlib.errors import UserError
+from trainlib.gestures import ACTION_DIM
 
 BARE = "bare forward passes"
 
@@ -33,7 +35,7 @@ def candidates(batch: int, steps: int) -> tuple[dict[str, Callable[[], Any]], fl
     """Return what to time at one batch size, and the largest difference to diffusers."""
     model, _ = default_model()
     config = tdd.TrainConfig(spacing="trailing")
-    scheduler, shape = tdd.build_scheduler(config), (batch, config.seq_len, tdd.ACTION_DIM)
+    scheduler, shape = tdd.build_scheduler(config), (batch, config.seq_len, ACTION_DIM)
     x_T, t = torch.randn(shape), torch.full((batch,), config.num_timesteps // 2)
 
     @torch.inference_mode()
@@ -59,7 +61,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     """Return one table per batch size."""
     missing = [name for name in SAMPLERS if not is_installed(name)]
     if "diffusers" in missing:
-        raise tdd.UserError("no diffusers to compare with; pip install -r requirements-bench.txt")
+        raise UserError("no diffusers to compare with; pip install -r requirements-bench.txt")
     tables = []
     for batch in args.batches:
         functions, difference = candidates(batch, args.steps)

@@ -21,6 +21,8 @@ import torch.distributed
 
 import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, Row, in_turn, main, run_trainer
+from trainlib.errors import UserError
+from trainlib.process import process_rank
 
 LINK_GB_S = 300.0  # one direction of NVLink 4 between two data-centre GPUs, from its data sheet
 
@@ -46,7 +48,7 @@ def worker(numel: int, rounds: int, path: str) -> None:
     torch.distributed.init_process_group("gloo")
     vector = torch.ones(numel)
     seconds = in_turn({"": lambda: torch.distributed.all_reduce(vector)}, rounds)[""]
-    if tdd.process_rank()[0] == 0:
+    if process_rank()[0] == 0:
         Path(path).write_text(str(sorted(seconds)[rounds // 2]))
     torch.distributed.destroy_process_group()
 
@@ -70,7 +72,7 @@ def paper_table(parameters: int, gloo_s: float, step_s: float) -> Row:
 def measure(args: argparse.Namespace) -> list[Row]:
     """Return the table of runs and the one on paper."""
     if args.processes[0] != 1:
-        raise tdd.UserError(f"--processes must begin with 1, got {args.processes}")
+        raise UserError(f"--processes must begin with 1, got {args.processes}")
     x_train = tdd.DiffusionActionDataset(ROOT / args.data_dir).sequences[: args.num_sequences]
     rows: list[Row] = []
     seconds: dict[int, float] = {}

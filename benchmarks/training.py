@@ -19,6 +19,7 @@ import torch
 import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, Row, compare, in_turn, main, spread
 from benchmarks.peers import PlanLoop, PlanNetwork
+from trainlib.state import TrainState
 
 PLAN_NETWORK: dict[str, Any] = {
     "patch_size": 1,
@@ -31,21 +32,23 @@ PLAN_NETWORK: dict[str, Any] = {
     "gates": False,
     "prediction_type": "epsilon",
     "beta_schedule": "linear",
-    "loss_weighting": "none",
+    "balance_loss": False,
     "optimizer": "adamw",
-    "symmetries": False,
+    "augment": False,
 }
 
 
-def our_state(x_train: torch.Tensor, **knobs: Any) -> tdd.TrainState:
+def our_state(x_train: torch.Tensor, **knobs: Any) -> TrainState:
     """Return the state of a new run with these knobs."""
     torch.manual_seed(0)
     config = tdd.TrainConfig(**knobs)
     steps = -(-len(x_train) // config.batch_size) * config.num_epochs
-    return tdd.TrainState(tdd.build_model(config), tdd.build_scheduler(config), config, steps)
+    return TrainState(
+        tdd.build_model(config), tdd.build_scheduler(config), config, steps, tdd.NUM_TASKS
+    )
 
 
-def our_step(state: tdd.TrainState, x_train: torch.Tensor) -> Callable[[], Any]:
+def our_step(state: TrainState, x_train: torch.Tensor) -> Callable[[], Any]:
     """Return a function that takes one step on the next batch of the epoch's order."""
     order = tdd.epoch_order(len(x_train), 0, 0)
     batches = order.split(state.config.batch_size)
@@ -116,7 +119,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     batches = {name: state.config.batch_size for name, state in states.items()}
     per_gesture(rows, batches | {"plan as written": args.batch_size}, "plan as written")
     default = states["default recipe"]
-    x_0 = x_val[: default.config.val_sequences]
+    x_0 = x_val[: tdd.VAL_SEQUENCES]
     sampling = default.config.sampling
     validation = in_turn(
         {
@@ -138,7 +141,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     title = f"One step: d_model {args.d_model}, {args.num_layers} layers, 250 frames"
     note = (
         "The default recipe reads five frames per token, and takes the smaller steps of batch "
-        "32: both columns are given. It also draws symmetries and masks of known frames, and "
+        "32: both columns are given. It also augments, and draws masks of known frames, and "
         "its Muon orthogonalises matrices, which the plan's step does not."
     )
     return [

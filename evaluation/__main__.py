@@ -18,18 +18,11 @@ from evaluation import evidence, page, protocols, report, verdicts
 from evaluation.controls import untrained_model
 from evaluation.estimates import Table
 from evaluation.sections import FULL, PARTS, QUICK, Findings, Size, Subject
-from train_diffusion_ddim import (
-    WANDB_MODES,
-    DiffusionActionDataset,
-    OneLineParser,
-    UserError,
-    has_press_edge,
-    load_checkpoint,
-    load_model,
-    newest_checkpoint,
-    pick_device,
-    resolve_wandb_mode,
-)
+from train_diffusion_ddim import DiffusionActionDataset, has_press_edge, load_model
+from trainlib.checkpoint import load_checkpoint, newest_checkpoint
+from trainlib.errors import OneLineParser, UserError
+from trainlib.process import pick_device
+from trainlib.run_log import WANDB_MODES, resolve_wandb_mode
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

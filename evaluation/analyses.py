@@ -40,24 +40,22 @@ from evaluation.protocols import is_linear_gesture, score_recreations
 from evaluation.records import read_records
 from train_diffusion_ddim import (
     DENOISE_SIGMAS,
-    GESTURE_TYPES,
-    PRESSED,
     DDIMScheduler,
     classify_gestures,
     denoise_one_shot,
-    eval_mode,
     generate,
     has_one_press,
     has_press_edge,
-    in_batches,
     noise_bank,
-    progress,
     recreate,
-    say,
     takes_known_frames,
     to_data_units,
     to_model_units,
 )
+from trainlib.errors import say
+from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.process import progress
+from trainlib.tensors import eval_mode, in_batches
 
 LEVEL_SEED = 20210506
 SAMPLER_OPTIONS: dict[str, dict[str, Any]] = {

@@ -41,7 +41,7 @@ from evaluation.sweep_figures import (
     draw_sampler_sweep,
     meets_all,
 )
-from train_diffusion_ddim import PRESSED
+from trainlib.gestures import PRESSED
 
 CAPTIONS = {
     "quality_by_group.png": "Which gestures are hard: by type and by the plan's complexity levels.",

@@ -48,40 +48,35 @@ from evaluation.estimates import Estimate, FloatArray, Table, bootstrap
 from evaluation.infill import posterior_mean_gesture
 from evaluation.protocols import PLAN_LINES
 from train_diffusion_ddim import (
-    CHECKPOINT_FORMAT,
-    GESTURE_TYPES,
+    GRAD_CLIP,
+    NUM_TASKS,
     DDIMScheduler,
     DiffusionActionDataset,
-    OneLineParser,
     TrainConfig,
-    TrainState,
-    UserError,
+    augment,
     build_model,
     build_scheduler,
     denoise_one_shot,
-    draw_symmetry,
-    ema_decay_at,
     epoch_order,
-    eval_mode,
     generate,
     has_press_edge,
-    in_batches,
-    load_checkpoint,
     load_model,
     lr_at,
-    newest_checkpoint,
     noise_bank,
-    pick_device,
     press_edges,
-    progress,
     recreate,
-    save_checkpoint,
     to_data_units,
     to_model_units,
     touch_down,
     train_step,
 )
+from trainlib.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from trainlib.errors import OneLineParser, UserError
+from trainlib.gestures import GESTURE_TYPES
+from trainlib.process import pick_device, progress
+from trainlib.state import TrainState
 from trainlib.tables import format_number, markdown_table
+from trainlib.tensors import eval_mode, in_batches
 
 BASELINES_FORMAT = 1
 SIGMAS = (0.1, 0.4, 0.9)  # noise std in data units
@@ -226,7 +221,9 @@ def fit(
         FloatingPointError: the loss is not finite.
     """
     device = x_train.device
-    state = TrainState(model.to(device), build_scheduler(config).to(device), config, num_steps)
+    state = TrainState(
+        model.to(device), build_scheduler(config).to(device), config, num_steps, NUM_TASKS
+    )
     state.model.train()
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     for i in progress(range(num_steps), title):
@@ -254,32 +251,23 @@ def vae_step(state: TrainState, x_0: Tensor, beta: float) -> None:
     """
     config = state.config
     torch.manual_seed(config.seed * 1_000_003 + state.step)
-    if config.symmetries:
-        x_0 = draw_symmetry(x_0)
+    if config.augment:
+        x_0 = augment(x_0)
     with torch.autocast(x_0.device.type, torch.bfloat16, enabled=config.amp):
         loss = vae_loss(state.model, x_0, beta)
-    lr = lr_at(state.step, state.total_steps, config)
+    lr = lr_at(state.step, state.total_steps, config.lr)
     state.model.zero_grad(set_to_none=True)
     loss.backward()
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), GRAD_CLIP)
     if not torch.isfinite(loss + grad_norm):
         raise FloatingPointError(f"the VAE's loss is {loss:g} at step {state.step}, lr {lr:g}")
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-    decay = ema_decay_at(state.step, state.total_steps, config.ema_decay)
-    with torch.no_grad():
-        averages: list[Tensor] = list(state.ema.parameters())
-        torch._foreach_lerp_(averages, list[Tensor](state.model.parameters()), 1 - decay)
-    state.step += 1
+    state.update(lr)
 
 
 def recipes(config: TrainConfig) -> dict[str, tuple[nn.Module, TrainConfig, Step]]:
     """Return what is trained, by file name: an untrained model, its config, and its step."""
-    to_x_0 = replace(config, prediction_type="x0", loss_weighting="none")
-    weighting = "balanced" if config.loss_weighting == "balanced" else "none"
-    weighted = replace(to_x_0, loss_weighting=weighting)
+    to_x_0 = replace(config, prediction_type="x0", balance_loss=False)
+    weighted = replace(to_x_0, balance_loss=config.balance_loss)
     torch.manual_seed(config.seed)
     return {
         "regression_from_known_frames": (Regression(build_model(config)), weighted, train_step),
@@ -316,11 +304,11 @@ def train_or_load(
                     f"{path} belongs to another checkpoint, data or number of steps; choose "
                     "another --output_dir"
                 )
-            model.load_state_dict(content["ema"])
+            model.load_state_dict(content["ema_state_dict"])
         else:
             started = time.perf_counter()
             model = fit(model, step, x_train, own_config, num_steps, name)
-            content = {"format": CHECKPOINT_FORMAT, "name": name, "ema": model.state_dict(), **mark}
+            content = {"name": name, "ema_state_dict": model.state_dict(), **mark}
             content["train_s"] = round(time.perf_counter() - started, 1)
             save_checkpoint(path, content)
         trained[name] = model.to(x_train.device).eval().requires_grad_(False)

@@ -34,15 +34,9 @@ from torch.nn import functional as F
 
 from evaluation.bayes import GesturePrior
 from evaluation.estimates import SEED, Estimate, FloatArray, Table, bootstrap, shifted, verdict
-from train_diffusion_ddim import (
-    GESTURE_TYPES,
-    PRESSED,
-    DDIMScheduler,
-    classify_gestures,
-    generate,
-    has_one_press,
-    progress,
-)
+from train_diffusion_ddim import DDIMScheduler, classify_gestures, generate, has_one_press
+from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.process import progress
 
 TOLERANCE = 0.02  # of a valid gesture, share of the screen or of a press
 CLICK_DISTANCE = 0.05  # of `classify_gestures`: a shorter move is a click

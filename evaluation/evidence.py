@@ -21,19 +21,19 @@ from augmentation.presets import COMPLEXITY_LEVELS
 from evaluation.estimates import Estimate, FloatArray, Table, bootstrap
 from evaluation.protocols import PLAN_LINES, lines_met
 from train_diffusion_ddim import (
-    GESTURE_TYPES,
-    PRESSED,
+    NUM_TASKS,
     DDIMScheduler,
     TrainConfig,
-    TrainState,
     build_model,
     classify_gestures,
     compute_temporal_iou,
     has_press_edge,
-    load_checkpoint,
     recreate,
     train_step,
 )
+from trainlib.checkpoint import load_checkpoint
+from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.state import TrainState
 
 COMPLEX_FRAMES = next(x["min_delta_t"] for x in COMPLEXITY_LEVELS if x["name"] == "complex")
 LINE_SIGMAS = (0.1, 0.2, 0.4, 0.7)  # data units
@@ -237,7 +237,7 @@ def gpu_table(
 def train_on_gpu(x_0: Tensor, scheduler: DDIMScheduler, config: TrainConfig) -> dict[str, float]:
     """Take 5 training steps of a fresh network; return `trained` and the peak of the memory."""
     torch.cuda.reset_peak_memory_stats()
-    state = TrainState(build_model(config).to(x_0.device), scheduler, config, 5)
+    state = TrainState(build_model(config).to(x_0.device), scheduler, config, 5, NUM_TASKS)
     batch = x_0[: config.batch_size]
     try:
         for _ in range(5):

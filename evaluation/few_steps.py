@@ -26,15 +26,15 @@ from evaluation.bayes import DEFAULT_PRIOR, GesturePrior, exact_ddim
 from evaluation.distribution import validity
 from evaluation.estimates import Estimate, Table, bootstrap
 from train_diffusion_ddim import (
-    PRESSED,
     DDIMScheduler,
     TrainConfig,
     build_scheduler,
     has_one_press,
     noise_bank,
-    progress,
-    say,
 )
+from trainlib.errors import say
+from trainlib.gestures import PRESSED
+from trainlib.process import progress
 
 EXACT_FEW_STEPS = Path(__file__).parents[1] / "benchmarks" / "results" / "exact_few_steps.json"
 

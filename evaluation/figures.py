@@ -18,7 +18,8 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from evaluation.estimates import Estimate, Table
-from train_diffusion_ddim import GESTURE_TYPES, PRESSED, classify_gestures, press_edges
+from train_diffusion_ddim import classify_gestures, press_edges
+from trainlib.gestures import GESTURE_TYPES, PRESSED
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, GREY = "#CC79A7", "#56B4E9", "#767676"

@@ -54,16 +54,15 @@ from evaluation.distribution import TOLERANCE, deviations, ks_distance, validity
 from evaluation.estimates import SEED, Estimate, FloatArray, Table, bootstrap
 from evaluation.protocols import is_linear_gesture
 from train_diffusion_ddim import (
-    GESTURE_TYPES,
     KNOWN_STRATEGIES,
-    PRESSED,
     DDIMScheduler,
     classify_gestures,
     generate,
     has_press_edge,
-    progress,
     takes_known_frames,
 )
+from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.process import progress
 
 NUM_CONDITIONS = 32
 NUM_SAMPLES = 16  # K

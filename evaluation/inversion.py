@@ -31,15 +31,9 @@ from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.estimates import SEED, Estimate, Table, bootstrap
-from train_diffusion_ddim import (
-    DDIMScheduler,
-    eval_mode,
-    in_batches,
-    noise_bank,
-    progress,
-    to_data_units,
-    to_model_units,
-)
+from train_diffusion_ddim import DDIMScheduler, noise_bank, to_data_units, to_model_units
+from trainlib.process import progress
+from trainlib.tensors import eval_mode, in_batches
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> output
 

@@ -34,7 +34,6 @@ from evaluation.report import (
 )
 from evaluation.verdicts import Headline, Verdict
 from train_diffusion_ddim import (
-    GESTURE_TYPES,
     DDIMScheduler,
     classify_gestures,
     has_press_edge,
@@ -44,6 +43,7 @@ from train_diffusion_ddim import (
     to_data_units,
     to_model_units,
 )
+from trainlib.gestures import GESTURE_TYPES
 from trainlib.tables import format_number
 
 TEMPLATE = Path(__file__).with_name("page.html")

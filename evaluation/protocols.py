@@ -37,19 +37,19 @@ from evaluation.distribution import (  # noqa: F401 - generate: this module name
 )
 from evaluation.estimates import Estimate, FloatArray, Table, bootstrap, verdict
 from train_diffusion_ddim import (
-    PRESSED,
     DDIMScheduler,
     compute_reconstruction_metrics,
     denoise_one_shot,
     gesture_metrics,
     has_one_press,
     has_press_edge,
-    in_batches,
     noise_bank,
-    progress,
     to_data_units,
     to_model_units,
 )
+from trainlib.gestures import PRESSED
+from trainlib.process import progress
+from trainlib.tensors import in_batches
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.7, 0.9)  # noise std in data units
 

@@ -5,7 +5,8 @@ import math
 from pathlib import Path
 
 from evaluation.estimates import Estimate, Table
-from train_diffusion_ddim import UserError, newest_checkpoint, say
+from trainlib.checkpoint import newest_checkpoint
+from trainlib.errors import UserError, say
 
 FRONTIER = Path(__file__).parents[1] / "benchmarks" / "results" / "frontier.json"
 

@@ -40,7 +40,9 @@ from evaluation.distribution import FLOOR_SETTING
 from evaluation.estimates import Estimate, Table
 from evaluation.protocols import is_control
 from evaluation.verdicts import MISSING, Headline, Verdict, verdicts_to_json
-from train_diffusion_ddim import GESTURE_TYPES, classify_gestures, gesture_metrics, git_commit
+from train_diffusion_ddim import classify_gestures, gesture_metrics
+from trainlib.gestures import GESTURE_TYPES
+from trainlib.provenance import git_commit
 from trainlib.tables import format_number, markdown_table
 
 RESULTS_FORMAT = 2

@@ -27,15 +27,15 @@ from evaluation.controls import make_controls
 from evaluation.estimates import Table
 from evaluation.report import Picture, Section
 from train_diffusion_ddim import (
-    GESTURE_TYPES,
+    VAL_SEQUENCES,
     DDIMScheduler,
     TrainConfig,
-    UserError,
     classify_gestures,
     has_press_edge,
     recreate,
-    say,
 )
+from trainlib.errors import UserError, say
+from trainlib.gestures import GESTURE_TYPES
 
 
 @dataclass(frozen=True)
@@ -462,8 +462,8 @@ def run_analyses(s: Subject, size: Size, found: Findings) -> None:
         checkpoint=s.folders[0],
         budget=size.analyses,
     )
-    every = max(1, len(s.x_val) // s.config.val_sequences)  # as the trainer chooses its subset
-    epoch_x_0 = s.x_val[::every][: s.config.val_sequences]
+    every = max(1, len(s.x_val) // VAL_SEQUENCES)  # as the trainer chooses its subset
+    epoch_x_0 = s.x_val[::every][:VAL_SEQUENCES]
     is_whole = size.validation is None
     drawn = analysis_figures.draw_analyses(
         tables,

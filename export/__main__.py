@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 import train_diffusion_ddim as tdd
 from export import runtime
+from trainlib.errors import OneLineParser, UserError, say
+from trainlib.gestures import ACTION_DIM, SEQ_LEN
 
 PARITY = 1e-4  # largest difference that is taken for rounding, data units
 
@@ -62,7 +64,7 @@ def describe_schedule(model: nn.Module, scheduler: tdd.DDIMScheduler, steps: int
     return {
         "known_frames": tdd.takes_known_frames(model),
         "clip_sample": scheduler.clip_sample,
-        "shape": ["B", getattr(model, "seq_len", tdd.SEQ_LEN), tdd.ACTION_DIM],
+        "shape": ["B", getattr(model, "seq_len", SEQ_LEN), ACTION_DIM],
         "steps": rows,
     }
 
@@ -74,7 +76,7 @@ def example_inputs(model: nn.Module, batch: int, seed: int = 0) -> tuple[Tensor,
     denoiser makes much of rounding.
     """
     generator = torch.Generator().manual_seed(seed)
-    L, C = getattr(model, "seq_len", tdd.SEQ_LEN), tdd.ACTION_DIM
+    L, C = getattr(model, "seq_len", SEQ_LEN), ACTION_DIM
     x_T = torch.randn((batch, L, C), generator=generator)
     if not tdd.takes_known_frames(model):
         return (x_T,)
@@ -129,7 +131,7 @@ def write_denoiser(model: nn.Module, folder: Path) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        tdd.say("note: no denoiser.onnx; pip install onnx onnxscript brings it")
+        say("note: no denoiser.onnx; pip install onnx onnxscript brings it")
         return
     names = ("x_t", "t", "known", "known_mask")[: len(inputs)]
     plain = program.run_decompositions(plain_operators())
@@ -139,13 +141,13 @@ def write_denoiser(model: nn.Module, folder: Path) -> None:
         )
         onnx.save(folder / runtime.FILES["onnx"])
     except torch.onnx.OnnxExporterError as e:
-        tdd.say(f"note: no denoiser.onnx; torch cannot translate it ({str(e).splitlines()[0]})")
+        say(f"note: no denoiser.onnx; torch cannot translate it ({str(e).splitlines()[0]})")
 
 
 def write_sampler(model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, steps: int) -> None:
     """Write sampler.pt2 where a C++ compiler is; takes a minute."""
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        tdd.say("note: no sampler.pt2; it needs a C++ compiler")
+        say("note: no sampler.pt2; it needs a C++ compiler")
         return
     whole = WholeSampler(model, scheduler, steps).eval()
     program = torch.export.export(whole, example_inputs(model, 1))
@@ -172,7 +174,7 @@ def export(
     try:
         folder.mkdir(parents=True)
     except OSError as e:
-        raise tdd.UserError(f"cannot make --output_dir {folder} ({e}); choose another") from None
+        raise UserError(f"cannot make --output_dir {folder} ({e}); choose another") from None
     try:
         (folder / "schedule.json").write_text(text + "\n", "utf-8")
         shutil.copy(runtime.__file__, folder / "runtime.py")
@@ -221,19 +223,19 @@ def report(
     torch.set_num_threads(1)
     inputs = example_inputs(model, 1)
     whole = WholeSampler(model, scheduler, steps).eval()
-    tdd.say(f"one gesture, {steps} steps, one thread:")
-    tdd.say(f"  {'sample()':10} {milliseconds(lambda: whole(*inputs)):7.2f} ms")
+    say(f"one gesture, {steps} steps, one thread:")
+    say(f"  {'sample()':10} {milliseconds(lambda: whole(*inputs)):7.2f} ms")
     differences = check_parity(model, scheduler, folder, steps)
     for engine, difference in differences.items():
         sampler, arrays = runtime.Sampler(folder, engine), [a.numpy() for a in inputs]
         ms = milliseconds(lambda s=sampler, a=arrays: s(*a))  # type: ignore[misc]
-        tdd.say(f"  {engine:10} {ms:7.2f} ms, largest difference {difference:.1e}")
+        say(f"  {engine:10} {ms:7.2f} ms, largest difference {difference:.1e}")
     return differences
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = tdd.OneLineParser(
+    parser = OneLineParser(
         prog="python -m export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -258,26 +260,26 @@ def run(args: argparse.Namespace) -> None:
     steps = args.num_inference_steps
     steps = config.num_inference_steps if steps is None else steps
     if config.sampler != "ddim" or config.eta:
-        tdd.say("note: the exported loop is DDIM with eta 0, not the run's own sampler")
+        say("note: the exported loop is DDIM with eta 0, not the run's own sampler")
     if config.context_dim:
-        tdd.say("note: the export takes no goal")
+        say("note: the export takes no goal")
     folder = Path(args.output_dir)
     export(model, scheduler, folder, steps, compiled=args.compiled)
     differences = report(model, scheduler, folder, steps)
     if not all(difference <= PARITY for difference in differences.values()):
         raise ArithmeticError(f"an export in {folder} differs by more than {PARITY}")
-    tdd.say(f"files in {folder}")
+    say(f"files in {folder}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
     try:
         run(parse_args(argv))
-    except tdd.UserError as e:
-        tdd.say(f"error: {e}", err=True)
+    except UserError as e:
+        say(f"error: {e}", err=True)
         return 2
     except (ArithmeticError, OSError) as e:
-        tdd.say(f"error: {e}", err=True)
+        say(f"error: {e}", err=True)
         return 1
     except KeyboardInterrupt:
         return 130

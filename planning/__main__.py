@@ -26,7 +26,9 @@ from planning.diffusion import DiffusionPrior
 from planning.goals import load_policy
 from planning.methods import Method, cost_methods, goal_methods, prior_methods
 from planning.world import World
-from train_diffusion_ddim import SEQ_LEN, OneLineParser, UserError, newest_checkpoint, say
+from trainlib.checkpoint import newest_checkpoint
+from trainlib.errors import OneLineParser, UserError, say
+from trainlib.gestures import SEQ_LEN
 
 RESULTS = Path(__file__).parent / "results"
 

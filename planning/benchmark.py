@@ -29,7 +29,9 @@ from planning.methods import GOAL, Method
 from planning.search import Objective
 from planning.tasks import TASKS, Instances, is_solved, make_instances, model_cost
 from planning.world import World, energy, hard_world, observe, soft_world
-from train_diffusion_ddim import UserError, progress, to_gesture
+from train_diffusion_ddim import to_gesture
+from trainlib.errors import UserError
+from trainlib.process import progress
 
 BUDGET = 250  # evaluations of 2 ms in half a second
 MILESTONES = (10, 30, 100, 250)

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 
 from planning.optimizers import shoot_for_starts
 from planning.search import BACKWARD, FORWARD, Objective, descend, ramp, to_ramp
-from train_diffusion_ddim import (
-    SEQ_LEN,
-    DDIMScheduler,
-    generate,
-    load_model,
-    to_gesture,
-    to_model_units,
-)
+from train_diffusion_ddim import DDIMScheduler, generate, load_model, to_gesture, to_model_units
+from trainlib.gestures import SEQ_LEN
 
 
 @dataclass

@@ -20,7 +20,7 @@ from evaluation.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION, 
 from planning.benchmark import BUDGET, MILESTONES, Row, read_rows
 from planning.methods import COST, GOAL, PRIOR, Method
 from planning.tasks import TASKS
-from train_diffusion_ddim import say
+from trainlib.errors import say
 from trainlib.tables import markdown_table
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "PLANNING.md"

@@ -24,22 +24,18 @@ from planning.surrogate import draw_transitions
 from planning.tasks import UNCHANGED, Instances
 from planning.world import FEATURES, GRID, Scenes, State, observe
 from train_diffusion_ddim import (
-    PRESSED,
-    SEQ_LEN,
     DDIMScheduler,
     MinimalDiffusionTransformer,
-    OneLineParser,
-    UserError,
-    in_batches,
-    load_checkpoint,
     load_model,
-    newest_checkpoint,
-    progress,
-    say,
     to_gesture,
     train_loop,
     with_goal,
 )
+from trainlib.checkpoint import load_checkpoint, newest_checkpoint
+from trainlib.errors import OneLineParser, UserError, say
+from trainlib.gestures import PRESSED, SEQ_LEN
+from trainlib.process import progress
+from trainlib.tensors import in_batches
 
 ENDS = 4  # x, y of touch-down and of lift-off
 TOUCH_DOWN = 110  # the frame where all gestures begin that the denoiser learns with goals
@@ -151,8 +147,8 @@ def train_denoiser(
     """Train the denoiser of `checkpoint` further with goals, through the script's own loop."""
     plain, scheduler, config = load_model(checkpoint)
     config = replace(
-        config, context_dim=ENDS, symmetries=False, num_epochs=epochs, save_every=epochs,
-        save_dir=str(save_dir), wandb_mode="disabled", lr=1e-3, figure_every=epochs,
+        config, context_dim=ENDS, augment=False, allow_overlap=True, num_epochs=epochs,
+        save_every=epochs, save_dir=str(save_dir), wandb_mode="disabled", lr=1e-3,
         known_share=0.05, device="cpu",
     )  # fmt: skip
     torch.manual_seed(config.seed)

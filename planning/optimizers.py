@@ -12,7 +12,7 @@ from torch import Tensor
 
 from planning.search import Objective, cem, descend, normal, ramp, to_ramp
 from planning.tasks import draw_true
-from train_diffusion_ddim import SEQ_LEN
+from trainlib.gestures import SEQ_LEN
 
 Draw = Callable[[int, int, np.random.Generator], Tensor]  # I, K, rng → (I, K, L, 3)
 ROUND = 50  # candidates that a method without rounds of its own draws at a time

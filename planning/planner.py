@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from planning.search import FORWARD, Objective, cem, descend, ramp, to_ramp
 from train_diffusion_ddim import (
-    SEQ_LEN,
     DDIMScheduler,
     Model,
-    UserError,
     load_model,
     to_gesture,
     to_model_units,
     with_goal,
 )
-from trainlib.errors import first_line
+from trainlib.errors import UserError, first_line
+from trainlib.gestures import SEQ_LEN
 
 Array = Tensor | np.ndarray  # of any real dtype, strides and device; it is copied
 PlanCost = Callable[[Tensor], Tensor]  # actions (B, L, 3), data units → (B,), lower is better

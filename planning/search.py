@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_diffusion_ddim import PRESSED, SEQ_LEN
+from trainlib.gestures import PRESSED, SEQ_LEN
 
 CostFn = Callable[[Tensor], Tensor]  # (I, K, L, 3) → (I, K)
 FORWARD, BACKWARD = 1, 2  # evaluations that they count

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from planning.tasks import NUM_WIDGETS, TASKS, draw_gestures, make_instances
 from planning.world import KINDS, LIST, Scenes, State, hard_world
-from train_diffusion_ddim import progress
+from trainlib.process import progress
 
 TRAINING_SEED = 2000  # of scenes that no benchmark and no tuning sees
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train_diffusion_ddim import PRESSED
+from trainlib.gestures import PRESSED
 
 KINDS = ("button", "toggle", "slider", "list", "icon", "lamp")
 BUTTON, TOGGLE, SLIDER, LIST, ICON, LAMP = range(len(KINDS))

@@ -24,6 +24,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import train_diffusion_ddim as tdd  # noqa: E402
+from trainlib.checkpoint import save_checkpoint  # noqa: E402
+from trainlib.state import TrainState  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -215,6 +217,6 @@ def untrained_run(tmp_path_factory):
     config = tdd.TrainConfig(d_model=16, num_layers=1, nhead=2, patch_size=25, num_timesteps=50)
     torch.manual_seed(0)
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
-    state = tdd.TrainState(model, scheduler, config, config.num_epochs)
-    tdd.save_checkpoint(folder / "diffusion_checkpoint_epoch_0.pth", state.to_checkpoint(0, None))
+    state = TrainState(model, scheduler, config, config.num_epochs, tdd.NUM_TASKS)
+    save_checkpoint(folder / "diffusion_checkpoint_epoch_0.pth", state.to_checkpoint(0, None))
     return folder

@@ -27,7 +27,6 @@ from evaluation.protocols import PLAN_LINES
 from train_diffusion_ddim import (
     DDIMScheduler,
     TrainConfig,
-    UserError,
     build_scheduler,
     noise_bank,
     press_edges,
@@ -36,6 +35,7 @@ from train_diffusion_ddim import (
     to_model_units,
     validate,
 )
+from trainlib.errors import UserError
 
 L = 40
 PRIOR = GesturePrior(L, 3, 12)

@@ -23,8 +23,9 @@ import train_diffusion_ddim as tdd
 from evaluation import baselines
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.estimates import Estimate
+from trainlib.state import TrainState
 
-EXACT = {"prediction_type": "x0", "symmetries": False, "lr": 1e-2, "dropout": 0.0}
+EXACT = {"prediction_type": "x0", "augment": False, "lr": 1e-2, "dropout": 0.0}
 
 
 def regression(config, x_train, num_steps, name="regression_from_known_frames"):
@@ -279,7 +280,7 @@ def checkpoint(tmp_path_factory):
         **{"data_dir": sets["train"], "val_data_dir": sets["val"]},
     )
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
-    state = tdd.TrainState(model, scheduler, config, config.num_epochs)
+    state = TrainState(model, scheduler, config, config.num_epochs, tdd.NUM_TASKS)
     state.step = 30
     content = state.to_checkpoint(0, None)
     tdd.save_checkpoint(folder / "diffusion_checkpoint_epoch_0.pth", content)
@@ -337,7 +338,7 @@ def test_mistakes_end_in_one_line(capsys, checkpoint, tmp_path):
     path = tmp_path / "diffusion_checkpoint_epoch_0.pth"
     config = tdd.TrainConfig(**content["config"] | {"known_frames": False})
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
-    state = tdd.TrainState(model, scheduler, config, config.num_epochs)
+    state = TrainState(model, scheduler, config, config.num_epochs, tdd.NUM_TASKS)
     tdd.save_checkpoint(path, state.to_checkpoint(0, None))
     (tmp_path / "file").touch()
     for flags in (

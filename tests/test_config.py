@@ -16,7 +16,8 @@ import torch
 from conftest import ROOT, SCRIPT, as_flags, python
 
 import train_diffusion_ddim as tdd
-from train_diffusion_ddim import TrainConfig, UserError, parse_args
+from train_diffusion_ddim import TrainConfig, parse_args
+from trainlib.errors import UserError
 
 EXTRA_FLAGS = {
     *("help", "preset", "resume"),

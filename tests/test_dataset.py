@@ -25,15 +25,15 @@ import train_diffusion_ddim
 from augmentation.click_aug import generate_augmented_dataset
 from train_diffusion_ddim import (
     DiffusionActionDataset,
-    UserError,
     all_sequences,
+    augment,
     count_shared,
-    draw_symmetry,
-    read_actions,
     to_data_units,
     to_gesture,
     to_model_units,
 )
+from trainlib.errors import UserError
+from trainlib.gesture_files import read_actions
 
 ROWS = make_gestures(4).numpy().reshape(-1, 3)  # (80, 3)
 
@@ -355,7 +355,7 @@ def test_symmetries_are_the_sixteen_images_anywhere_they_fit():
     torch.manual_seed(0)
     gesture = press(L, (4, 9))
     gesture[0, 4:10, :2] = torch.rand(6, 2)
-    x = draw_symmetry(gesture.expand(4800, L, 3))
+    x = augment(gesture.expand(4800, L, 3))
     images, counts, onsets = images_of(gesture[0]), np.zeros(16), np.zeros(L - 6 + 1)
     for row in x.numpy():
         touched = np.flatnonzero(row[:, 2])
@@ -372,10 +372,10 @@ def test_symmetries_are_the_sixteen_images_anywhere_they_fit():
 def test_symmetries_keep_what_has_no_room_and_several_touches():
     torch.manual_seed(0)
     idle, held = torch.zeros(50, L, 3), press(L, (0, L - 1)).expand(50, L, 3)
-    assert not draw_symmetry(idle).any()
-    assert (draw_symmetry(held)[..., 2] == 1).all()
+    assert not augment(idle).any()
+    assert (augment(held)[..., 2] == 1).all()
     gaps = set()
-    for row in draw_symmetry(press(L, (2, 4), (9, 10)).expand(50, L, 3))[..., 2].tolist():
+    for row in augment(press(L, (2, 4), (9, 10)).expand(50, L, 3))[..., 2].tolist():
         touched = [i for i, p in enumerate(row) if p]
         gaps.add(tuple(i - touched[0] for i in touched))
     assert gaps == {(0, 1, 2, 7, 8), (0, 1, 6, 7, 8)}  # as it was, and reversed
@@ -385,7 +385,7 @@ def test_symmetries_draw_each_gesture_by_itself_and_do_not_write_into_it():
     torch.manual_seed(0)
     x_0 = make_gestures(64)
     before = x_0.clone()
-    x = draw_symmetry(x_0)
+    x = augment(x_0)
     assert torch.equal(x_0, before) and x.dtype == x_0.dtype and x.shape == x_0.shape
     assert torch.equal(x[..., 2].sum(dim=1), x_0[..., 2].sum(dim=1))
     assert 0 <= x.min() and x.max() <= 1 and not torch.equal(x, x_0)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train_diffusion_ddim as tdd
+from trainlib.state import TrainState
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 DEFAULT = {"prediction_type": "x0", "gates": True}  # in place of what TINY has
@@ -58,13 +59,13 @@ def on_meta(monkeypatch):
     def build(**options):
         config = tdd.TrainConfig(**TINY | DEFAULT | options)
         model, scheduler = tdd.build_model(config).to(META), tdd.build_scheduler(config).to(META)
-        return tdd.TrainState(model, scheduler, config, total_steps=100)
+        return TrainState(model, scheduler, config, total_steps=100, num_tasks=tdd.NUM_TASKS)
 
     return build
 
 
 @pytest.mark.parametrize("loss_weighting", tdd.LOSS_WEIGHTINGS)
-@pytest.mark.parametrize("options", [{}, {"context_dim": 2, "symmetries": False}])
+@pytest.mark.parametrize("options", [{}, {"context_dim": 2, "augment": False}])
 def test_a_training_step_waits_once(on_meta, options, loss_weighting):
     """To keep a loss that is not finite from the weights."""
     state = on_meta(loss_weighting=loss_weighting, **options)

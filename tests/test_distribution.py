@@ -39,9 +39,9 @@ from evaluation.distribution import (
 )
 from train_diffusion_ddim import (
     TrainConfig,
+    augment,
     build_scheduler,
     classify_gestures,
-    draw_symmetry,
     generation_metrics,
     has_one_press,
 )
@@ -376,7 +376,7 @@ def test_a_memoriser_is_caught(copying, x_train, real):
     elif copying == "twins":  # mirrored, turned, reversed, at another time
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            x = draw_symmetry(x)
+            x = augment(x)
     else:
         x = torch.cat([x[:100], fresh[:400]])
     scores = values(copy_scores(gesture_features(x)[has_one_press(x)], real))

@@ -30,18 +30,19 @@ from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.controls import interpolate, interpolation, make_controls, nearest, untrained_model
 from evaluation.protocols import PLAN_LINES, Estimate, bootstrap
 from train_diffusion_ddim import (
+    NUM_TASKS,
     TrainConfig,
-    TrainState,
     build_model,
     build_scheduler,
     classify_gestures,
     compute_reconstruction_metrics,
     gesture_metrics,
     load_model,
-    save_checkpoint,
     to_data_units,
     to_model_units,
 )
+from trainlib.checkpoint import save_checkpoint
+from trainlib.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 PRIOR = GesturePrior()
@@ -287,7 +288,7 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     model = build_model(config)
     nn.init.normal_(model.output_projection.weight, std=0.1)
-    state = TrainState(model, build_scheduler(config), config, config.num_epochs)
+    state = TrainState(model, build_scheduler(config), config, config.num_epochs, NUM_TASKS)
     content = state.to_checkpoint(0, None)
     save_checkpoint(folder / "diffusion_checkpoint_epoch_0.pth", content)
     return folder
@@ -369,7 +370,7 @@ def test_raw_and_averaged_weights_are_both_loaded(checkpoint):
     content = torch.load(checkpoint / "diffusion_checkpoint_epoch_0.pth", weights_only=True)
     model, _, _ = load_model(checkpoint, ema=False)
     for name, value in model.state_dict().items():
-        assert torch.equal(value, content["model"][name])
+        assert torch.equal(value, content["model_state_dict"][name])
 
 
 def test_a_set_without_edges_and_one_of_one_gesture(checkpoint, tmp_path, monkeypatch):

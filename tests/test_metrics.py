@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from train_diffusion_ddim import (
-    GESTURE_TYPES,
     DDIMScheduler,
     DiffusionActionDataset,
     classify_gestures,
@@ -28,6 +27,7 @@ from train_diffusion_ddim import (
     compute_temporal_iou,
     gesture_metrics,
 )
+from trainlib.gestures import GESTURE_TYPES
 
 # Two gestures of four frames, [x, y, press]; errors are round numbers.
 ORIGINAL = torch.tensor(

@@ -22,10 +22,11 @@ from train_diffusion_ddim import (
     PositionalEncoding,
     SelfAttention,
     TimestepEmbedding,
-    UserError,
     in_noise_units,
     nearest_known,
 )
+from trainlib.errors import UserError
+from trainlib.state import TrainState
 
 OPTIONS = [
     {},
@@ -436,7 +437,7 @@ def test_overfits_eight_gestures(tiny_config):
     x_0, steps = make_gestures(8, seed=5), 800
     torch.manual_seed(0)
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
-    state = tdd.TrainState(model, scheduler, config, steps)
+    state = TrainState(model, scheduler, config, steps, tdd.NUM_TASKS)
     for _ in range(steps):
         tdd.train_step(state, x_0)
     mse = nn.functional.mse_loss(tdd.recreate(state.ema, scheduler, x_0), x_0).item()

@@ -26,14 +26,15 @@ from torch import nn
 from evaluation import page
 from evaluation.__main__ import main
 from train_diffusion_ddim import (
+    NUM_TASKS,
     TrainConfig,
-    TrainState,
     build_model,
     build_scheduler,
     press_edges,
     recreate,
-    save_checkpoint,
 )
+from trainlib.checkpoint import save_checkpoint
+from trainlib.state import TrainState
 from trainlib.tables import ROUNDING
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -55,7 +56,7 @@ def folder(tmp_path_factory, model):
     run, data = tmp_path_factory.mktemp("<run> & co"), tmp_path_factory.mktemp("data")
     np.save(data / "a_actions.npy", gestures(8, seed=3).numpy())
     config = TrainConfig(**SMALL, data_dir=str(ROOT / "test_data_mini/train"))
-    state = TrainState(model, build_scheduler(config), config, config.num_epochs)
+    state = TrainState(model, build_scheduler(config), config, config.num_epochs, NUM_TASKS)
     save_checkpoint(run / "diffusion_checkpoint_epoch_0.pth", state.to_checkpoint(0, None))
     argv = ["--checkpoint", str(run), "--data_dir", str(data), "--quick", "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:

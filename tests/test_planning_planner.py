@@ -707,7 +707,7 @@ def test_training_with_goals_uses_them(tmp_path, tiny_config):
     gestures = make_gestures(2, 20).repeat(16, 1, 1)
     context = torch.eye(2)[torch.arange(32) % 2]
     config = tiny_config(
-        context_dim=2, symmetries=False, num_epochs=200, batch_size=16, dropout=0.0,
+        context_dim=2, augment=False, num_epochs=200, batch_size=16, dropout=0.0,
         save_dir=str(tmp_path), wandb_mode="disabled", prediction_type="x0", known_share=0.0,
         val_sequences=2, save_every=200, figure_every=200,
     )  # fmt: skip
@@ -723,8 +723,8 @@ def test_training_with_goals_uses_them(tmp_path, tiny_config):
 
 def test_context_files_beside_the_gestures(tmp_path, tiny_flags, refused):
     flags = tiny_flags(context_dim=3, save_dir=tmp_path / "run")
-    assert "--no-symmetries" in refused(*flags)
-    assert "_context.npy" in refused(*flags, "--no-symmetries")
+    assert "--no-augment" in refused(*flags)
+    assert "_context.npy" in refused(*flags, "--no-augment")
     np.save(tmp_path / "a_context.npy", np.ones((4, 3)))
     np.save(tmp_path / "b_context.npy", np.zeros((6, 3)))
     assert tdd.read_context(tmp_path, 10, 3).sum() == 12

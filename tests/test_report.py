@@ -21,13 +21,14 @@ from evaluation.controls import make_controls, untrained_model
 from evaluation.estimates import Estimate
 from evaluation.verdicts import Criterion, Verdict
 from train_diffusion_ddim import (
+    NUM_TASKS,
     TrainConfig,
-    TrainState,
     build_scheduler,
     compute_temporal_iou,
-    log_recreations,
-    save_checkpoint,
+    log_figures,
 )
+from trainlib.checkpoint import save_checkpoint
+from trainlib.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def write_record(folder, losses, val_losses, num_epochs):
     """A checkpoint of the last epoch, and metrics.jsonl with a later epoch that it has not seen."""
     config = TrainConfig(**SMALL, num_epochs=num_epochs)
     model, scheduler = untrained_model(config, "cpu"), build_scheduler(config)
-    state = TrainState(model, scheduler, config, config.num_epochs)
+    state = TrainState(model, scheduler, config, config.num_epochs, NUM_TASKS)
     state.step, last = 10 * len(losses), len(losses) - 1
     path = folder / f"diffusion_checkpoint_epoch_{last}.pth"
     save_checkpoint(path, state.to_checkpoint(last, None))
@@ -300,7 +301,7 @@ def test_reconstruction_table_is_the_trainers():
     log = SimpleNamespace(
         table=lambda step, rows: logged.extend(rows), figure=lambda *_, **__: None
     )
-    log_recreations(log, 7, 3, x_0, recreated)
+    log_figures(log, 7, 3, x_0, recreated)
     rows = report.reconstruction_rows(x_0, recreated, 3)
     assert rows == logged
     assert list(rows[0]) == [

@@ -35,17 +35,19 @@ from conftest import (
 
 import train_diffusion_ddim as tdd
 from train_diffusion_ddim import (
-    CHECKPOINT_FORMAT,
-    RunLogger,
     TrainConfig,
-    UserError,
-    load_checkpoint,
     load_model,
-    newest_checkpoint,
-    save_checkpoint,
     visualize_action_sequences,
     visualize_noise_comparison,
 )
+from trainlib.checkpoint import (
+    CHECKPOINT_FORMAT,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from trainlib.errors import UserError
+from trainlib.run_log import RunLogger
 
 LAST = "diffusion_checkpoint_epoch_5.pth"
 PLAN_LOGGING_METRICS = [
@@ -340,8 +342,8 @@ def test_load_model_takes_the_ema_and_is_ready_to_sample(straight_run):
     model, scheduler, config = load_model(straight_run)
     raw, _, _ = load_model(straight_run / LAST, ema=False)
     for name, value in model.state_dict().items():
-        assert torch.equal(value, content["ema"][name])
-        assert torch.equal(raw.state_dict()[name], content["model"][name])
+        assert torch.equal(value, content["ema_state_dict"][name])
+        assert torch.equal(raw.state_dict()[name], content["model_state_dict"][name])
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert scheduler.num_timesteps == config.num_timesteps == TINY["num_timesteps"]
     assert scheduler.prediction_type == config.prediction_type
@@ -486,7 +488,7 @@ def test_a_failing_save_leaves_the_old_file(checkpoint, monkeypatch, failing):
 def pressing(straight_run, tmp_path_factory):
     """A checkpoint whose weights are so random that its samples press; the tiny run's are idle."""
     content = torch.load(straight_run / LAST, weights_only=True)
-    torch.nn.init.normal_(content["ema"]["output_projection.weight"])
+    torch.nn.init.normal_(content["ema_state_dict"]["output_projection.weight"])
     path = tmp_path_factory.mktemp("pressing") / LAST
     torch.save(content, path)
     return path

@@ -26,11 +26,11 @@ from train_diffusion_ddim import (
     SPACINGS,
     DDIMScheduler,
     MinimalDiffusionTransformer,
-    UserError,
     min_snr_weight,
     to_data_units,
     to_model_units,
 )
+from trainlib.errors import UserError
 
 T = 50
 X_0 = to_model_units(make_gestures(3)).double()

@@ -34,7 +34,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import train_diffusion_ddim as tdd
-from train_diffusion_ddim import TrainState, ema_decay_at, epoch_order, lr_at, train_step
+from train_diffusion_ddim import epoch_order, lr_at, train_step
+from trainlib.state import TrainState, ema_decay_at
 
 LAST = "diffusion_checkpoint_epoch_5.pth"
 
@@ -54,7 +55,7 @@ def assert_same_run(a, b):
 
 
 def weights(folder, name=LAST):
-    return content_of(folder / name)["model"]
+    return content_of(folder / name)["model_state_dict"]
 
 
 def same(a, b):
@@ -69,7 +70,7 @@ def fresh(tiny_config):
         config = tiny_config(**changes)
         torch.manual_seed(0)
         model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
-        return TrainState(model, scheduler, config, total_steps), scheduler, config
+        return TrainState(model, scheduler, config, total_steps, tdd.NUM_TASKS), scheduler, config
 
     return make
 
@@ -366,7 +367,7 @@ def seed_of_step(config, step):
 
 
 def test_one_step_is_adamw_then_lerp(fresh):
-    recipe = {"optimizer": "adamw", "loss_weighting": "none", "symmetries": False}
+    recipe = {"optimizer": "adamw", "balance_loss": False, "augment": False}
     state, scheduler, config = fresh(total_steps=300, grad_clip=0.01, ema_decay=0.9, **recipe)
     state.step, total, x_0 = 150, 300, make_gestures(4)
     reference, ema_before = copy.deepcopy(state.model), copy.deepcopy(state.ema)
@@ -453,15 +454,15 @@ def test_symmetries_change_the_batch_and_nothing_else(fresh, monkeypatch):
 
     monkeypatch.setattr(tdd, "gesture_losses", recording)
     for symmetries in (False, True):
-        state, _, config = fresh(symmetries=symmetries)
+        state, _, config = fresh(augment=symmetries)
         train_step(state, x_0)
     seed_of_step(config, 0)
-    assert torch.equal(seen[0], x_0) and torch.equal(seen[1], tdd.draw_symmetry(x_0))
+    assert torch.equal(seen[0], x_0) and torch.equal(seen[1], tdd.augment(x_0))
 
 
 @pytest.mark.parametrize("loss_weighting", tdd.LOSS_WEIGHTINGS)
 def test_the_gradient_is_that_of_the_weighted_mean(fresh, loss_weighting):
-    state, scheduler, config = fresh(grad_clip=1e9, loss_weighting=loss_weighting, symmetries=False)
+    state, scheduler, config = fresh(grad_clip=1e9, loss_weighting=loss_weighting, augment=False)
     reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
     state.task_loss.uniform_(0.1, 3.0)
     before = state.task_loss.clone()
@@ -529,7 +530,7 @@ def test_a_diverging_run_ends_in_one_line(cli, tiny_flags, tmp_path):
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1 and "--lr" in err
     for path in (tmp_path / "run").glob("*.pth"):
         content = content_of(path)
-        assert all(torch.isfinite(v).all() for v in content["model"].values())
+        assert all(torch.isfinite(v).all() for v in content["model_state_dict"].values())
     read_jsonl(tmp_path / "run" / "metrics.jsonl")
 
 
@@ -601,8 +602,8 @@ def test_the_gates_are_scored_by_their_cross_entropy():
 
 
 def test_the_gates_are_trained_by_their_own_loss_too(fresh):
-    recipe = {"gates": True, "prediction_type": "x0", "dropout": 0.0, "loss_weighting": "none"}
-    state, scheduler, config = fresh(**recipe, symmetries=False, grad_clip=1e9, gate_weight=0.5)
+    recipe = {"gates": True, "prediction_type": "x0", "dropout": 0.0, "balance_loss": False}
+    state, scheduler, config = fresh(**recipe, augment=False, grad_clip=1e9, gate_weight=0.5)
     reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
     scalars = train_step(state, x_0)
     seed_of_step(config, 0)
@@ -644,11 +645,11 @@ def test_every_architecture_and_option_trains(cli, tiny_flags, tmp_path):
         "adaln": False,
         "rotary": False,
         "token_overlap": False,
-        "symmetries": False,
+        "augment": False,
         "patch_size": 1,
         "beta_schedule": "linear",
         "prediction_type": "epsilon",
-        "loss_weighting": "min_snr",
+        "balance_loss": False,
         "snr_gamma": 3.0,
         "spacing": "trailing",
         "sampler": "dpmpp",
@@ -670,8 +671,8 @@ def test_every_architecture_and_option_trains(cli, tiny_flags, tmp_path):
 def test_train_from_python_returns_the_ema(tiny_config, tmp_path):
     model = tdd.train(tiny_config(save_dir=str(tmp_path / "run")))
     content = tdd.load_checkpoint(tmp_path / "run")
-    assert same(model.state_dict(), content["ema"]) and not model.training
-    assert not same(content["model"], content["ema"]) or content["step"] < 20
+    assert same(model.state_dict(), content["ema_state_dict"]) and not model.training
+    assert not same(content["model_state_dict"], content["ema_state_dict"]) or content["step"] < 20
 
 
 def test_the_loaders_batch_size_and_the_arguments_win(tiny_config, tmp_path):

@@ -26,7 +26,6 @@ from train_diffusion_ddim import (
     generate,
     generation_metrics,
     gesture_metrics,
-    in_batches,
     noise_bank,
     press_edges,
     recreate,
@@ -35,6 +34,7 @@ from train_diffusion_ddim import (
     validate,
     validation_loss,
 )
+from trainlib.tensors import in_batches
 
 X_0 = make_gestures(5)
 SAMPLING = {"num_inference_steps": 3, "eta": 0.0, "sampler": "ddim"}

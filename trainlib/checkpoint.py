@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainlib.errors import UserError, first_line, say
 from trainlib.files import write_whole
@@ -18,7 +19,15 @@ from trainlib.files import write_whole
 CHECKPOINT_FORMAT = 6
 CHECKPOINT_NAME = "diffusion_checkpoint_epoch_{}.pth"
 CHECKPOINT_PATTERN = re.compile(r"diffusion_checkpoint_epoch_([0-9]+)\.pth")
-FORMAT_5_KEYS = {"model": "model_state_dict", "ema": "ema_state_dict"}  # their names today
+FORMAT_5_KEYS = {  # their names today
+    "model": "model_state_dict",
+    "ema": "ema_state_dict",
+    "optimizers": "optimizer_state_dict",
+}
+FORMAT_5_KNOBS = {  # what those that are gone are fixed to today
+    "snr_gamma": 5.0, "gate_weight": 2.0, "context_dropout": 0.1, "warmup_steps": 200,
+    "weight_decay": 1e-4, "grad_clip": 1.0, "val_sequences": 64, "figure_every": 10,
+}  # fmt: skip
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -45,12 +54,40 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of this trainer")
     made = content["format"]
     if made == 5:
-        content = {FORMAT_5_KEYS.get(key, key): value for key, value in content.items()}
+        content = upgrade(content)
     elif made != CHECKPOINT_FORMAT:
         age = "a newer" if made > CHECKPOINT_FORMAT else "an older"
         reason = f"has format {made}, this version's is {CHECKPOINT_FORMAT}"
         raise UserError(f"{path} was made by {age} version: it {reason}; load it with that one")
     return content | {"path": path}
+
+
+def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint of format 5 as one of today's; knobs that are gone at another value stay.
+
+    A config refuses those, since it no longer has them.
+    """
+    content = {FORMAT_5_KEYS.get(key, key): value for key, value in content.items()}
+    config = dict(content["config"])
+    config["augment"] = config.pop("symmetries")
+    if (weighting := config.pop("loss_weighting")) == "min_snr":
+        config["loss_weighting"] = weighting
+    config["balance_loss"] = weighting == "balanced"
+    for name, value in FORMAT_5_KNOBS.items():
+        if config[name] == value:
+            del config[name]
+    left = -(-content.pop("unseen") // config["batch_size"])  # steps of the epoch in progress
+    steps_per_epoch = (content["step"] + left) // (content["epoch"] + 1)
+    return content | {"config": config, "steps_per_epoch": steps_per_epoch}
+
+
+def load_weights(model: nn.Module, content: dict[str, Any], key: str) -> None:
+    """Load the weights `key` of a checkpoint into a model; UserError if they do not fit it."""
+    try:
+        model.load_state_dict(content[key])
+    except Exception as e:  # what is missing or strange shows as many kinds of exception
+        reason = f"{content['path']} does not fit this version ({first_line(e)})"
+        raise UserError(reason) from None
 
 
 def checked_archive(path: Path) -> io.BytesIO:

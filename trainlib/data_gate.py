@@ -3,6 +3,8 @@
 Sets are (N, L, 3) in data units and may be maps of files: they are read some gestures at a time.
 """
 
+from typing import Any
+
 import numpy as np
 
 from trainlib.errors import UserError
@@ -13,6 +15,24 @@ _ROUNDING = 1e-7  # of float32 in [0, 1]
 _ROWS_AT_ONCE = 4096
 _PAIRS_AT_ONCE = 1 << 20
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits as good as random
+
+
+def check_data(x_train: np.ndarray, x_val: np.ndarray, config: Any) -> None:
+    """Raise UserError for gestures that a run with these options cannot take, or are in both sets.
+
+    Args:
+        x_train: (N, L, 3), data units; x_val likewise.
+        x_val: held to all that x_train is held to.
+        config: the options data_dir, val_data_dir, augment, gates, allow_overlap.
+    """
+    if config.augment or config.gates:
+        cure = "zero these frames, or add --no-augment --no-gates"
+        check_idle_is_zero(x_train, config.data_dir, cure)
+        check_idle_is_zero(x_val, config.val_data_dir, cure)
+    shared = 0 if config.allow_overlap else len(shared_gestures(x_train, x_val))
+    if shared:
+        where = f"of {config.val_data_dir} are in {config.data_dir} too"
+        raise UserError(f"{shared} gestures {where}; separate the sets, or add --allow_overlap")
 
 
 def check_idle_is_zero(x: np.ndarray, where: str, cure: str = "zero these frames") -> None:

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def as_array(x: Any) -> np.ndarray:
+    """Return an array, or a tensor of any device, as a NumPy array."""
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+
+
 def make_panels(columns: dict, rows: int, width: float, height: float) -> tuple["Figure", list]:
     """Return a figure with a row per gesture and its panels: axes, gesture, column, actions."""
     from matplotlib.figure import Figure
@@ -21,7 +26,7 @@ def make_panels(columns: dict, rows: int, width: float, height: float) -> tuple[
     panels = []
     for i, row in enumerate(axes):
         for ax, (label, data) in zip(row, columns.items(), strict=True):
-            panels.append((ax, i, label, np.asarray(data[i])))
+            panels.append((ax, i, label, as_array(data[i])))
     return figure, panels
 
 
@@ -36,13 +41,13 @@ def visualize_action_sequences(
 ) -> "Figure":
     """Draw original, noisy and recreated gestures side by side, at most max_samples rows.
 
-    They are (B, L, C), data units, arrays or CPU tensors; the frames of `known_mask`, (B, L) bool,
+    They are (B, L, C), data units, arrays or tensors; the frames of `known_mask`, (B, L) bool,
     are marked with dots. The Figure belongs to no window and needs no closing.
     """
     columns = {"original": original, "noisy": noisy, "recreated": reconstructed}
     figure, panels = make_panels(columns, min(max_samples, len(original)), 15, 2.2)
     for ax, i, label, actions in panels:
-        pressed = np.asarray(original[i])[:, 2] > PRESSED
+        pressed = as_array(original[i])[:, 2] > PRESSED
         frames = np.arange(len(pressed))
         ax.fill_between(frames, 0, 1, where=pressed, color="0.9", label="pressed in original")
         for c, color in enumerate(("tab:blue", "tab:green", "tab:red")):
@@ -50,7 +55,7 @@ def visualize_action_sequences(
         if label != "noisy":
             ax.set_ylim(-0.1, 1.1)
             if known_mask is not None:
-                known = np.flatnonzero(np.asarray(known_mask[i]))
+                known = np.flatnonzero(as_array(known_mask[i]))
                 ax.plot(known, actions[known], "k.", ms=6, label="known frames")
         ax.set_title(f"{title_prefix} {label} {i + 1}".strip(), fontsize=10)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
@@ -66,7 +71,7 @@ def visualize_noise_comparison(
     columns = {"noisy": noisy, "recreated": reconstructed}
     figure, panels = make_panels(columns, min(max_samples, len(original)), 13, 1.4)
     for ax, i, label, actions in panels:
-        error = np.abs(actions - np.asarray(original[i])).T  # (C, L)
+        error = np.abs(actions - as_array(original[i])).T  # (C, L)
         image = ax.imshow(error.clip(1e-3), norm=LogNorm(1e-3, 1), cmap="magma", aspect="auto")
         rmse = np.sqrt(np.mean(error**2))
         ax.set_title(f"{title_prefix} {label} {i + 1}, RMSE {rmse:.3f}".strip(), fontsize=10)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+SEQ_LEN = 250  # frames: 0.5 s at 500 Hz
 CHANNELS = ("x", "y", "press")
+ACTION_DIM = len(CHANNELS)
 PRESSED = 0.5  # a frame is pressed above this
 CLICK_DISTANCE = 0.05  # share of the screen; a shorter move is a click
 

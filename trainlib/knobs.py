@@ -8,10 +8,12 @@
 """
 
 import argparse
+import inspect
 import math
 import operator
 import os
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -82,7 +84,7 @@ def check_range(
 
 
 def add_flags(parser: Any, config: type[Knobs]) -> None:
-    """Add a flag for each field; those not given are absent, if the parser's default is SUPPRESS."""
+    """Add a flag for each field; those not given are absent if the parser has SUPPRESS."""
     for f in fields(config):
         options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
         if f.type is bool:
@@ -90,3 +92,20 @@ def add_flags(parser: Any, config: type[Knobs]) -> None:
         else:
             options |= {"type": f.type, "choices": f.metadata.get("choices")}
         parser.add_argument(f"--{f.name}", **options)
+
+
+def knobs_of(constructor: Callable[..., Any], config: Any) -> dict[str, Any]:
+    """Return the fields of `config` that have the name of an argument of `constructor`."""
+    names = inspect.signature(constructor).parameters
+    return {name: value for name, value in asdict(config).items() if name in names}
+
+
+def changed(saved: Any, given: dict[str, Any], fixed: Iterable[str], path: Any) -> Any:
+    """Return `saved` with what is given; UserError if that changes what the file `path` fixes."""
+    config = replace(saved, **given)
+    for name in fixed:
+        before, now = getattr(saved, name), getattr(config, name)
+        if now != before:
+            change = f"--{name} contradicts the content of {path}: {before} -> {now}"
+            raise UserError(f"{change}; drop the flag or start a new run")
+    return config

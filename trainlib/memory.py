@@ -4,7 +4,10 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+
+from trainlib.errors import first_line
 
 CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Controllers in /proc/self/cgroup: where their groups are mounted and the file of the limit.
@@ -71,3 +74,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     message = str(error).lower()
     is_of_a_library = isinstance(error, RuntimeError) or type(error) is ValueError
     return is_of_a_library and any(words in message for words in OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_named(what: str, lower: str = "") -> Iterator[None]:
+    """Turn an error that says that memory is not enough into MemoryError: `what`, what to lower."""
+    try:
+        yield
+    except Exception as e:  # of many kinds
+        if not is_out_of_memory(e):
+            raise
+        reason = first_line(e) if str(e) else "out of memory"
+        words = f"{what} does not fit into memory ({reason}); lower {lower or what}"
+        raise MemoryError(words) from None

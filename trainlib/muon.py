@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOOR = 1e-8  # keeps the zero matrix finite
 
@@ -56,3 +56,16 @@ class Muon(torch.optim.Optimizer):
             update = newton_schulz(grads.lerp(torch.stack(averages), momentum)).unbind()
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             torch._foreach_add_(params, update, alpha=-0.2 * lr * max(shape) ** 0.5)
+
+
+def make_optimizers(
+    model: nn.Module, lr: float, weight_decay: float, *, muon: bool
+) -> list[torch.optim.Optimizer]:
+    """Return AdamW for all weights; with `muon` Muon for the matrices of `blocks` instead."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, p in model.named_parameters():
+        is_matrix = p.ndim == 2 and name.startswith("blocks.") and "modulation" not in name
+        (matrices if is_matrix and muon else others).append(p)
+    adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)
+    return [adamw, Muon(matrices, lr, weight_decay)] if matrices else [adamw]

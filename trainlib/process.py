@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
 
 from trainlib.errors import UserError
 
@@ -55,6 +57,25 @@ def process_rank() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+def own_rows() -> slice:
+    """Return the rows of a batch that this process takes; seed what it draws beyond the batch."""
+    rank, world = process_rank()
+    if rank:  # seeded alike, all processes would drop the same out; the CPU uses 32 bits
+        torch.manual_seed(torch.initial_seed() + rank * 2_654_435_761)
+    return slice(rank, None, world)
+
+
+def gather_rows(values: Tensor, num: int) -> Tensor:
+    """Return the values of a whole batch, (num,), from those of each process's `own_rows`."""
+    rank, world = process_rank()
+    if world == 1:
+        return values
+    whole = torch.zeros(num, device=values.device, dtype=values.dtype)
+    whole[rank::world] = values
+    torch.distributed.all_reduce(whole)
+    return whole
+
+
 # ---- signals ---------------------------------------------------------------------------
 
 
@@ -64,10 +85,10 @@ class StopSignal:
     Under torchrun it does not: there each Ctrl-C comes twice, from the terminal and the launcher.
     """
 
-    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # the last two: before a batch system kills
 
     def __init__(self) -> None:
-        self.number = 0  # of the highest signal that came
+        self.number = 0  # of the highest signal that came; 0 = none
 
     def _note(self, number: int, _: Any) -> None:
         self.number = max(self.number, number)
@@ -76,9 +97,13 @@ class StopSignal:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catch the signals inside; only the main thread can, in any other nothing changes."""
+        """Catch the signals inside, but for those that are ignored, as SIGHUP is under nohup.
+
+        Only the main thread can; in any other nothing changes.
+        """
         is_main = threading.current_thread() is threading.main_thread()
-        numbers = self.NUMBERS if is_main else ()
+        numbers = [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]
+        numbers = [n for n in numbers if is_main and signal.getsignal(n) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield
@@ -99,12 +124,14 @@ class StopSignal:
 
 
 def progress(items: Iterable, title: str) -> Iterable:
-    """Wrap an iterable in a progress bar, on a terminal and with tqdm only."""
+    """Wrap an iterable in a progress bar: first process, on a terminal, with a tqdm that works."""
     try:
         from tqdm import tqdm
-    except ImportError:
+
+        off = True if process_rank()[0] or not sys.stderr else None  # None: off unless a terminal
+        return tqdm(items, title, disable=off, leave=False)
+    except Exception:  # not installed, or broken in any way
         return items
-    return tqdm(items, title, disable=None if sys.stderr else True, leave=False)
 
 
 @contextmanager
@@ -129,22 +156,19 @@ def locked_folder(folder: Path, option: str = "--save_dir") -> Iterator[None]:
 
     The system frees the lock when the process ends, however it ends.
     """
-    import fcntl
-
+    owner = folder / ".pid"
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire()
+        owner.write_text(str(os.getpid()))
+    except Timeout:
+        who = owner.read_text() if owner.exists() else "another"
+        raise UserError(f"{folder} is in use by process {who}; choose another {option}") from None
     except OSError as e:
         raise UserError(f"cannot write into {option} {folder} ({e}); choose another") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            user = f"process {lock.read()}"
-            raise UserError(f"{folder} is in use by {user}; choose another {option}") from None
-        except OSError:
-            pass  # a file system without locks
-        lock.truncate(0)
-        print(os.getpid(), end="", file=lock, flush=True)
+    try:
         yield
+    finally:
+        lock.release()

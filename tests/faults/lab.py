@@ -26,6 +26,7 @@ import torch
 
 import train_diffusion_ddim as tdd
 from tests.conftest import ROOT, SCRIPT, TINY, as_flags, make_gestures, read_jsonl, without_clock
+from trainlib.state import TrainState
 
 EPOCHS, STEPS = 3, 18  # of the run that is disturbed: 24 gestures, 4 to a batch
 LAST = f"diffusion_checkpoint_epoch_{EPOCHS - 1}.pth"
@@ -150,7 +151,9 @@ class Lab:
     def warm_up(self) -> None:
         """Let this process import all that a run imports late, so that its children need not."""
         config = tdd.TrainConfig(**TINY)
-        state = tdd.TrainState(tdd.build_model(config), tdd.build_scheduler(config), config, 10)
+        state = TrainState(
+            tdd.build_model(config), tdd.build_scheduler(config), config, 10, tdd.NUM_TASKS
+        )
         tdd.train_step(state, make_gestures(4))
         __import__("tqdm")
 

@@ -16,6 +16,7 @@ import train_diffusion_ddim as tdd
 from augmentation import generate_click_dataset
 from tests.faults.death import on_a_small_disk
 from tests.faults.lab import LAST, STEPS, Lab, Skipped, end_state, fault, no_figures, sha256, wait
+from trainlib.state import TrainState
 
 # ---- W&B ---------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ def not_finite(lab: Lab, num: int) -> Iterator[str]:
         good = code == 1 and all(word in lab.output() for word in words)
         for path in folder.glob("*.pth"):
             content = tdd.load_checkpoint(path)
-            good = good and all(v.isfinite().all() for v in content["model"].values())
+            good = good and all(v.isfinite().all() for v in content["model_state_dict"].values())
         yield lab.resumed(folder) if good else f"{code}, {lab.output()[-300:]}"
 
 
@@ -167,7 +168,7 @@ def diverging(lab: Lab, num: int) -> Iterator[str]:
     folder = lab.new()
     code = wait(lab.fork(lab.flags(folder, lr=1e38, save_every=0.01)))
     contents = [tdd.load_checkpoint(path) for path in folder.glob("*.pth")]
-    finite = all(v.isfinite().all() for c in contents for v in c["model"].values())
+    finite = all(v.isfinite().all() for c in contents for v in c["model_state_dict"].values())
     yield "" if code == 1 and finite and "--lr" in lab.output() else f"{code}, finite {finite}"
 
 
@@ -188,7 +189,10 @@ def data_changes(lab: Lab, num: int) -> Iterator[str]:
         code = wait(pid)
         content = torch.load(folder / LAST, weights_only=True)
         expected = torch.load(lab.straight / LAST, weights_only=True)
-        same = all(torch.equal(v, expected["ema"][k]) for k, v in content["ema"].items())
+        same = all(
+            torch.equal(v, expected["ema_state_dict"][k])
+            for k, v in content["ema_state_dict"].items()
+        )
         yield "" if code == 0 and same else f"{code}, {lab.output()[-300:]}"
 
 
@@ -236,7 +240,9 @@ def _tiny(lab: Lab) -> dict:
 
 def _state(config: tdd.TrainConfig, num: int) -> tdd.TrainState:
     steps = -(-num // config.batch_size) * config.num_epochs
-    return tdd.TrainState(tdd.build_model(config), tdd.build_scheduler(config), config, steps)
+    return TrainState(
+        tdd.build_model(config), tdd.build_scheduler(config), config, steps, tdd.NUM_TASKS
+    )
 
 
 def _cut_in_epoch(lab: Lab) -> Path:

@@ -1,0 +1,47 @@
+"""What a torch DataLoader visits in an epoch, as one tensor: the loop needs no more of it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from trainlib.errors import UserError
+
+
+def all_sequences(loader: DataLoader) -> Tensor:
+    """Return the gestures that a loader visits in an epoch, float32 (N, L, 3), in data set order.
+
+    UserError for a sampler that leaves open which they are, or for items that are not gestures.
+    """
+    dataset: Any = loader.dataset
+    sampler: Any = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    kind = "SequentialSampler" if sampler is None else type(sampler).__name__
+    if kind == "SubsetRandomSampler":
+        rows: Any = sorted(int(i) for i in sampler.indices)
+    elif kind == "SequentialSampler" or (kind == "RandomSampler" and _is_whole(sampler)):
+        rows = range(len(dataset))
+    else:
+        raise UserError(f"a loader with a {kind} is not supported; use torch.utils.data.Subset")
+    items = (dataset[i] for i in rows)
+    items = (x[0] if isinstance(x, tuple | list) and len(x) == 1 else x for x in items)
+    try:
+        x_0 = torch.stack([torch.as_tensor(x).detach().cpu().float() for x in items])
+        fits = x_0.ndim == 3 and x_0.shape[2] == 3 and bool(((x_0 >= 0) & (x_0 <= 1)).all())
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
+        raise UserError("a loader must give gestures [L, 3] in [0, 1], all of one length")
+    return x_0
+
+
+def _is_whole(sampler: Any) -> bool:
+    return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+
+
+def batch_size_of(loader: DataLoader) -> int:
+    """Return the gestures per batch of a loader; UserError where it has no fixed number."""
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    if not isinstance(size, int):
+        raise UserError("the loader of the training set must have a batch size")
+    return size

@@ -1,0 +1,113 @@
+"""Tensors: what public functions take, draw, and run in batches."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainlib.errors import UserError
+
+
+def is_finite(x: Tensor) -> bool:
+    """Tell whether all numbers are finite; a tensor without data (meta) is taken to be."""
+    return x.is_meta or bool(x.isfinite().all())
+
+
+def paired(original: Any, reconstructed: Any) -> tuple[Tensor, Tensor]:
+    """Return both as float32 tensors on one device; UserError if their shapes differ, or for NaN.
+
+    Both are (B, L, C), or (B, L) where one channel is asked for; they are never broadcast.
+    """
+    a = torch.as_tensor(original).detach().float()
+    b = torch.as_tensor(reconstructed).detach().float().to(a.device)
+    if a.shape != b.shape or a.ndim < 2 or not len(a):
+        shapes = f"{list(a.shape)} and {list(b.shape)}"
+        raise UserError(f"original and reconstructed must have one shape [B, L, C], got {shapes}")
+    if not (is_finite(a) and is_finite(b)):
+        raise UserError("original and reconstructed must be finite")
+    return a, b
+
+
+def check_given(
+    shape: tuple[int, ...], x_T: Any, known: Any, known_mask: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return what a sample (B, L, C) is given as tensors; UserError for what does not fit it."""
+    if (known is None) != (known_mask is None):
+        raise UserError("known and known_mask must be given together")
+    given = {"x_T": x_T, "known": known, "known_mask": known_mask}
+    given = {name: None if x is None else torch.as_tensor(x) for name, x in given.items()}
+    for name, x in given.items():
+        wanted = tuple(shape[:2] if name == "known_mask" else shape)
+        if x is not None and (x.dtype == torch.bool) != (name == "known_mask"):
+            kind = "bool" if name == "known_mask" else "floats"
+            raise UserError(f"{name} must hold {kind}, got {x.dtype}")
+        if x is not None and x.shape != wanted:
+            raise UserError(f"{name} must be {list(wanted)}, got {list(x.shape)}")
+    x_T, known, known_mask = given.values()
+    if x_T is not None and not is_finite(x_T):
+        raise UserError("x_T must be finite")
+    if known is not None and not is_finite(torch.where(known_mask[..., None], known, 0)):
+        raise UserError("known must be finite where known_mask is set")
+    return x_T, known, known_mask
+
+
+def check_inputs(model: Any, x_t: Tensor, known: Tensor | None, context: Tensor | None) -> None:
+    """Raise UserError for what a denoiser was not built for."""
+    L, longest, width = x_t.shape[1], model.seq_len, model.options["context_dim"]
+    if L % model.patch_size or L > longest or (model.rotary and L != longest):
+        raise UserError(f"this model takes gestures of {longest} frames, got {L}")
+    if known is not None and not model.known_frames:
+        raise UserError("this model takes no known frames; build it with known_frames=True")
+    if context is not None and context.shape != (len(x_t), width):
+        wanted = f"context must be [B, {width}]" if width else "this model takes no context"
+        raise UserError(f"{wanted}, got {[*context.shape]}")
+
+
+def draw_eps(
+    shape: tuple[int, ...],
+    device: str | torch.device,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw N(0, 1) where the generator is, or without one on `device`; return it on `device`.
+
+    A CPU generator draws the same for every device; on a GPU its own is faster.
+    """
+    at = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=at, dtype=dtype).to(device)
+
+
+@contextmanager
+def eval_mode(model: Any) -> Iterator[None]:
+    """Hold a module in eval mode without gradients, then restore its mode."""
+    was_training = getattr(model, "training", False)
+    if was_training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if was_training:
+            model.train()
+
+
+def in_batches(
+    function: Callable[..., Tensor], *arguments: Tensor, batch_size: int = 256
+) -> Tensor:
+    """Apply `function` to `batch_size` rows of the arguments at a time, to bound the memory."""
+    batches = zip(*(a.split(batch_size) for a in arguments), strict=True)
+    return torch.cat([function(*batch) for batch in batches])
+
+
+def model_diagnostics(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Return the norm of all weights, and the RMS of the features before the output layer."""
+    norm = torch.stack([p.norm() for p in model.parameters()]).norm()
+    rms: list[Tensor] = []
+    layer: Any = model.output_projection
+    hook = layer.register_forward_pre_hook(lambda _, h: rms.append(h[0].square().mean().sqrt()))
+    with eval_mode(model):
+        model(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+    hook.remove()
+    return {"model/weight_norm": norm.item(), "model/activation_stats": rms[0].item()}
