@@ -38,8 +38,8 @@ def check_data(x_train: np.ndarray, x_val: np.ndarray, config: Any) -> None:
 def check_idle_is_zero(x: np.ndarray, where: str, cure: str = "zero these frames") -> None:
     """Raise UserError, saying `where` and the `cure`, if x or y is not 0 where press is 0."""
     for first in range(0, len(x), _ROWS_AT_ONCE):
-        rows = x[first : first + _ROWS_AT_ONCE]
-        stray = ((rows[..., 2] <= PRESSED) & (rows[..., :2] > 0).any(axis=2)).any(axis=1)
+        x_axis, y_axis, press = np.moveaxis(x[first : first + _ROWS_AT_ONCE], 2, 0)
+        stray = (((x_axis > 0) | (y_axis > 0)) & (press <= PRESSED)).any(axis=1)
         if stray.any():
             example = f"gesture {first + stray.argmax()}"
             raise UserError(f"{where} has x or y above 0 where press is 0 ({example}); {cure}")
@@ -63,7 +63,7 @@ def shared_gestures(x_train: np.ndarray, x_val: np.ndarray) -> np.ndarray:
     place = place[order]
 
     val_place = 2 * np.searchsorted(keys, val_key) + val_traits[:, 0]
-    margin = SAME + 10 * _ROUNDING
+    margin = SAME + 5e-5  # means are of float32
     low = np.searchsorted(place, val_place - margin)
     high = np.searchsorted(place, val_place + margin, side="right")
     high[~np.isin(val_key, keys) | ~counts] = 0
@@ -101,12 +101,15 @@ def _summarise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             mixed = (key[part] ^ word) * _MIXER
             key[part] = mixed ^ (mixed >> np.uint64(29))
         num = np.maximum(pressed.sum(axis=1, keepdims=True), 1)
-        traits[part, :2] = np.where(pressed[..., None], xy, 0).sum(axis=1, dtype=float) / num
+        traits[part, :2] = (pressed[:, None].astype(np.float32) @ xy)[:, 0] / num
         row = np.arange(len(rows))
         traits[part, 2:4] = xy[row, pressed.argmax(axis=1)]
         traits[part, 4:] = xy[row, L - 1 - pressed[:, ::-1].argmax(axis=1)]
-        is_still = pressed.all(axis=1) & (np.ptp(xy, axis=1) <= SAME + _ROUNDING).all(axis=1)
-        counts[part] = pressed.any(axis=1) & ~is_still
+        counts[part] = pressed.any(axis=1)
+        held = np.flatnonzero(pressed.all(axis=1))
+        paths = np.ascontiguousarray(np.moveaxis(xy[held], 2, 1))  # (n, 2, L), six times as fast
+        is_still = (np.ptp(paths, axis=2) <= SAME + _ROUNDING).all(axis=1)
+        counts[first + held[is_still]] = False
     return key, traits, counts
 
 
