@@ -16,10 +16,10 @@ import numpy as np
 
 from trainlib.errors import UserError
 from trainlib.gesture_files import GeneratedDataset, Render, as_folder, write_gestures
-from trainlib.gestures import GESTURE_TYPES, MOVES
+from trainlib.gestures import GESTURE_TYPES, MOVES, SEQ_LEN
 from trainlib.knobs import Knobs, as_type, flag
 
-SEQUENCE_LENGTH = 250  # frames, 0.5 s at 500 Hz
+SEQUENCE_LENGTH = SEQ_LEN
 
 ACTION_TYPES: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in MOVES},

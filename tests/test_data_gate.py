@@ -9,12 +9,13 @@ to a grid would tell them apart.
 """
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT, L, make_gestures, press, python
 
-from trainlib.data_gate import SAME, check_idle_is_zero, shared_gestures
+from trainlib.data_gate import SAME, check_data, check_idle_is_zero, shared_gestures
 from trainlib.errors import UserError
 from trainlib.gesture_files import read_gestures
 
@@ -162,3 +163,22 @@ def test_what_moves_while_idle_is_refused(axis):
     x[4500, 0, axis] = 1e-3
     with pytest.raises(UserError, match=r"val has x or y above 0 .* \(gesture 4500\); cure me$"):
         check_idle_is_zero(x, "val", "cure me")
+
+
+@pytest.mark.parametrize("at_fault", ["train", "val"])
+def test_validation_is_held_to_what_training_is(at_fault):
+    sets = {"train": make_gestures(9).numpy(), "val": make_gestures(4, seed=1).numpy()}
+    off = {"augment": False, "gates": False, "allow_overlap": False}
+    config = SimpleNamespace(data_dir="T", val_data_dir="V", **off)
+    check_data(sets["train"], sets["val"], config)
+    sets[at_fault][2, 0, 1] = 0.1  # moves while idle
+    check_data(sets["train"], sets["val"], config)
+    for option in ("augment", "gates"):
+        asked = SimpleNamespace(**{**vars(config), option: True})
+        where = {"train": "T", "val": "V"}[at_fault]
+        with pytest.raises(UserError, match=rf"^{where} has x or y .*--no-augment --no-gates"):
+            check_data(sets["train"], sets["val"], asked)
+    sets["val"][3] = sets["train"][5]
+    with pytest.raises(UserError, match=r"1 gestures of V are in T too; .*--allow_overlap"):
+        check_data(sets["train"], sets["val"], config)
+    check_data(sets["train"], sets["val"], SimpleNamespace(**{**vars(config), "allow_overlap": 1}))
