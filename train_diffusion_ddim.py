@@ -27,10 +27,8 @@ classifier-free guidance 2207.12598, Muon 2502.16982.
 
 import argparse
 import hashlib
-import io
 import math
 import os
-import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,13 +41,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from trainlib import process
+from trainlib import process, tensors
 from trainlib.checkpoint import load_checkpoint, load_weights, newest_checkpoint
 from trainlib.data_gate import check_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
 from trainlib.figures import visualize_action_sequences, visualize_noise_comparison
-from trainlib.files import make_folder, write_whole
-from trainlib.gesture_files import read_context, read_gestures
+from trainlib.files import make_folder
+from trainlib.gesture_files import read_context, read_gestures, write_actions
 from trainlib.gestures import ACTION_DIM, GESTURE_TYPES, PRESSED, SEQ_LEN, classify_moves
 from trainlib.knobs import Knobs, add_flags, changed, flag, knobs_of
 from trainlib.loaders import all_sequences, batch_size_of
@@ -58,16 +56,6 @@ from trainlib.run import config_of, failures_named, open_run, resume_run, save_i
 from trainlib.run_log import WANDB_MODES, NullLogger, asked_wandb_mode
 from trainlib.state import TrainState
 from trainlib.summary import end_of_run, epoch_line, generation_line, log_keys
-from trainlib.tensors import (
-    check_given,
-    check_inputs,
-    draw_eps,
-    eval_mode,
-    in_batches,
-    is_finite,
-    model_diagnostics,
-    paired,
-)
 
 Model = Callable[..., Tensor]  # model(x_t, t), perhaps with known, known_mask, context
 Index = int | Tensor  # one t for the batch, or (B,) int64
@@ -248,10 +236,9 @@ class DDIMScheduler(nn.Module):
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
-    # At ten steps this range biases durations and types the least of those tried: below 0.05 a
-    # click stands still, above 12 steps are better spent elsewhere. But noise alone lacks the trace
-    # of the gesture that x_t has at any finite sigma, and the bias of that goes with 1/sigma: with
-    # more than ten steps the top grows with their number (docs/LOG.md).
+    # At ten steps this range biases durations and types the least of those tried. Noise alone lacks
+    # the trace of the gesture that x_t has at any finite sigma, a bias that goes with 1/sigma: so
+    # with more steps the top grows with their number (docs/LOG.md).
     SIGMA_RANGE = (12.0, 0.05)
 
     def __init__(
@@ -266,6 +253,7 @@ class DDIMScheduler(nn.Module):
         clip_sample: bool = True,
     ) -> None:
         super().__init__()
+        self.options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         check_choice("spacing", spacing, SPACINGS)
@@ -411,7 +399,7 @@ class DDIMScheduler(nn.Module):
         direction = abs(1 - alpha_bar_prev - variance) ** 0.5 * eps_pred  # that points to x_t
         x_prev = alpha_bar_prev**0.5 * x_0_pred + direction  # eq. 12
         if eta > 0:
-            z = draw_eps(x_t.shape, x_t.device, generator, x_t.dtype)
+            z = tensors.draw_eps(x_t.shape, x_t.device, generator, x_t.dtype)
             x_prev = x_prev + variance**0.5 * z
         return x_prev
 
@@ -419,7 +407,7 @@ class DDIMScheduler(nn.Module):
         self, model: Model, x_t: Tensor, t: Tensor, t_prev: Tensor, eta: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Run `model(x_t, t)`, take one `step`; return x_prev, x_0_pred, (B, L, C), model units."""
-        with eval_mode(model):
+        with tensors.eval_mode(model):
             x_0_pred = self.predict_x_0(model(x_t, t), x_t, t)
             return self.step(x_0_pred, x_t, t, t_prev, eta=eta), x_0_pred
 
@@ -464,15 +452,16 @@ class DDIMScheduler(nn.Module):
             FloatingPointError: the sample is not finite: weights that diverged, or a cost.
         """
         check_choice("sampler", sampler, SAMPLERS)
-        x_T, known, known_mask = check_given(shape, x_T, known, known_mask)
+        x_T, *given = tensors.check_given(shape, device, x_T, known, known_mask)
         pairs = self.timestep_pairs(num_inference_steps, start_t)
-        given: tuple[Tensor, ...] = ()
         last: Any = None  # x_0_pred of the step before, and its t
-        with torch.inference_mode(cost_fn is None), eval_mode(model):  # a tenth faster at batch 1
-            start = draw_eps(shape, device, generator) if x_T is None else x_T
-            x_t = start.to(device, copy=True)  # so that the model sees one kind of tensor
-            if known is not None and known_mask is not None:
-                given = (to_model_units(known.to(x_t)), known_mask.to(device))
+        with (
+            torch.inference_mode(cost_fn is None),
+            tensors.eval_mode(model),
+        ):  # a tenth faster at batch 1
+            x_t = tensors.draw_eps(shape, device, generator) if x_T is None else x_T.clone()
+            if given:
+                given[0] = to_model_units(given[0])
             ts = torch.tensor(pairs).to(device, non_blocking=True)[:, :1].expand(-1, len(x_t))
             for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
                 x_0_pred = self.predict_x_0(model(x_t, t_batch, *given), x_t, t)
@@ -485,8 +474,7 @@ class DDIMScheduler(nn.Module):
                     aim = self._extrapolate(x_0_pred, t, t_prev, *last)
                 last = (x_0_pred, t)
                 x_t = self.step(aim, x_t, t, t_prev, eta=eta, generator=generator)
-            if not is_finite(x_t):
-                raise FloatingPointError("the sample is not finite: did the training diverge?")
+            tensors.require_finite(x_t, "the sample is not finite: did the training diverge?")
         return to_data_units(x_t)
 
     def _extrapolate(
@@ -521,9 +509,9 @@ class DDIMScheduler(nn.Module):
         above -1, x_0 is first noised to it (dequantised; `generator` as of `draw_eps`), and only
         the indices above it are stepped through.
         """
-        eps = draw_eps(x_0.shape, x_0.device, generator).to(x_0)
+        eps = tensors.draw_eps(x_0.shape, x_0.device, generator).to(x_0)
         x_t, now = self.add_noise(to_model_units(x_0), start_t, eps)[0], start_t
-        with eval_mode(model):
+        with tensors.eval_mode(model):
             for t, _ in reversed(self.timestep_pairs(num_inference_steps)):
                 if t <= now:
                     continue
@@ -581,19 +569,6 @@ class TimestepEmbedding(nn.Module):
         """Map (B,) int64 or float to (B, dim) float32; an odd dim ends in a zero."""
         angle = timesteps[:, None].float() * self.frequency
         return F.pad(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1), (0, self.dim % 2))
-
-
-def with_goal(model: Model, context: Tensor, scale: float = 1.0) -> Model:
-    """Return a model for `sample` that heads for goals, (B, context_dim), w = `scale`.
-
-    (1 - w)·output(no goal) + w·output(goal): classifier-free guidance, arXiv:2207.12598.
-    """
-
-    def guided(*arguments: Tensor) -> Tensor:
-        output = model(*arguments, context=context)
-        return output if scale == 1 else torch.lerp(model(*arguments), output, scale)
-
-    return guided
 
 
 class SelfAttention(nn.Module):
@@ -817,7 +792,7 @@ class MinimalDiffusionTransformer(nn.Module):
             context: (B, context_dim); None, or a row of zeros, = no goal.
             return_gates: also return the logits of P(moves) of each axis and of P(press).
         """
-        check_inputs(self, x_t, known, context)
+        tensors.check_inputs(self, x_t, known, context)
         B, L, C = x_t.shape
         x = x_t
         if self.noise_units:
@@ -979,7 +954,7 @@ def compute_temporal_iou(orig_active: Tensor, recon_active: Tensor) -> float:
 
     Two gestures without any press agree: 1.
     """
-    a, b = (x > PRESSED for x in paired(orig_active, recon_active))
+    a, b = (x > PRESSED for x in tensors.paired(orig_active, recon_active))
     intersection, union = (a & b).sum(dim=1), (a | b).sum(dim=1)
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean().item()
 
@@ -991,7 +966,7 @@ def compute_spatial_accuracy(
 
     Active: pressed in either of the two. 1 if there is none.
     """
-    original, reconstructed = paired(original, reconstructed)
+    original, reconstructed = tensors.paired(original, reconstructed)
     active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
     if not active.any():
         return 1.0
@@ -1001,7 +976,7 @@ def compute_spatial_accuracy(
 
 def compute_gesture_type_accuracy(original: Tensor, reconstructed: Tensor) -> float:
     """Return the share of gestures whose type survives, one rule on both sides."""
-    original, reconstructed = paired(original, reconstructed)
+    original, reconstructed = tensors.paired(original, reconstructed)
     same = classify_gestures(original) == classify_gestures(reconstructed)
     return same.float().mean().item()
 
@@ -1019,7 +994,7 @@ def compute_reconstruction_metrics(
     Returns one finite float per metric, see docs/METRICS.md. The plan passes a scheduler; nothing
     depends on it.
     """
-    original, reconstructed = paired(original, reconstructed)
+    original, reconstructed = tensors.paired(original, reconstructed)
     error = original - reconstructed
     active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
     agree = (original[..., 2] > PRESSED) == (reconstructed[..., 2] > PRESSED)
@@ -1088,7 +1063,7 @@ NOISE_BANK_SEED = 20210503
 
 def noise_bank(shape: tuple[int, ...] | torch.Size) -> Tensor:
     """Return the same standard normal numbers for every run, model and device; on the CPU."""
-    return draw_eps(tuple(shape), "cpu", torch.Generator().manual_seed(NOISE_BANK_SEED))
+    return tensors.draw_eps(tuple(shape), "cpu", torch.Generator().manual_seed(NOISE_BANK_SEED))
 
 
 def takes_known_frames(model: Any) -> bool:
@@ -1115,14 +1090,14 @@ def generate(
     """
     generator = torch.Generator().manual_seed(seed)
     if x_T is None:
-        x_T = draw_eps(shape, next(model.parameters()).device, generator)
+        x_T = tensors.draw_eps(shape, next(model.parameters()).device, generator)
 
     def sample(x_T: Tensor, known: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         given: dict[str, Any] = {"known": known, "known_mask": mask, "generator": generator}
         shape, N = tuple(x_T.shape), num_inference_steps
         return scheduler.sample(model, shape, x_T.device, N, x_T=x_T, **given, **options)
 
-    return in_batches(sample, x_T, *(a for a in (known, known_mask) if a is not None))
+    return tensors.in_batches(sample, x_T, *(a for a in (known, known_mask) if a is not None))
 
 
 def recreate(
@@ -1155,8 +1130,8 @@ def denoise_one_shot(model: Model, scheduler: DDIMScheduler, x_0: Tensor, sigma:
         output = model(x_t, torch.full((len(x),), t, device=x.device))
         return to_data_units(scheduler.predict_x_0(output, x_t, t))
 
-    with eval_mode(model):
-        return in_batches(predict, x_0, noise_bank(x_0.shape).to(x_0))
+    with tensors.eval_mode(model):
+        return tensors.in_batches(predict, x_0, noise_bank(x_0.shape).to(x_0))
 
 
 def validation_loss(model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor) -> float:
@@ -1165,8 +1140,8 @@ def validation_loss(model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor) -> 
     t = (torch.arange(B, device=x_0.device) * T + T // 2) // B
     x, eps = to_model_units(x_0), noise_bank(x_0.shape).to(x_0)
     x_t, _ = scheduler.add_noise(x, t, eps)
-    with eval_mode(model):
-        return F.mse_loss(in_batches(model, x_t, t), scheduler.target(x, eps, t)).item()
+    with tensors.eval_mode(model):
+        return F.mse_loss(tensors.in_batches(model, x_t, t), scheduler.target(x, eps, t)).item()
 
 
 def validate(
@@ -1176,11 +1151,9 @@ def validate(
 
     Returns the scores, without prefix, and the recreations, like x_0.
     """
-    start = time.perf_counter()
+    seconds = process.timer(x_0.device)
     recreated = recreate(model, scheduler, x_0, **sampling)
-    if x_0.is_cuda:
-        torch.cuda.synchronize()
-    scores = {"time_per_sample": (time.perf_counter() - start) / len(x_0)}
+    scores = {"time_per_sample": seconds() / len(x_0)}
     scored = has_press_edge(x_0)  # the others give the model nothing to go by
     scores["sequences_without_edge"] = float((~scored).sum())
     if scored.any():
@@ -1221,14 +1194,12 @@ def comprehensive_evaluation(
     if len(x_0) == 0:
         raise UserError("no gesture of the test set has a press edge; nothing can be recreated")
     recreated = recreate(model, scheduler, x_0, num_inference_steps)
-    rows = recreation_rows(x_0, recreated, 0)
-    results = {
+    rows = recreation_rows(x_0, recreated, epoch=0)
+    results: dict[str, list] = {
         "reconstruction_quality": ((x_0 - recreated) ** 2).mean(dim=(1, 2)).tolist(),
         "action_timing_accuracy": [row["timing_accuracy"] for row in rows],
         "spatial_accuracy": [row["spatial_accuracy"] for row in rows],
-        "gesture_type_preservation": [
-            float(row["original_type"] == row["reconstructed_type"]) for row in rows
-        ],
+        "gesture_type_preservation": [r["original_type"] == r["reconstructed_type"] for r in rows],
     }
     means = {f"{name}_mean": float(np.mean(v)) for name, v in results.items()}
     return means | {f"{name}_std": float(np.std(v)) for name, v in results.items()}
@@ -1257,11 +1228,6 @@ def lr_at(step: int, total_steps: int, peak: float, warmup_steps: int = WARMUP_S
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(total_steps - warmup, 1)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def epoch_order(num: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of an epoch's gestures, (num,) int64."""
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
 
 
 class Drawn(NamedTuple):
@@ -1330,17 +1296,9 @@ def train_step(
 ) -> dict[str, Any]:
     """Do one step on a batch: data → t → x_t → output → loss → update; return scalars to log.
 
-    Everything is drawn for the whole batch, whatever the number of processes; each of them then
-    takes its own rows.
-
-    Args:
-        state: the run; weights, EMA and step are updated.
-        x_0: gestures, (B, L, C), data units.
-        context: their goals, (B, D_context).
-        drawn: in place of what the step would draw.
-
-    Raises:
-        FloatingPointError: loss or gradient is not finite; the weights are then untouched.
+    x_0 (B, L, C), data units, and the goals `context` (B, D_context) are the whole batch, and so is
+    what is drawn (or `drawn` in its place); each process then takes its rows. FloatingPointError
+    if loss or gradient is not finite; the weights are then untouched.
     """
     config, scheduler, B = state.config, state.scheduler, len(x_0)
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # of all that a step draws
@@ -1379,13 +1337,6 @@ def train_step(
     return scalars | ({"train/gate_loss": entropy.detach().mean()} if config.gates else {})
 
 
-def describe(model: nn.Module, scheduler: DDIMScheduler, config: TrainConfig) -> TrainConfig:
-    """Return `config` with the architecture and noise that the objects themselves have."""
-    options = {k: v for k, v in getattr(model, "options", {}).items() if hasattr(config, k)}
-    options |= {name: getattr(scheduler, name) for name in knobs_of(DDIMScheduler, config)}
-    return replace(config, **options)
-
-
 def log_figures(log: NullLogger, step: int, title: str, x_0: Tensor, recreated: Tensor) -> None:
     """Log the plan's two figures, with one gesture of each type."""
     types = classify_gestures(x_0)
@@ -1401,11 +1352,11 @@ def validate_epoch(
     state: TrainState, x_val: Tensor, log: NullLogger, scalars: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Validate the EMA weights on a subset; log, print one line; return it and its recreations."""
-    config, started = state.config, time.perf_counter()
+    config, seconds = state.config, process.timer()
     x_0 = x_val[:: max(1, len(x_val) // VAL_SEQUENCES)][:VAL_SEQUENCES]
     scores, recreated = validate(state.ema, state.scheduler, x_0, config.sampling)
-    scalars |= {"val/epoch": state.epoch - 1, "val/epoch_s": time.perf_counter() - started}
-    scalars |= model_diagnostics(state.ema, to_model_units(x_0)) | log_keys("val", scores)
+    scalars |= {"val/epoch": state.epoch - 1, "val/epoch_s": seconds()}
+    scalars |= tensors.model_diagnostics(state.ema, to_model_units(x_0)) | log_keys("val", scores)
     log.scalars(state.step, scalars)
     say(epoch_line(state.epoch, config.num_epochs, scalars))
     return x_0, recreated
@@ -1417,28 +1368,22 @@ def train_epochs(
     """Train from where the run stands to its end, validating the EMA weights every epoch."""
     config = state.config
     while state.step < state.total_steps:
-        epoch, done = divmod(state.step, state.steps_per_epoch)
-        started = time.perf_counter()
-        if not done:
-            state.loss_sum.zero_()
-        order = epoch_order(len(x_train), config.seed, epoch).to(state.device)
-        batches = order.split(config.batch_size)[done:]
+        epoch, seconds = state.epoch, process.timer()
         state.model.train()
-        for batch in process.progress(batches, f"epoch {epoch + 1}/{config.num_epochs}"):
+        for batch in process.progress(state.batches(len(x_train)), f"epoch {epoch + 1}"):
             with failures_named(config, batch):
                 goals = None if context is None else context[batch]
                 scalars = train_step(state, x_train[batch], goals)
             state.loss_sum += scalars["train/loss"] * len(batch)
             is_last = state.step % state.steps_per_epoch == 0
             if state.step % config.log_interval == 0 or is_last:
-                log.scalars(
-                    state.step, scalars | {"train/epoch": state.step / state.steps_per_epoch}
-                )
+                scalars["train/epoch"] = state.step / state.steps_per_epoch
+                log.scalars(state.step, scalars)
             if not is_last:
                 save_if_due(state, log)
 
         scalars = {"train/epoch_loss": state.loss_sum.item() / len(x_train)}
-        scalars["train/epoch_s"] = time.perf_counter() - started
+        scalars["train/epoch_s"] = seconds()
         draws = epoch % FIGURE_EVERY == 0 or state.step == state.total_steps
         if log.folder:
             x_0, recreated = validate_epoch(state, x_val, log, scalars)
@@ -1471,31 +1416,27 @@ def train_loop(
     """Train on gestures, validate every epoch, leave a run folder; return the EMA model.
 
     Args:
-        model: the denoiser; the run is on its device.
-        scheduler: its scheduler, on the same device.
-        x_train: (N, L, C), data units, on the CPU.
+        model: the denoiser; the run is on its device, where its scheduler is, too.
+        scheduler: what model and scheduler are, they know better than the config.
+        x_train: (N, L, C), data units, on the CPU; UserError if the run cannot take them.
         x_val: likewise, gestures that are not in x_train.
-        config: all else; model and scheduler know better what they are, see `describe`.
+        config: all else.
         resume: a loaded checkpoint to continue; {} = there may be a run without one.
         context: goals beside x_train, (N, D_context); validation is without.
-
-    Raises:
-        UserError: the data or the run folder cannot be used.
     """
-    config = describe(model, scheduler, config)
+    options = getattr(model, "options", {}) | getattr(scheduler, "options", {})
+    config = replace(config, **{k: v for k, v in options.items() if hasattr(config, k)})
     check_data(x_train.numpy(), x_val.numpy(), config)
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs, NUM_TASKS)
     state.data_sha256 = hashlib.sha256(x_train.numpy().data).hexdigest()
     if resume:
         state.restore(resume)
-    where: dict[str, Any] = {"step": state.step, "wandb_id": (resume or {}).get("wandb_id")}
     x_train, x_val = x_train.to(state.device), x_val.to(state.device)
     context = None if context is None else context.to(state.device)
     name = f"d{config.d_model}_l{config.num_layers}_h{config.nhead}"
-    with open_run(config, name, state.stop, **where, resuming=resume is not None) as log:
+    with open_run(state, name, resume) as log:
         if log.folder:
-            state.config = replace(config, save_dir=str(log.folder))
             count = f"{sum(p.numel() for p in model.parameters()):,} parameters on {state.device}"
             say(f"{count}, {len(x_train)} + {len(x_val)} gestures, run folder {log.folder}")
         train_epochs(state, x_train, x_val, context, log)
@@ -1534,11 +1475,7 @@ def train_diffusion_model(
 
 
 def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Module:
-    """Do a whole run, as the command line does; return the EMA model in eval mode.
-
-    `resume` is a loaded checkpoint to continue, empty for a run that has none yet. UserError for
-    bad data, device or folder.
-    """
+    """Do a whole run, as the command line does; see `train_loop`. Returns the EMA model."""
     device = process.pick_device(config.device)
     asked_wandb_mode(config.wandb_mode)  # refused before any data is read
     if config.save_dir:
@@ -1546,10 +1483,9 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
     process.join_processes(device)
     torch.manual_seed(config.seed)
     model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
-    x_train, x_val = (
-        torch.from_numpy(DiffusionActionDataset(folder, config.seq_len).sequences)
-        for folder in (config.data_dir, config.val_data_dir)
-    )
+    folders = config.data_dir, config.val_data_dir
+    sets = (DiffusionActionDataset(folder, config.seq_len).sequences for folder in folders)
+    x_train, x_val = map(torch.from_numpy, sets)
     context = None
     if config.context_dim:
         goals = read_context(config.data_dir, len(x_train), config.context_dim)
@@ -1574,10 +1510,10 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
 }
 
 
-# What a checkpoint fixes: its network, what that predicts, and how far a step goes.
-FIXED = {*knobs_of(MinimalDiffusionTransformer, TrainConfig()), "num_timesteps", "prediction_type"}
-FIXED |= {"optimizer", "batch_size"}
-FIXED -= {"dropout"}
+FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how far a step goes
+    *(knobs_of(MinimalDiffusionTransformer, TrainConfig()).keys() - {"dropout"}),
+    *("num_timesteps", "prediction_type", "optimizer", "batch_size"),
+}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -1589,8 +1525,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     training = parser.add_argument_group("training")
-    presets = "smoke: does it run at all; cpu: the defaults; gpu: the best recipe"
-    training.add_argument("--preset", choices=PRESETS, help=presets)
+    training.add_argument("--preset", choices=PRESETS, help="a quick look, the defaults, the best")
     add_flags(training, TrainConfig)
     resume = "continue a checkpoint or run folder (default: --save_dir); flags are its own or given"
     training.add_argument("--resume", nargs="?", const="", metavar="PATH", help=resume)
@@ -1599,8 +1534,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     sampling.add_argument("--checkpoint", metavar="PATH", help="checkpoint or run folder")
     sampling.add_argument("--output_dir", metavar="DIR", help="where to write samples_actions.npy")
     sampling.add_argument("--known_data_dir", metavar="DIR", help="gestures to recreate")
-    frames = "which of their frames are given (default: press_edges)"
-    sampling.add_argument("--known_strategy", choices=[*KNOWN_STRATEGIES], help=frames)
+    sampling.add_argument(
+        "--known_strategy", choices=KNOWN_STRATEGIES, help="which frames are given"
+    )
     return parser.parse_args(argv)
 
 
@@ -1627,9 +1563,7 @@ def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
     scheduler, shape = build_scheduler(config).to(device), (num, config.seq_len, ACTION_DIM)
     with memory_named(f"--sample {num}", "it"):
         samples = generate(model, scheduler, shape, seed=config.seed, **config.sampling, **known)
-    content = io.BytesIO()
-    np.save(content, to_gesture(samples).cpu().numpy().reshape(-1, ACTION_DIM))
-    write_whole(path, content.getvalue())
+    write_actions(path, to_gesture(samples).cpu().numpy())
     say(f"{num} gestures in {path}\n{generation_line(generation_metrics(samples))}")
 
 

@@ -19,7 +19,7 @@ import torch
 import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, Row, compare, in_turn, main, spread
 from benchmarks.peers import PlanLoop, PlanNetwork
-from trainlib.state import TrainState
+from trainlib.state import TrainState, epoch_order
 
 PLAN_NETWORK: dict[str, Any] = {
     "patch_size": 1,
@@ -50,7 +50,7 @@ def our_state(x_train: torch.Tensor, **knobs: Any) -> TrainState:
 
 def our_step(state: TrainState, x_train: torch.Tensor) -> Callable[[], Any]:
     """Return a function that takes one step on the next batch of the epoch's order."""
-    order = tdd.epoch_order(len(x_train), 0, 0)
+    order = epoch_order(len(x_train), 0, 0)
     batches = order.split(state.config.batch_size)
 
     def step() -> float:

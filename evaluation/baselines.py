@@ -57,7 +57,6 @@ from train_diffusion_ddim import (
     build_model,
     build_scheduler,
     denoise_one_shot,
-    epoch_order,
     generate,
     has_press_edge,
     load_model,
@@ -74,7 +73,7 @@ from trainlib.checkpoint import load_checkpoint, newest_checkpoint, save_checkpo
 from trainlib.errors import OneLineParser, UserError
 from trainlib.gestures import GESTURE_TYPES
 from trainlib.process import pick_device, progress
-from trainlib.state import TrainState
+from trainlib.state import TrainState, epoch_order
 from trainlib.tables import format_number, markdown_table
 from trainlib.tensors import eval_mode, in_batches
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from planning.planner import with_goal
 from planning.search import Objective, descend, ramp, to_ramp
 from planning.surrogate import draw_transitions
 from planning.tasks import UNCHANGED, Instances
@@ -29,7 +30,6 @@ from train_diffusion_ddim import (
     load_model,
     to_gesture,
     train_loop,
-    with_goal,
 )
 from trainlib.checkpoint import load_checkpoint, newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, say

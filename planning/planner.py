@@ -19,14 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planning.search import FORWARD, Objective, cem, descend, ramp, to_ramp
-from train_diffusion_ddim import (
-    DDIMScheduler,
-    Model,
-    load_model,
-    to_gesture,
-    to_model_units,
-    with_goal,
-)
+from train_diffusion_ddim import DDIMScheduler, Model, load_model, to_gesture, to_model_units
 from trainlib.errors import UserError, first_line
 from trainlib.gestures import SEQ_LEN
 
@@ -39,6 +32,19 @@ LR, STD = 0.05, 0.15  # of Adam and of CEM, as tuned for the benchmark
 REFINEMENT = 360  # evaluations that it may take
 WARM, WARM_SHARE = 0.5, 0.25  # strength at which the last plan is varied, for how many draws
 UNLIMITED = 10**9
+
+
+def with_goal(model: Model, context: Tensor, scale: float = 1.0) -> Model:
+    """Return a model for `sample` that heads for goals, (B, context_dim), w = `scale`.
+
+    (1 - w)·output(no goal) + w·output(goal): classifier-free guidance, arXiv:2207.12598.
+    """
+
+    def guided(*arguments: Tensor) -> Tensor:
+        output = model(*arguments, context=context)
+        return output if scale == 1 else torch.lerp(model(*arguments), output, scale)
+
+    return guided
 
 
 class PlanResult(NamedTuple):

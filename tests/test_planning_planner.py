@@ -18,6 +18,7 @@ from conftest import ROOT, make_gestures, python
 import train_diffusion_ddim as tdd
 from planning import goals, tasks, world
 from planning.planner import Planner, token_cost
+from planning.planner import with_goal as with_goal_
 
 L = 250
 TARGET = torch.tensor([0.3, 0.6])
@@ -698,7 +699,7 @@ def test_classifier_free_guidance_by_its_formula():
         return torch.zeros_like(x) + (0.0 if context is None else context[:, :1, None])
 
     for w in (1.0, 0.0, 2.5):
-        x_0 = scheduler.sample(tdd.with_goal(model, goal, w), (2, 20, 3), "cpu", 1)
+        x_0 = scheduler.sample(with_goal_(model, goal, w), (2, 20, 3), "cpu", 1)
         assert torch.allclose(x_0, torch.full_like(x_0, (1 + 0.25 * w) / 2))
 
 
@@ -714,7 +715,7 @@ def test_training_with_goals_uses_them(tmp_path, tiny_config):
     torch.manual_seed(0)
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
     ema = tdd.train_loop(model, scheduler, gestures, gestures[:2], config, context=context)
-    drawn = scheduler.sample(tdd.with_goal(ema, torch.eye(2)), (2, 20, 3), "cpu", 3)
+    drawn = scheduler.sample(with_goal_(ema, torch.eye(2)), (2, 20, 3), "cpu", 3)
     error = (drawn[:, None] - gestures[None, :2]).square().mean((2, 3))
     assert error.argmin(dim=1).tolist() == [0, 1]
     again, _, loaded = tdd.load_model(tmp_path)

@@ -281,6 +281,13 @@ def _context_path(path: Path) -> Path:
 # ---- writer ----------------------------------------------------------------------------
 
 
+def write_actions(path: Path, x: np.ndarray) -> None:
+    """Write gestures (N, L, 3), data units, as one `*_actions.npy`, whole or not at all."""
+    content = BytesIO()
+    np.save(content, x.reshape(-1, x.shape[-1]))
+    write_whole(path, content.getvalue())
+
+
 class GeneratedDataset(NamedTuple):
     """What a generator call leaves behind.
 

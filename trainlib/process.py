@@ -134,9 +134,8 @@ def progress(items: Iterable, title: str) -> Iterable:
         return items
 
 
-@contextmanager
-def timer(device: torch.device | None = None) -> Iterator[Callable[[], float]]:
-    """Give a function that returns the seconds since the start; on CUDA it waits for the device."""
+def timer(device: torch.device | None = None) -> Callable[[], float]:
+    """Return a function that gives the seconds since now; on CUDA it waits for the device."""
     began = time.perf_counter()
 
     def seconds() -> float:
@@ -144,7 +143,7 @@ def timer(device: torch.device | None = None) -> Iterator[Callable[[], float]]:
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
-    yield seconds
+    return seconds
 
 
 # ---- the run folder --------------------------------------------------------------------

@@ -13,37 +13,36 @@ from trainlib.checkpoint import CHECKPOINT_NAME, find_checkpoints, newest_valid,
 from trainlib.errors import UserError, first_line, say
 from trainlib.knobs import changed
 from trainlib.memory import memory_named
-from trainlib.process import StopSignal, locked_folder, process_rank
+from trainlib.process import locked_folder, process_rank
 from trainlib.run_log import METRICS, NullLogger, RunLogger
+from trainlib.state import TrainState
 
 
 @contextmanager
-def open_run(
-    config: Any, name: str, stop: StopSignal, *, step: int, wandb_id: str | None, resuming: bool
-) -> Iterator[NullLogger]:
+def open_run(state: TrainState, name: str, resume: dict[str, Any] | None) -> Iterator[NullLogger]:
     """Hold a run's folder, log and stop signal; the processes behind the first have no log.
 
     Args:
-        config: a dataclass with save_dir ("" = a new folder under runs/) and the W&B options.
-        name: of the run, for the new folder and for W&B.
-        stop: catches signals inside.
-        step: where the run stands.
-        wandb_id: of the W&B run to continue.
-        resuming: whether there may be a run in the folder.
+        state: the run; its config names the folder (save_dir "" = a new one under runs/, which
+            it names from then on) and the W&B options.
+        name: for the new folder and for W&B.
+        resume: the checkpoint that it continues; {} = there may be a run in the folder; None =
+            there must be none.
 
     Raises:
         UserError: the folder cannot be written, is in use, or holds a run that is not resumed.
     """
     if process_rank()[0]:
-        with stop.caught():
+        with state.stop.caught():
             yield NullLogger()
         return
-    folder = Path(config.save_dir) if config.save_dir else free_folder(name)
+    folder = Path(state.config.save_dir) if state.config.save_dir else free_folder(name)
     with locked_folder(folder):
-        if not resuming and ((folder / METRICS).exists() or find_checkpoints(folder)):
+        if resume is None and ((folder / METRICS).exists() or find_checkpoints(folder)):
             raise UserError(f"{folder} holds a run; add --resume or choose another --save_dir")
-        options = asdict(config) | {"save_dir": str(folder)}
-        with RunLogger(folder, options, name, step=step, wandb_id=wandb_id) as log, stop.caught():
+        state.config = replace(state.config, save_dir=str(folder))
+        where: dict[str, Any] = {"step": state.step, "wandb_id": (resume or {}).get("wandb_id")}
+        with RunLogger(folder, asdict(state.config), name, **where) as log, state.stop.caught():
             yield log
 
 
@@ -62,7 +61,7 @@ def free_folder(name: str) -> Path:
     raise UserError(f"{base} and its like exist; give --save_dir")
 
 
-def save_if_due(state: Any, log: NullLogger) -> None:
+def save_if_due(state: TrainState, log: NullLogger) -> None:
     """At a step's edge save what is due; if a signal asks any process for it, save and stop.
 
     KeyboardInterrupt carries the signal's number. Weights that are not finite are never saved.

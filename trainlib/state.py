@@ -1,9 +1,11 @@
 """What is trained, its average, its optimizers, and where the run stands."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,12 +24,18 @@ def ema_decay_at(step: int, total_steps: int, ema_decay: float) -> float:
     return min(ema_decay, 1 - 10 / (10 + step), max(0.0, 1 - 20 / total_steps))
 
 
+def epoch_order(num: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch's gestures, (num,) int64."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num))
+
+
 class TrainState:
     """A run in progress: what is trained, and where it stands.
 
     `step` counts the steps done of `total_steps`; `loss_sum` adds up the losses of the epoch in
     progress, over gestures; `task_loss` is the running mean loss of each task. `scheduler` is only
-    carried along, `config` a dataclass with num_epochs, lr, optimizer, ema_decay and compile.
+    carried along, `config` a dataclass with num_epochs, batch_size, lr, optimizer, ema_decay,
+    compile and seed.
     """
 
     def __init__(
@@ -64,6 +72,14 @@ class TrainState:
     def epoch(self) -> int:
         """The epochs done."""
         return self.step // self.steps_per_epoch
+
+    def batches(self, num: int) -> Sequence[Tensor]:
+        """Return what is left of the epoch, of `num` gestures: batches of row numbers, int64."""
+        done = self.step % self.steps_per_epoch
+        if not done:
+            self.loss_sum.zero_()
+        order = epoch_order(num, self.config.seed, self.epoch).to(self.device)
+        return order.split(self.config.batch_size)[done:]
 
     def to_checkpoint(self, epoch: int, wandb_id: str | None = None) -> dict[str, Any]:
         """Return what `save_checkpoint` writes: plain types and tensors only.

@@ -15,6 +15,12 @@ def is_finite(x: Tensor) -> bool:
     return x.is_meta or bool(x.isfinite().all())
 
 
+def require_finite(x: Tensor, words: str) -> None:
+    """Raise FloatingPointError with these words for a number that is not finite."""
+    if not is_finite(x):
+        raise FloatingPointError(words)
+
+
 def paired(original: Any, reconstructed: Any) -> tuple[Tensor, Tensor]:
     """Return both as float32 tensors on one device; UserError if their shapes differ, or for NaN.
 
@@ -31,26 +37,34 @@ def paired(original: Any, reconstructed: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_given(
-    shape: tuple[int, ...], x_T: Any, known: Any, known_mask: Any
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return what a sample (B, L, C) is given as tensors; UserError for what does not fit it."""
+    shape: tuple[int, ...], device: Any, x_T: Any, known: Any, known_mask: Any
+) -> list[Any]:
+    """Return what a sample (B, L, C) is given, on its device, as float32 and bool.
+
+    That is [x_T or None], or with known frames [x_T or None, known, known_mask].
+
+    Raises:
+        UserError: one of them is of another shape or type, or not finite where it is read.
+    """
     if (known is None) != (known_mask is None):
         raise UserError("known and known_mask must be given together")
-    given = {"x_T": x_T, "known": known, "known_mask": known_mask}
-    given = {name: None if x is None else torch.as_tensor(x) for name, x in given.items()}
-    for name, x in given.items():
-        wanted = tuple(shape[:2] if name == "known_mask" else shape)
-        if x is not None and (x.dtype == torch.bool) != (name == "known_mask"):
+    given: list[Any] = []
+    for name, x in (("x_T", x_T), ("known", known), ("known_mask", known_mask)):
+        if x is None:
+            given += [None] if name == "x_T" else []
+            continue
+        x, wanted = torch.as_tensor(x), tuple(shape[:2] if name == "known_mask" else shape)
+        if (x.dtype == torch.bool) != (name == "known_mask"):
             kind = "bool" if name == "known_mask" else "floats"
             raise UserError(f"{name} must hold {kind}, got {x.dtype}")
-        if x is not None and x.shape != wanted:
+        if x.shape != wanted:
             raise UserError(f"{name} must be {list(wanted)}, got {list(x.shape)}")
-    x_T, known, known_mask = given.values()
-    if x_T is not None and not is_finite(x_T):
+        given.append(x.to(device, None if name == "known_mask" else torch.float32))
+    if given[0] is not None and not is_finite(given[0]):
         raise UserError("x_T must be finite")
-    if known is not None and not is_finite(torch.where(known_mask[..., None], known, 0)):
+    if len(given) > 1 and not is_finite(torch.where(given[2][..., None], given[1], 0)):
         raise UserError("known must be finite where known_mask is set")
-    return x_T, known, known_mask
+    return given
 
 
 def check_inputs(model: Any, x_t: Tensor, known: Tensor | None, context: Tensor | None) -> None:
