@@ -41,7 +41,14 @@ def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake as UserError: in one line, like all others."""
+    """An argument parser that reports a mistake as UserError: in one line, like all others.
+
+    Its help shows the description as it is written; options cannot be abbreviated.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        raw: Any = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"formatter_class": raw, "allow_abbrev": False} | options)
 
     def error(self, message: str) -> Any:
         """Raise instead of printing the usage."""
