@@ -3,29 +3,28 @@
 python -m benchmarks [NAME ...]
 """
 
-import subprocess
 import sys
-import time
 
 from benchmarks import report
-from benchmarks.measure import exit_code
-from trainlib.errors import OneLineParser, UserError, say
+from benchmarks.measure import run_child
+from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.process import timer
 
 
 def main() -> None:
     """Run those that the command line names, by default all."""
-    parser = OneLineParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(report.ORDER))
     names = parser.parse_args().names
     unknown = sorted(set(names) - set(report.ORDER))
     if unknown:
         raise UserError(f"NAME must be among {', '.join(report.ORDER)}, got {', '.join(unknown)}")
     for name in names or report.ORDER:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=report.ROOT, check=True)
-        say(f"{name}: {time.perf_counter() - start:.0f} s\n")
+        seconds = timer()
+        run_child("-m", f"benchmarks.{name}")
+        say(f"{name}: {seconds():.0f} s\n")
     report.main()
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_program(main))

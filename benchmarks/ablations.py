@@ -1,39 +1,48 @@
-"""Change one choice of the default recipe at a time, train briefly, compare.
+"""Change one choice of the default recipe at a time, train, compare.
 
-    python -m benchmarks.ablations [--num_epochs 12] [--only NAME ...]
+    python -m benchmarks.ablations [--full] [--seed 0] [--only NAME ...]
+    python -m benchmarks.ablations --run runs/RUN --name "no rotary attention"   # trained elsewhere
 
-Each variant is one run of the trainer's own command line, on one thread and one seed, scored on
-the whole validation set; the rows go to benchmarks/results/ablations.json as they finish, and a
-variant that is there already is not run again. Short runs rank choices, they do not show what the
-full recipe reaches: that is docs/RESULTS.md.
+Each variant is one run of the trainer's own command line, on one thread, scored on the whole
+validation set: 12 epochs, or with --full all of the recipe's. The rows go to
+benchmarks/results/ablations.json as they finish, and a variant that is there already is not run
+again. Short runs rank choices, only full ones show what a choice brings in the end; of a difference
+between two rows compare what another seed changes.
 """
 
-import argparse
 import json
-import platform
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, exit_code, run_trainer
-from benchmarks.report import table
-from trainlib.errors import OneLineParser, say
+from benchmarks.measure import Row, add_row, read_rows, run_trainer
+from benchmarks.report import RESULTS, table
+from train_diffusion_ddim import TrainConfig
+from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.run_log import read_metrics
 
 ABLATIONS = RESULTS / "ablations.json"
+SHORT, FULL = 12, TrainConfig().num_epochs
 
 VARIANTS = {
     "default": "",
     "no gates": "--no-gates",
     "no noise units": "--no-noise_units",
     "no gates, no noise units": "--no-gates --no-noise_units",
-    "AdamW alone": "--optimizer adamw",
-    "unweighted loss": "--no-balance_loss",
-    "no rotary attention": "--no-rotary",
-    "no augmentation": "--no-augment",
     "no token overlap": "--no-token_overlap",
+    "no rotary attention": "--no-rotary",
+    "no adaLN-zero": "--no-adaln",
+    "patches of 10 frames": "--patch_size 10",
+    "predicts v": "--prediction_type v --no-gates",
+    "linear schedule": "--beta_schedule linear",
+    "unweighted loss": "--no-balance_loss",
     "known share 0.1": "--known_share 0.1",
     "known share 0.3": "--known_share 0.3",
+    "no augmentation": "--no-augment",
+    "AdamW alone": "--optimizer adamw",
+    "no EMA": "--ema_decay 0",
+    "sampled by DDIM, eta 0": "--sampler ddim --eta 0",
+    "sampled at trailing steps": "--spacing trailing",
 }
 COLUMNS = {
     "keyframes mse": "final/mse",
@@ -47,43 +56,52 @@ COLUMNS = {
 }
 
 
-def run_variant(flags: str, num_epochs: int) -> dict[str, float]:
-    """Train once and return the scores of the last line of its metrics.jsonl."""
+def read_run(name: str, folder: Path) -> Row:
+    """Return the row of a finished run: the scores of the last line of its metrics.jsonl."""
+    config, rows = json.loads((folder / "config.json").read_text("utf-8")), read_metrics(folder)
+    if not rows or "final/mse" not in rows[-1]:
+        raise UserError(f"{folder} holds no finished run")
+    scores = {column: rows[-1][key] for column, key in COLUMNS.items()}
+    scores["train s"] = sum(row.get("train/epoch_s", 0.0) for row in rows)
+    row = {key: config[key] for key in ("num_epochs", "seed")}
+    return {"name": name, "commit": config["made_by"]["commit"], **row, "scores": scores}
+
+
+def train_variant(name: str, num_epochs: int, seed: int) -> Row:
+    """Train a variant and return its row."""
+    flags = f"{VARIANTS[name]} --num_epochs {num_epochs} --seed {seed}"
     with tempfile.TemporaryDirectory() as folder:
-        rows = run_trainer(Path(folder), [*flags.split(), "--num_epochs", str(num_epochs)])
-    seconds = sum(row.get("train/epoch_s", 0.0) for row in rows)
-    return {name: rows[-1][key] for name, key in COLUMNS.items()} | {"train s": seconds}
+        run_trainer(Path(folder), flags.split())
+        return read_run(name, Path(folder))
 
 
-def read_results() -> dict[str, dict]:
-    """Return the rows that are there; two processes may fill them at once."""
-    return json.loads(ABLATIONS.read_text()) if ABLATIONS.exists() else {}
+def is_there(name: str, num_epochs: int, seed: int) -> bool:
+    """Tell whether a variant's row is there."""
+    wanted = {"name": name, "num_epochs": num_epochs, "seed": seed}
+    return any(wanted.items() <= row.items() for row in read_rows(ABLATIONS))
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = OneLineParser(
-        prog="python -m benchmarks.ablations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--num_epochs", type=int, default=12, help="of each; default: 12")
+    parser = OneLineParser(prog="python -m benchmarks.ablations", description=__doc__)
+    parser.add_argument("--full", action="store_true", help=f"{FULL} epochs instead of {SHORT}")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="which")
+    parser.add_argument("--run", type=Path, help="add the row of this run folder, train nothing")
+    parser.add_argument("--name", choices=VARIANTS, help="of its row")
     args = parser.parse_args()
-    for name in args.only:
-        if name in read_results():
-            continue
-        row = {
-            "flags": VARIANTS[name],
-            "num_epochs": args.num_epochs,
-            "machine": f"{platform.machine()}, 1 thread, Python {platform.python_version()}",
-            "date": date.today().isoformat(),
-            "scores": run_variant(VARIANTS[name], args.num_epochs),
-        }
-        ABLATIONS.write_text(json.dumps(read_results() | {name: row}, indent=2) + "\n")
-    say(table([{"variant": name} | row["scores"] for name, row in read_results().items()]))
+    num_epochs = FULL if args.full else SHORT
+    if args.run:
+        if not args.name:
+            raise UserError("--run FOLDER needs --name VARIANT")
+        add_row(ABLATIONS, read_run(args.name, args.run))
+    for name in [] if args.run else args.only:
+        if not is_there(name, num_epochs, args.seed):
+            add_row(ABLATIONS, train_variant(name, num_epochs, args.seed))
+    rows = read_rows(ABLATIONS)
+    names = ("name", "num_epochs", "seed")
+    say(table([{key: row[key] for key in names} | row["scores"] for row in rows]))
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_program(main))

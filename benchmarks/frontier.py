@@ -9,19 +9,15 @@ go to benchmarks/results/frontier.json as they finish (its form: evaluation/reco
 the report draws them. A name that is there already is left as it is.
 """
 
-import argparse
-import json
-import platform
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import exit_code, run_trainer
+from benchmarks.measure import add_row, read_rows, run_trainer
 from benchmarks.report import table
 from evaluation.analyses import measure_latencies
 from evaluation.bayes import GesturePrior, posterior_mean
@@ -41,7 +37,7 @@ from train_diffusion_ddim import (
     to_data_units,
     to_model_units,
 )
-from trainlib.errors import OneLineParser, say
+from trainlib.errors import OneLineParser, run_program, say
 
 SIGMAS = (0.1, 0.2, 0.4, 0.7)
 NUM_DENOISED, NUM_GENERATED = 400, 1000
@@ -101,11 +97,6 @@ def train_size(flags: list[str]) -> dict[str, Any]:
         return measure(folder) | {"train_s": sum(row.get("train/epoch_s", 0.0) for row in rows)}
 
 
-def read_rows() -> list[dict[str, Any]]:
-    """Return the rows that are there."""
-    return json.loads(FRONTIER.read_text()) if FRONTIER.exists() else []
-
-
 def describe(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row as the table shows it."""
     shown = {"model": row["name"], "parameters": row["parameters"]}
@@ -117,12 +108,7 @@ def describe(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure what is missing, then print the table."""
-    parser = OneLineParser(
-        prog="python -m benchmarks.frontier",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog="python -m benchmarks.frontier", description=__doc__)
     parser.add_argument("--num_epochs", type=int, default=45, help="of each size; default: 45")
     parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES), help="sizes")
     parser.add_argument("--checkpoint", help="measure this one, train nothing")
@@ -130,15 +116,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in [args.name or args.checkpoint] if args.checkpoint else args.only:
-        if name in {row["name"] for row in read_rows()}:
+        if name in {row["name"] for row in read_rows(FRONTIER)}:
             continue
         flags = [] if args.checkpoint else [*SIZES[name].split(), f"--num_epochs={args.num_epochs}"]
         scores = measure(args.checkpoint) if args.checkpoint else train_size(flags)
-        row = {"name": name, "options": " ".join(flags), "date": date.today().isoformat()}
-        row["machine"] = f"{platform.machine()}, 1 thread, Python {platform.python_version()}"
-        FRONTIER.write_text(json.dumps([*read_rows(), row | scores], indent=1) + "\n")
-    say(table([describe(row) for row in read_rows()]))
+        add_row(FRONTIER, {"name": name, "options": " ".join(flags)} | scores)
+    say(table([describe(row) for row in read_rows(FRONTIER)]))
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_program(main))

@@ -11,7 +11,6 @@ while training, not while scoring; the plan stops after `--bound` times our time
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, Row, main
 from benchmarks.peers import PlanLoop, PlanNetwork
 from benchmarks.training import our_state, our_step
+from trainlib.process import timer
 
 
 def keyframes_mse(model: nn.Module, scheduler: tdd.DDIMScheduler, x_0: Tensor) -> float:
@@ -39,10 +39,10 @@ def train_until(
     curve: list[Row] = []
     seconds, taken = 0.0, 0
     while seconds < limit_s:
-        start = time.perf_counter()
+        elapsed = timer()
         for _ in range(every):
             step()
-        seconds += time.perf_counter() - start
+        seconds += elapsed()
         taken += every
         curve.append({"steps": taken, "seconds": seconds, "mse": score()})
         if curve[-1]["mse"] < target:

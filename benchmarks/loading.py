@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import train_diffusion_ddim as tdd
-from benchmarks.measure import ROOT, Row, main
+from benchmarks.measure import ROOT, Row, main, run_child
 from trainlib.gestures import ACTION_DIM
 
 LOAD = """
@@ -47,9 +47,8 @@ def write_set(folder: Path, x_0: np.ndarray, num: int, per_file: int) -> None:
 
 def load(folder: Path) -> Row:
     """Load a set in a fresh process."""
-    command = [sys.executable, "-c", LOAD, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    num, size, peak, seconds = json.loads(done.stdout)
+    answer = run_child("-c", LOAD, str(folder), stdout=subprocess.PIPE)
+    num, size, peak, seconds = json.loads(answer)
     row = {"gestures": num, "GB": size / 1e9, "s": seconds, "GB/s": size / 1e9 / seconds}
     return row | {"peak memory / data": peak / size}
 

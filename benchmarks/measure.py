@@ -12,11 +12,8 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +21,15 @@ import torch
 from torch import nn
 
 import train_diffusion_ddim as tdd
-from benchmarks.report import ROOT, markdown
-from trainlib.errors import OneLineParser, UserError, say
-from trainlib.provenance import git_commit
+from benchmarks.report import RESULTS, markdown
+from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.files import make_folder, write_json
+from trainlib.memory import memory_limit
+from trainlib.process import pick_device, timer
+from trainlib.provenance import ROOT, describe_machine, git_commit, version_of
+from trainlib.run_log import read_metrics
 
-RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "numpy", "diffusers", "denoising-diffusion-pytorch", "azula", "onnxruntime")
+PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "azula", "onnxruntime")
 MAY_BE_ZERO = ("variants", "compiled", "workers", "avx2")
 Row = dict[str, Any]
 
@@ -51,10 +51,10 @@ def in_turn(
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, function in candidates.items():
-            start = time.perf_counter()
+            taken = timer()
             for _ in range(calls):
                 function()
-            seconds[name].append((time.perf_counter() - start) / calls)
+            seconds[name].append(taken() / calls)
     return seconds
 
 
@@ -109,6 +109,20 @@ def default_model(**knobs: Any) -> tuple[nn.Module, tdd.DDIMScheduler]:
     return random_weights(tdd.build_model(config)), tdd.build_scheduler(config)
 
 
+def run_child(*arguments: str, stdout: int | None = None, **environment: str) -> str:
+    """Run Python with these arguments in the checkout; return its stdout if that is a PIPE.
+
+    Raises:
+        ChildProcessError: it failed; its own words are on stderr.
+    """
+    command, env = [sys.executable, *arguments], os.environ | environment
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=stdout, text=True)
+    if done.returncode:
+        reason = f"ended with exit code {done.returncode}"
+        raise ChildProcessError(f"python {' '.join(arguments[:3])} {reason}")
+    return done.stdout or ""
+
+
 def run_trainer(folder: Path, flags: Sequence[str], launcher: Sequence[str] = ()) -> list[Row]:
     """Train on the CPU, a thread per process, into `folder`; return the lines of metrics.jsonl.
 
@@ -117,32 +131,10 @@ def run_trainer(folder: Path, flags: Sequence[str], launcher: Sequence[str] = ()
         flags: of the trainer's command line.
         launcher: of the interpreter's, such as ("-m", "torch.distributed.run").
     """
-    command = [sys.executable, *launcher, "train_diffusion_ddim.py", *flags]
-    command += ["--save_dir", str(folder), "--wandb_mode", "disabled", "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=2)  # stdout has tables
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that take part."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    command = [*launcher, "train_diffusion_ddim.py", *flags, "--save_dir", str(folder)]
+    command += ["--wandb_mode", "disabled", "--device", "cpu"]
+    run_child(*command, stdout=2, OMP_NUM_THREADS="1", MPLBACKEND="agg")  # stdout has tables
+    return read_metrics(folder)
 
 
 def machine_name() -> str:
@@ -151,6 +143,13 @@ def machine_name() -> str:
     if torch.cuda.is_available():
         name += "-" + "-".join(torch.cuda.get_device_name().lower().split())
     return name
+
+
+def stamp() -> Row:
+    """Return when, from which commit and on which machine a result is made."""
+    machine = describe_machine(pick_device("auto"))
+    machine["memory_gb"] = round(memory_limit() / 2**30, 1)
+    return {"date": date.today().isoformat(), "commit": git_commit(), "machine": machine}
 
 
 def record(name: str, title: str, arguments: dict[str, Any], tables: list[Row]) -> Row:
@@ -162,55 +161,32 @@ def record(name: str, title: str, arguments: dict[str, Any], tables: list[Row]) 
         arguments: it ran with.
         tables: each {"title", "rows", "note"}; the rows of one table have the same keys.
     """
+    packages = {package: version_of(package) for package in PACKAGES}
     return {
         "name": name,
         "title": title,
-        "date": date.today().isoformat(),
-        "commit": git_commit() or "unknown",
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": versions(),
+        **stamp(),
+        "packages": {package: v for package, v in packages.items() if v},
         "arguments": arguments,
         "tables": tables,
     }
 
 
-def exit_code(program: Callable[[], Any]) -> int:
-    """Call a program; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    try:
-        program()
-    except UserError as e:
-        say(f"error: {e}", err=True)
-        return 2
-    except (OSError, subprocess.CalledProcessError) as e:
-        say(f"error: {e}", err=True)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows that a result file of rows holds by now."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of the results; raise UserError if it cannot be written, before any work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as e:
-        raise UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from e
+def add_row(path: Path, row: Row) -> None:
+    """Append a row to a result file; read again, since two processes may fill it at once."""
+    write_json(path, [*read_rows(path), stamp() | row])
 
 
 def parse_args(
     name: str, description: str, options: dict[str, Any], argv: list[str] | None
 ) -> argparse.Namespace:
     """Parse the command line of a benchmark; see `main`."""
-    parser = OneLineParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog=f"python -m benchmarks.{name}", description=description)
     for option, default in ({"threads": 1, "output_dir": str(RESULTS)} | options).items():
         kind: Any = type(default[0]) if isinstance(default, list) else type(default)
         nargs = "+" if isinstance(default, list) else None
@@ -247,16 +223,15 @@ def main(
 
     def program() -> None:
         args = parse_args(name, description, options, argv)
-        folder = Path(args.output_dir)
-        make_folder(folder)
+        folder = make_folder(args.output_dir)
         torch.set_num_threads(args.threads)
-        load, start = os.getloadavg()[0], time.perf_counter()
+        load, seconds = os.getloadavg()[0], timer()
         tables = measure(args)
+        taken = seconds()
         arguments = {k: v for k, v in vars(args).items() if k != "output_dir"}
         result = record(name, description.splitlines()[0], arguments, tables)
-        result |= {"load_before": load, "seconds": round(time.perf_counter() - start, 1)}
-        path = folder / f"{name}-{machine_name()}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        result |= {"load_before": load, "seconds": round(taken, 1)}
+        write_json(folder / f"{name}-{machine_name()}.json", result)
         say(markdown(result))
 
-    return exit_code(program)
+    return run_program(program)

@@ -8,9 +8,7 @@ then the same in a process whose libraries are held to AVX2, as on a processor w
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 
 import train_diffusion_ddim as tdd
-from benchmarks.measure import ROOT, Row, compare, in_turn, main
+from benchmarks.measure import ROOT, Row, compare, in_turn, main, run_child
 from benchmarks.training import our_state, our_step
 from trainlib.state import WEIGHT_DECAY, TrainState
 
@@ -43,11 +41,11 @@ def with_torch_muon(state: TrainState) -> TrainState:
 def held_to_avx2(args: argparse.Namespace) -> Row:
     """Return the table of this benchmark from a process with narrower libraries."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.optimizer", "--avx2", "0"]
+        command = ["-m", "benchmarks.optimizer", "--avx2", "0"]
         for name in ("rounds", "threads", "data_dir"):
             command += [f"--{name}", str(getattr(args, name))]
         command += ["--output_dir", folder]
-        subprocess.run(command, cwd=ROOT, env=os.environ | AVX2, check=True, stdout=2)
+        run_child(*command, stdout=2, **AVX2)
         (path,) = Path(folder).glob("*.json")
         table: Row = json.loads(path.read_text())["tables"][0]
     settings = " ".join(f"{name}={value}" for name, value in AVX2.items())

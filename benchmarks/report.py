@@ -4,12 +4,16 @@ python -m benchmarks.report
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from trainlib.errors import run_program
+from trainlib.files import write_whole
+from trainlib.provenance import ROOT
 from trainlib.tables import format_number, markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 INTRODUCTION = ROOT / "benchmarks" / "introduction.md"
 ORDER = (
     *("training", "optimizer", "keyframes", "sampling", "latency", "roofline", "cost_curves"),
@@ -37,14 +41,16 @@ def markdown(result: dict[str, Any]) -> str:
         f"--{k} " + (" ".join(map(str, v)) if isinstance(v, list) else str(v))
         for k, v in result["arguments"].items()
     )
-    machine = f"{result['processor']}, {result['cores']} cores, {result['memory_gb']} GB"
-    packages = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
+    about = result["machine"]
+    machine = f"{about['processor']}, {about['cpu_count']} cores, {about['memory_gb']} GB"
+    versions = {name: about[name] for name in ("python", "torch", "numpy")} | result["packages"]
+    packages = ", ".join(f"{name} {v}" for name, v in versions.items())
     lines = [
         f"## {result['title']}",
         "",
         f"`python -m benchmarks.{result['name']} {options}`; {machine}; {packages}; "
-        f"commit {result['commit']}, {result['date']}; load before {result['load_before']:.1f}, "
-        f"{result['seconds']:.0f} s.",
+        f"commit {result['commit'] or 'unknown'}, {result['date']}; "
+        f"load before {result['load_before']:.1f}, {result['seconds']:.0f} s.",
     ]
     for part in result["tables"]:
         lines += ["", f"**{part['title']}**", "", table(part["rows"])]
@@ -53,14 +59,15 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(results: Path = ROOT / "benchmarks" / "results", output: Path | None = None) -> None:
+def main(results: Path = RESULTS, output: Path = ROOT / "docs" / "BENCHMARKS.md") -> None:
     """Write the document."""
-    found = [json.loads(path.read_text()) for path in sorted(results.glob("*-*.json"))]
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*-*.json"))]
     found = [result for result in found if result.get("name") in ORDER]
     found.sort(key=lambda result: ORDER.index(result["name"]))
-    sections = [INTRODUCTION.read_text("utf-8"), *map(markdown, found)]
-    (output or ROOT / "docs" / "BENCHMARKS.md").write_text("\n".join(sections), "utf-8")
+    minutes = sum(result["seconds"] for result in found) / 60
+    introduction = INTRODUCTION.read_text("utf-8").format(minutes=minutes)
+    write_whole(output, "\n".join([introduction, *map(markdown, found)]).encode())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -7,11 +7,8 @@ the data set. The losses of all steps are compared; eight GPUs are computed, not
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,9 @@ import torch
 import torch.distributed
 
 import train_diffusion_ddim as tdd
-from benchmarks.measure import ROOT, Row, in_turn, main, run_trainer
+from benchmarks.measure import ROOT, Row, in_turn, main, run_child, run_trainer
 from trainlib.errors import UserError
-from trainlib.process import process_rank
+from trainlib.process import process_rank, timer
 
 LINK_GB_S = 300.0  # one direction of NVLink 4 between two data-centre GPUs, from its data sheet
 
@@ -36,10 +33,9 @@ def launcher(processes: int) -> list[str]:
 def all_reduce_s(processes: int, numel: int, rounds: int) -> float:
     """Return the median time that gloo takes to sum one float32 vector over local processes."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *launcher(processes), "-m", "benchmarks.scaling", "--worker"]
+        command = [*launcher(processes), "-m", "benchmarks.scaling", "--worker"]
         command += [str(numel), str(rounds), str(Path(folder) / "seconds")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        run_child(*command, stdout=2, OMP_NUM_THREADS="1")
         return float((Path(folder) / "seconds").read_text())
 
 
@@ -87,9 +83,9 @@ def measure(args: argparse.Namespace) -> list[Row]:
             losses: dict[int, list[float]] = {}
             for processes in args.processes:
                 folder = Path(name) / f"run_{batch_size}_{processes}"
-                started = time.perf_counter()
+                taken = timer()
                 lines = run_trainer(folder, flags, launcher(processes))
-                wall_s = time.perf_counter() - started
+                wall_s = taken()
                 losses[processes] = [r["train/loss"] for r in lines if "train/loss" in r]
                 epoch_s = min(r["train/epoch_s"] for r in lines if "train/epoch_s" in r)
                 seconds[processes] = epoch_s / (len(losses[processes]) / args.epochs)

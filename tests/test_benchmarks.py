@@ -9,13 +9,25 @@ tables is checked on made-up times.
 import importlib
 import json
 import math
-import subprocess
 
 import pytest
 import torch
 from conftest import ROOT, python
 
-from benchmarks import cost_curves, keyframes, latency, measure, report, roofline, scaling, training
+from benchmarks import (
+    ablations,
+    cost_curves,
+    keyframes,
+    latency,
+    measure,
+    report,
+    roofline,
+    scaling,
+    training,
+)
+from train_diffusion_ddim import TrainConfig, parse_args
+from trainlib.errors import UserError
+from trainlib.run_log import read_metrics
 
 MINI = ["--data_dir", "test_data_mini"]
 TINY = {
@@ -56,7 +68,7 @@ def test_benchmark_runs(name, tmp_path, capsys):
     assert measure.main(name, module.__doc__, module.measure, module.OPTIONS, flags) == 0
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
-    assert result["commit"] and result["versions"]["torch"] and result["processor"]
+    assert result["commit"] and result["machine"]["torch"] and result["machine"]["processor"]
     for table in result["tables"]:
         assert table["rows"] and all(row.keys() == table["rows"][0].keys() for row in table["rows"])
     assert f"## {result['title']}" in capsys.readouterr().out
@@ -81,17 +93,14 @@ def test_mistakes_are_one_line(flags, words, capsys):
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and words in err
 
 
-def test_the_exit_codes_of_faults(capsys):
-    def fails(error):
-        def program():
-            raise error
+def test_a_child_that_fails_is_a_fault(capfd):
+    def measured(_):
+        measure.run_child("train_diffusion_ddim.py", "--lr", "-1")
 
-        return measure.exit_code(program)
-
-    assert fails(OSError("full")) == 1 and "error: full" in capsys.readouterr().err
-    assert fails(subprocess.CalledProcessError(3, "train")) == 1
-    assert fails(KeyboardInterrupt()) == 130
-    assert measure.exit_code(lambda: None) == 0
+    assert measure.main("latency", "", measured, latency.OPTIONS, []) == 1
+    child, own = capfd.readouterr().err.splitlines()  # the child's words, then the parent's
+    assert "--lr must be in" in child
+    assert own == "error: python train_diffusion_ddim.py --lr -1 ended with exit code 2"
 
 
 @pytest.mark.parametrize("name", ["ablations", "frontier"])
@@ -171,3 +180,20 @@ def test_the_document_is_what_the_results_say(tmp_path):
     report.main(output=tmp_path / "BENCHMARKS.md")
     committed = (ROOT / "docs" / "BENCHMARKS.md").read_text("utf-8")
     assert (tmp_path / "BENCHMARKS.md").read_text("utf-8") == committed
+
+
+def test_a_row_of_the_ablations_is_read_off_a_run(straight_run, tmp_path):
+    row = ablations.read_run("default", straight_run)
+    last = read_metrics(straight_run)[-1]
+    assert row["scores"]["snr dB"] == last["final/mean_snr_db"] and row["seed"] == 0
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="no finished run"):
+        ablations.read_run("default", tmp_path)
+
+
+@pytest.mark.parametrize("name", ablations.VARIANTS)
+def test_every_variant_is_of_todays_knobs(name):
+    args = vars(parse_args(ablations.VARIANTS[name].split()))
+    TrainConfig(**args)
+    assert bool(args) == (name != "default")
