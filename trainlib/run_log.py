@@ -91,7 +91,7 @@ class RunLogger(NullLogger):
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl; a value that is not finite becomes null."""
-        numbers = {k: float(v) for k, v in values.items()}
+        numbers = {k: v if isinstance(v, int) else float(v) for k, v in values.items()}
         row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         self._append(METRICS, [{"step": step, **row}])
         self._mirror(step, lambda _: row)
