@@ -1,19 +1,23 @@
 """Planners that were trained with goals: hindsight-relabelled pairs of (now, then) and gesture.
 
-    python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals   # about four minutes
+    python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals
+    python -m planning.goals --checkpoint runs/RUN --output_dir runs/goals --data_dir data/goals
 
 A gesture of the true generator does something to a scene; what it did is afterwards called the
 goal (Andrychowicz et al., arXiv:1707.01495). From such pairs learn: a regression to the gesture; a
 regression to its six parameters, at a fixed time; and the denoiser, started from a trained one,
 whose context is what that regression answers: where the gesture begins and ends, on average. (Given
-the tokens instead, it hardly learnt to use them.) A look-up takes the nearest goal.
+the tokens instead, it hardly learnt to use them.) A look-up takes the nearest goal. With --data_dir
+the gestures and their goals are also kept as a data set, train/ and val/, for the trainer's
+--context_dim.
 """
 
-import json
+import argparse
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +35,10 @@ from train_diffusion_ddim import (
     to_gesture,
     train_loop,
 )
-from trainlib.checkpoint import load_checkpoint, newest_checkpoint
-from trainlib.errors import OneLineParser, UserError, say
+from trainlib.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.files import make_folder, write_json
+from trainlib.gesture_files import write_context, write_gestures
 from trainlib.gestures import PRESSED, SEQ_LEN
 from trainlib.process import progress
 from trainlib.tensors import in_batches
@@ -42,6 +48,7 @@ TOUCH_DOWN = 110  # the frame where all gestures begin that the denoiser learns 
 KEPT = 3  # of the FEATURES of a token, by a fixed random projection
 CONTEXT_DIM = 2 * KEPT * GRID**2
 CHUNK = 1000
+HOLD_OUT = 10  # of as many pairs of the data set, one is for validation
 
 
 def _reduction() -> Tensor:
@@ -250,25 +257,48 @@ def nearest_goal(
 # ----------------------------------------------------------------------------------------
 
 
-def train_all(checkpoint: Path, folder: Path, pairs: int, epochs: int, steps: int) -> None:
-    """Draw the pairs and train everything; leaves a run folder and regressions.pt."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_split(folder: Path, goal: Tensor, gestures: Tensor, notes: dict[str, Any]) -> None:
+    """Write goals, (N, ENDS), and gestures, (N, L, 3), in the format that the trainer reads."""
+    size = {"num_sequences": len(goal), "sequence_length": SEQ_LEN, "sequences_per_file": 1000}
+    write_gestures(folder, notes | size, lambda: (lambda rows: gestures[rows].numpy(), {}))
+    write_context(folder, goal.numpy())
+
+
+def write_dataset(folder: Path, goal: Tensor, gestures: Tensor, notes: dict[str, Any]) -> None:
+    """Write train/ and val/; every tenth pair is held out."""
+    held_out = torch.arange(len(goal)) % HOLD_OUT == 0
+    for split, rows in (("train", ~held_out), ("val", held_out)):
+        write_split(folder / split, goal[rows], gestures[rows], notes | {"split": split})
+    say(
+        f"data set in {folder}; train on it: python train_diffusion_ddim.py "
+        f"--context_dim {ENDS} --no-augment --data_dir {folder / 'train'} "
+        f"--val_data_dir {folder / 'val'}"
+    )
+
+
+def train_all(args: argparse.Namespace) -> None:
+    """Draw the pairs and train everything; leaves a run folder, the regressions and the pairs."""
+    folder = make_folder(args.output_dir)
     began, seconds = time.perf_counter(), {}
-    context, gestures = hindsight_pairs(pairs, seed=1)
+    context, gestures = hindsight_pairs(args.pairs, seed=1)
     seconds["pairs"] = time.perf_counter() - began
     nets = {}
     for name, target in (("gesture", gestures.flatten(1)), ("ends", canonical(gestures))):
         start = time.perf_counter()
-        nets[name] = train_regression(context, target, steps)
-        torch.save(nets[name].state_dict(), folder / f"{name}.pt")
+        nets[name] = train_regression(context, target, args.steps)
+        save_checkpoint(folder / f"{name}.pt", {"model_state_dict": nets[name].state_dict()})
         seconds[name] = time.perf_counter() - start
+    goal, shifted = as_goal(nets["ends"](context)), to_fixed_time(gestures)
+    if args.data_dir:
+        write_dataset(
+            Path(args.data_dir), goal, shifted, {"pairs": args.pairs, "steps": args.steps}
+        )
     start = time.perf_counter()
-    goal = as_goal(nets["ends"](context))
-    train_denoiser(checkpoint, goal, to_fixed_time(gestures), epochs, folder)
+    train_denoiser(args.checkpoint, goal, shifted, args.epochs, folder)
     seconds["denoiser"] = time.perf_counter() - start
     np.save(folder / "context.npy", context.half().numpy())
     np.save(folder / "gestures.npy", gestures.half().numpy())
-    (folder / "seconds.json").write_text(json.dumps(seconds), "utf-8")
+    write_json(folder / "seconds.json", seconds)
     say(f"seconds: { {k: round(v) for k, v in seconds.items()} }")
 
 
@@ -287,7 +317,7 @@ def load_policy(folder: Path) -> GoalPolicy:
     nets = []
     for name, width in (("gesture", SEQ_LEN * 3), ("ends", ENDS)):
         net = make_regression(width)
-        net.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
+        net.load_state_dict(load_checkpoint(folder / f"{name}.pt")["model_state_dict"])
         nets.append(net.eval().requires_grad_(False))
     context, gestures = (
         torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)).float()
@@ -296,34 +326,41 @@ def load_policy(folder: Path) -> GoalPolicy:
     return GoalPolicy(model, scheduler, config.sampling, nets[0], nets[1], context, gestures)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    parser = OneLineParser(prog="python -m planning.goals", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="PATH", help="denoiser to start from"
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line; UserError for options that cannot be."""
+    parser = OneLineParser(
+        prog="python -m planning.goals",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="where to keep it all")
-    parser.add_argument("--pairs", type=int, default=24_000, help="default: 24000")
-    parser.add_argument("--epochs", type=int, default=5, help="of the denoiser; default: 5")
-    parser.add_argument("--steps", type=int, default=4000, help="of a regression; default: 4000")
-    try:
-        args = parser.parse_args(argv)
-        for name in ("pairs", "epochs", "steps"):
-            if getattr(args, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
-        torch.set_num_threads(1)
-        checkpoint = newest_checkpoint(args.checkpoint)
-        load_checkpoint(checkpoint)  # raises before any work
-        train_all(checkpoint, Path(args.output_dir), args.pairs, args.epochs, args.steps)
-    except UserError as e:
-        say(f"error: {e}", err=True)
-        return 2
-    except OSError as e:
-        say(f"error: {e}", err=True)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="PATH", help="denoiser to start from")
+    add("--output_dir", required=True, metavar="DIR", help="where to keep it all")
+    add("--data_dir", metavar="DIR", help="also write the pairs as a data set, into a new folder")
+    add("--pairs", type=int, default=24_000, metavar="N", help="default: 24000")
+    add("--epochs", type=int, default=5, metavar="N", help="of the denoiser; default: 5")
+    add("--steps", type=int, default=4000, metavar="N", help="of a regression; default: 4000")
+    args = parser.parse_args(argv)
+    for name, least in (("pairs", 2), ("epochs", 1), ("steps", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check what is there, then train."""
+    torch.set_num_threads(1)
+    args.checkpoint = newest_checkpoint(args.checkpoint)
+    load_checkpoint(args.checkpoint)  # raises before any work
+    if args.data_dir and any(make_folder(args.data_dir, "--data_dir").iterdir()):
+        raise UserError(f"--data_dir {args.data_dir} is not empty; choose another")
+    train_all(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    return run_program(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

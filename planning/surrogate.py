@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from planning.tasks import NUM_WIDGETS, TASKS, draw_gestures, make_instances
 from planning.world import KINDS, LIST, Scenes, State, hard_world
+from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.process import progress
 
 TRAINING_SEED = 2000  # of scenes that no benchmark and no tuning sees
@@ -137,10 +138,8 @@ def load_or_train(path: Path, **options: int) -> SurrogateWorld:
     """Return the surrogate whose weights are in `path`, trained and kept there if missing."""
     if path.exists():
         model = SurrogateWorld()
-        model.load_state_dict(torch.load(path, weights_only=True))
+        model.load_state_dict(load_checkpoint(path)["model_state_dict"])
         return model.eval().requires_grad_(False)
     model = train_surrogate(**options)
-    partial_file = path.with_suffix(".partial")
-    torch.save(model.state_dict(), partial_file)
-    partial_file.replace(path)
+    save_checkpoint(path, {"model_state_dict": model.state_dict()})
     return model

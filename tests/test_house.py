@@ -18,6 +18,7 @@ from conftest import ROOT, SCRIPT, python, read_jsonl
 import evaluation.__main__
 import export.__main__
 import planning.__main__
+import planning.goals
 import train_diffusion_ddim as tdd
 
 
@@ -146,6 +147,7 @@ PARSERS = {
     "train_diffusion_ddim.py": tdd.parse_args,
     "evaluation": evaluation.__main__.parse_args,
     "planning": planning.__main__.parse_args,
+    "planning.goals": planning.goals.parse_args,
     "export": export.__main__.parse_args,
 }
 
