@@ -3,23 +3,22 @@
     python -m planning --checkpoint runs/RUN          # everything; goes on where it stopped
     python -m planning --quick                        # two minutes, a look at all parts
 
-writes results.jsonl (a line per method, task and seed), tuning.json, timing.json and about.json
-into --output_dir, and with --document the tables and figures of docs/PLANNING.md.
+writes results.jsonl (a line per method, task and seed), tuning.json, timing.json, base_rates.json
+and about.json into --output_dir; with --document also the numbers and figures of docs/PLANNING.md
+and of the README's planning section.
 """
 
 import argparse
-import hashlib
-import io
 import json
 import sys
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from evaluation.report import describe_machine, describe_run
 from planning import benchmark as bench
 from planning import document, surrogate
 from planning.diffusion import DiffusionPrior
@@ -27,8 +26,10 @@ from planning.goals import load_policy
 from planning.methods import Method, cost_methods, goal_methods, prior_methods
 from planning.world import World
 from trainlib.checkpoint import newest_checkpoint
-from trainlib.errors import OneLineParser, UserError, say
+from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.files import make_folder, sha256_of, write_json, write_whole
 from trainlib.gestures import SEQ_LEN
+from trainlib.provenance import describe_machine, provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -87,12 +88,8 @@ def claim_folder(folder: Path, checkpoint: Path, quick: bool, replace: bool) -> 
         UserError: it cannot be written, its results are of another size, or of another checkpoint
             and `replace` is not set.
     """
-    try:
-        (folder / "cache").mkdir(parents=True, exist_ok=True)
-        (folder / "results.jsonl").touch()
-    except OSError as e:
-        raise UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from None
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    make_folder(folder / "cache")
+    digest = sha256_of(checkpoint)
     mark = folder / "checkpoint.json"
     rows_path = folder / "results.jsonl"
     claimed = json.loads(mark.read_text()) if mark.exists() else {}
@@ -106,15 +103,15 @@ def claim_folder(folder: Path, checkpoint: Path, quick: bool, replace: bool) -> 
             )
         free = cost_methods()
         kept = [row for row in bench.read_rows(rows_path) if row["method"] in free]
-        rows_path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        write_whole(rows_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         for name in ("tuning.json", "timing.json"):
             if not (folder / name).exists():
                 continue
             content = json.loads((folder / name).read_text())
-            bench.write_json(folder / name, {k: v for k, v in content.items() if k in free})
+            write_json(folder / name, {k: v for k, v in content.items() if k in free})
         for old in (folder / "cache").glob("*"):
             old.unlink()
-    bench.write_json(mark, {"path": checkpoint.name, "sha256": digest, "quick": quick})
+    write_json(mark, {"path": checkpoint.name, "sha256": digest, "quick": quick})
 
 
 def load_prior(checkpoint: Path) -> DiffusionPrior:
@@ -138,10 +135,9 @@ def fill_bank(prior: DiffusionPrior, num: int, path: Path) -> None:
     if prior.bank is None or len(prior.bank) != num:
         say(f"drawing {num} gestures")
         prior.fill_bank(num, seed=0)
-        buffer, partial_file = io.BytesIO(), path.with_suffix(".partial")
-        np.save(buffer, np.asarray(prior.bank))
-        partial_file.write_bytes(buffer.getvalue())
-        partial_file.replace(path)
+        content = BytesIO()
+        np.save(content, np.asarray(prior.bank))
+        write_whole(path, content.getvalue())
 
 
 def known_methods(prior: DiffusionPrior, goals: str | None) -> dict[str, Method]:
@@ -185,29 +181,20 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     bank, prior.bank = prior.bank, None
     bench.time_methods(methods, settings, size.timed, folder / "timing.json")
     prior.bank = bank
-    about = describe_run(argv) | {"machine": describe_machine(torch.device("cpu"))}
-    about |= {"checkpoint": checkpoint.name, "command": " ".join(["python -m planning", *argv])}
-    bench.write_json(folder / "about.json", about)
+    bench.measure_base_rates(size.chance, folder / "base_rates.json")
+    about = provenance() | {"command": " ".join(["python -m planning", *argv])}
+    about |= {"machine": describe_machine(), "checkpoint": checkpoint.name}
+    write_json(folder / "about.json", about)
     say(document.summary(folder, known))
     if args.document:
         document.write(folder, known)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
+    """Run the command line; return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        run(parse_args(argv), argv)
-    except UserError as e:
-        say(f"error: {e}", err=True)
-        return 2
-    except OSError as e:
-        say(f"error: {e}; mend it, and the same command goes on from here", err=True)
-        return 1
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on from here", err=True)
-        return 130
-    return 0
+    stopped = "stopped; the same command goes on from here"
+    return run_program(lambda: run(parse_args(argv), argv), stopped=stopped)
 
 
 if __name__ == "__main__":

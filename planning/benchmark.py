@@ -27,10 +27,11 @@ from evaluation.distribution import validity
 from planning.goals import context_of
 from planning.methods import GOAL, Method
 from planning.search import Objective
-from planning.tasks import TASKS, Instances, is_solved, make_instances, model_cost
+from planning.tasks import TASKS, Instances, base_rate, is_solved, make_instances, model_cost
 from planning.world import World, energy, hard_world, observe, soft_world
 from train_diffusion_ddim import to_gesture
 from trainlib.errors import UserError
+from trainlib.files import write_json
 from trainlib.process import progress
 
 BUDGET = 250  # evaluations of 2 ms in half a second
@@ -56,10 +57,11 @@ class Size:
     long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)
     extra: int = 100  # instances of the stages temperature and surrogate
     timed: int = 5  # plans that are timed
+    chance: int = 80_000  # gestures of a base rate
 
 
 FULL = Size()
-QUICK = Size(10, 1, 0, 512, ((1000, 5),), 5, 1)
+QUICK = Size(10, 1, 0, 512, ((1000, 5),), 5, 1, 400)
 
 
 @dataclass(frozen=True)
@@ -210,13 +212,6 @@ def rate_of(row: Row, milestone: int | None = None) -> float:
     return bits.count("1") / len(bits)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    partial_file.replace(path)
-
-
 def read_rows(path: Path) -> list[Row]:
     """Read results.jsonl; a last line cut off by an interruption is left out.
 
@@ -261,6 +256,13 @@ def model_for(job: Job, models: Mapping[str, World]) -> World:
 def row_key(row: Row) -> tuple[Any, ...]:
     """Return the key of the job that made a row."""
     return tuple(row[k] for k in ("stage", "method", "task", "seed", "budget", "variant"))
+
+
+def measure_base_rates(num: int, path: Path) -> None:
+    """Count how many of `num` gestures of the generator solve an instance; kept in `path`."""
+    if not path.exists():
+        rates = {task: base_rate(task, num) for task in progress(TASKS, "base rates")}
+        write_json(path, {"gestures": num, "rates": rates})
 
 
 def time_methods(

@@ -1,43 +1,36 @@
-"""Turn results into the tables and figures of docs/PLANNING.md.
+"""Turn results into the numbers of docs/PLANNING.md and of the README's planning section.
 
 Shares come with 95 % Wilson intervals, comparisons are paired by instance (exact McNemar test).
-A table stands in the document between `<!-- begin NAME -->` and `<!-- end NAME -->`; whatever is
-between is replaced.
 """
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from evaluation.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION, strip
 from planning.benchmark import BUDGET, MILESTONES, Row, read_rows
 from planning.methods import COST, GOAL, PRIOR, Method
 from planning.tasks import TASKS
-from trainlib.errors import say
-from trainlib.tables import markdown_table
+from trainlib.errors import first_line, say
+from trainlib.files import write_whole
+from trainlib.provenance import ROOT
+from trainlib.tables import fill_document, format_number, markdown_table
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "PLANNING.md"
+DOCUMENTS = (ROOT / "docs" / "PLANNING.md", ROOT / "README.md")
 LATENCIES_MS = (0, 2, 53)  # per evaluation: none, V-JEPA-2-AC, DINO-WM
 RIVALS = ("adam_raw", "cem_raw", "cem_ramp", "true_adam")
-STYLES: dict[str, dict[str, Any]] = {
-    "shoot_true": {"color": GREY, "marker": "o", "ls": "--"},
-    "adam_raw": {"color": ORANGE, "marker": "s"},
-    "cem_raw": {"color": PINK, "marker": "^"},
-    "cem_ramp": {"color": VERMILION, "marker": "v"},
-    "true_adam": {"color": "black", "marker": "D", "ls": "--"},
-    "ddim_select": {"color": SKY, "marker": "o"},
-    "ddim_adam": {"color": BLUE, "marker": "D"},
-    "diffusion_es": {"color": BLUE, "marker": "P", "ls": ":"},
-    "cfg_ddim_adam": {"color": GREEN, "marker": "*"},
-    "regress_ends_adam": {"color": "black", "marker": "x", "ls": ":"},
-}
+HEADLINE = (
+    "cfg_ddim_adam", "regress_ends_adam", "ddim_adam", "diffusion_es", "true_adam", "ddim_select",
+    "shoot_true", "cem_ramp", "ddim_guided", "cem_raw", "adam_raw",
+)  # fmt: skip
+ANSWER = ("cfg_ddim_adam", "regress_ends_adam", "ddim_adam", "cem_ramp", "adam_raw")
+PAIR_HEAD = ("", "against", "task", "first", "second", "only first", "only second", "p", "apart")
+PRESET_GPU = "preset_gpu"  # folder of the results with the larger denoiser
 Bits = dict[tuple[str, str], str]  # (method, task) → "0110…", instances in the order of the seeds
 
 
@@ -110,7 +103,37 @@ def mean_rate(bits: Bits, name: str) -> float:
     return float(np.mean([b.count("1") / len(b) for (n, _), b in bits.items() if n == name]))
 
 
-def account_table(
+def headline_table(
+    rows: Sequence[Row], methods: Mapping[str, Method], timing: Mapping[str, Any]
+) -> str:
+    """Success of the methods that the verdict names, best first, and the seconds of one plan."""
+    bits = collect(rows, BUDGET, stage="main")
+    names = [name for name in HEADLINE if name in methods and (name, "scroll") in bits]
+    lines = []
+    for name in sorted(names, key=lambda name: -mean_rate(bits, name)):
+        rates = [bits[name, task] for task in TASKS]
+        line = [methods[name].label, methods[name].group, percent(mean_rate(bits, name))]
+        line += [percent(rate.count("1") / len(rate)) for rate in rates]
+        lines.append([*line, *seconds_cells(timing, name)[:3]])
+    head = ["method", "knows", "all, %", *TASKS, "s here", "s at 0 ms", "s at 2 ms"]
+    return markdown_table(head, lines)
+
+
+def percent(rate: float) -> str:
+    """Return a share as whole percent."""
+    return f"{100 * rate:.0f}"
+
+
+def seconds_cells(timing: Mapping[str, Any], name: str) -> list[str]:
+    """Return the seconds of one plan, as measured and at each of LATENCIES_MS an evaluation."""
+    if name not in timing:
+        return [""] * (1 + len(LATENCIES_MS))
+    t = timing[name]
+    waits = [t["total_s"] - t["world_s"] + t["used"] * ms / 1000 for ms in LATENCIES_MS]
+    return [f"{s:.2f}" for s in (t["total_s"], *waits)]
+
+
+def budget_table(
     rows: Sequence[Row], methods: Mapping[str, Method], timing: Mapping[str, Any]
 ) -> str:
     """Success by evaluations, costs, plausibility, seconds and modelled latency."""
@@ -119,15 +142,10 @@ def account_table(
 
     def cells(name: str) -> list[str]:
         own = [row for row in main if row["method"] == name]
-        line = [f"{100 * mean_rate(by[m], name):.0f}" for m in MILESTONES]
+        line = [percent(mean_rate(by[m], name)) for m in MILESTONES]
         line += [f"{np.mean([r[k] for r in own]):.2f}" for k in ("model_cost", "true_cost")]
-        line += [f"{100 * np.mean([r['valid'] for r in own]):.0f}"]
-        if name not in timing:
-            return line + [""] * (1 + len(LATENCIES_MS))
-        t = timing[name]
-        planner_s = t["total_s"] - t["world_s"]
-        waits = [planner_s + t["used"] * ms / 1000 for ms in LATENCIES_MS]
-        return [*line, f"{t['total_s']:.2f}", *(f"{w:.2f}" for w in waits)]
+        line += [percent(float(np.mean([r["valid"] for r in own])))]
+        return line + seconds_cells(timing, name)
 
     head = ["method", *(f"% at {m}" for m in MILESTONES), "model cost", "true cost", "valid %"]
     head += ["s here", *(f"s at {ms} ms" for ms in LATENCIES_MS)]
@@ -145,8 +163,7 @@ def pairs_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
         for task in TASKS:
             if (a, task) in bits and (b, task) in bits:
                 lines.append(_pair(methods, bits, (a, b), task))
-    head = ["", "against", "task", "first", "second", "only first", "only second", "p", "apart"]
-    return markdown_table(head, lines)
+    return markdown_table(PAIR_HEAD, lines)
 
 
 def _pair(
@@ -163,20 +180,72 @@ def _pair(
     return [*labels, task, share(a), share(b), str(wins), str(losses), f"{p:.2g}", apart]
 
 
-def read_timing(folder: Path) -> dict[str, Any]:
-    """Return the seconds of each method that was timed."""
-    path = folder / "timing.json"
+def preset_table(rows: Sequence[Row], larger: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    """Choosing among draws of either denoiser against choosing among the generator's, paired."""
+    bits = collect(rows, BUDGET, stage="main")
+    bits |= {("gpu", t): b for (n, t), b in collect(larger, BUDGET, stage="main").items()
+             if n == "ddim_select"}  # fmt: skip
+    labelled = {"gpu": replace(methods["ddim_select"], label="DDIM of --preset gpu, select")}
+    lines = [_pair({**methods, **labelled}, bits, ("gpu", "shoot_true"), task) for task in TASKS]
+    return markdown_table(PAIR_HEAD, lines)
+
+
+def base_rate_table(rates: Mapping[str, Any]) -> str:
+    """How many gestures of the generator solve an instance by chance."""
+    shares = [f"{format_number(100 * rates['rates'][task])} %" for task in TASKS]
+    table = markdown_table(["", *TASKS], [["solved by chance", *shares]])
+    return f"Of {rates['gestures']:,} gestures of the true generator:\n\n{table}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a JSON file holds; nothing if there is none."""
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def tables(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
-    """Return every table by its name in the document."""
-    rows, timing = read_rows(folder / "results.jsonl"), read_timing(folder)
+def made_by(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Say how and where the results were made."""
+    main = [row for row in rows if row["stage"] == "main"]
+    machine, seeds = about["machine"], len({row["seed"] for row in main})
+    return (
+        f"{seeds} seeds of {main[0]['instances']} instances, {about['date'][:10]}, "
+        f"{machine['platform']}, {machine['cpu_count']} cores, {machine['threads']} thread, "
+        f"torch {machine['torch']}; the last run was `{about['command']}` at commit "
+        f"`{str(about['commit'])[:7]}`."
+    )
+
+
+def goal_seconds(seconds: Mapping[str, float]) -> str:
+    """Say how long `python -m planning.goals` took."""
+    parts = ", ".join(f"{name} {s:.0f} s" for name, s in seconds.items())
+    return f"Training with goals took {sum(seconds.values()):.0f} s on one thread: {parts}."
+
+
+def answer(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    """Say in one sentence how many instances the methods of the README's verdict solve."""
+    bits = collect(rows, BUDGET, stage="main")
+    named = [f"{methods[name].label} {percent(mean_rate(bits, name))} %" for name in ANSWER]
+    return f"Of all tasks, {BUDGET} evaluations of the world model solve: {'; '.join(named)}."
+
+
+def blocks(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
+    """Return every block by its name in the documents."""
+    rows, timing = read_rows(folder / "results.jsonl"), read_json(folder / "timing.json")
+    larger = read_rows(folder / PRESET_GPU / "results.jsonl")
     made = {
+        "headline": headline_table(rows, methods, timing),
         "success": success_table(rows, methods, stage="main"),
-        "account": account_table(rows, methods, timing),
+        "budget": budget_table(rows, methods, timing),
         "pairs": pairs_table(rows, methods),
+        "answer": answer(rows, methods),
     }
+    if about := read_json(folder / "about.json"):
+        made["made_by"] = made_by(about, rows)
+    if seconds := read_json(folder / "goals_seconds.json"):
+        made["goal_seconds"] = goal_seconds(seconds)
+    if rates := read_json(folder / "base_rates.json"):
+        made["base_rates"] = base_rate_table(rates)
+    if larger:
+        made[PRESET_GPU] = preset_table(rows, larger, methods)
     for budget in sorted({row["budget"] for row in rows if row["stage"] == "long"}):
         made[f"long_{budget}"] = success_table(rows, methods, budget, stage="long", budget=budget)
     for tau in sorted({row["variant"] for row in rows if row["stage"] == "temperature"}):
@@ -204,91 +273,31 @@ def surrogate_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
     return markdown_table(head, in_groups(methods, bits, cells, len(head) - 1))
 
 
-# ----------------------------------------------------------------------------------------
-# FIGURES
-# ----------------------------------------------------------------------------------------
-
-
-def evaluations_figure(rows: Sequence[Row], methods: Mapping[str, Method]) -> Figure:
-    """Success against evaluations, a panel per task, with intervals."""
-    main = [row for row in rows if row["stage"] == "main"]
-    by = {m: collect(main, m) for m in MILESTONES}
-    figure = Figure(figsize=(10, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    for ax, task in zip(axes.flat, TASKS, strict=True):
-        ax.set_title(task, fontsize=10, loc="left")
-        for name, style in STYLES.items():
-            of = [by[m].get((name, task)) for m in MILESTONES]
-            if name in methods and all(of):
-                _line(ax, MILESTONES, [b for b in of if b], style | {"label": methods[name].label})
-        ax.set_xscale("log")
-        ax.set_ylim(-3, 103)
-        strip(ax)
-        ax.set_xticks(MILESTONES, [str(m) for m in MILESTONES])
-        ax.minorticks_off()
-    figure.supxlabel("evaluations of the world model (a backward pass counts two)", fontsize=9)
-    figure.supylabel("instances solved, %", fontsize=9)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    return figure
-
-
-def _line(ax: Axes, x: Sequence[float], of: Sequence[str], style: dict[str, Any]) -> None:
-    values = [100 * b.count("1") / len(b) for b in of]
-    ends = [wilson(b.count("1"), len(b)) for b in of]
-    ax.plot(x, values, ms=4, lw=1.4, **style)
-    low, high = ([100 * e[i] for e in ends] for i in (0, 1))
-    ax.fill_between(x, low, high, color=style["color"], alpha=0.12, lw=0)
-
-
-def seconds_figure(
-    rows: Sequence[Row], methods: Mapping[str, Method], timing: Mapping[str, Any]
-) -> Figure:
-    """Mean success over tasks against the seconds of one plan, at 0 and 2 ms per evaluation."""
-    main = [row for row in rows if row["stage"] == "main"]
-    by = {m: collect(main, m) for m in MILESTONES}
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    titles = ("measured here, one thread", "modelled, 2 ms per evaluation")
-    for ax, extra, title in zip(figure.subplots(1, 2, sharey=True), (0, 2e-3), titles, strict=True):
-        ax.axvspan(0.5, 1e3, color=GREY, alpha=0.12, lw=0)
-        for name, style in STYLES.items():
-            if name not in methods or name not in timing:
-                continue
-            t = timing[name]
-            world = t["world_s"] / t["used"] if extra else 0.0  # per evaluation, taken out
-            x = [t["at"][str(m)] + min(m, t["used"]) * (extra - world) for m in MILESTONES]
-            y = [100 * mean_rate(by[m], name) for m in MILESTONES]
-            ax.plot(x, y, ms=4, lw=1.4, label=methods[name].label, **style)
-        ax.set_xscale("log")
-        ax.set_xlim(1e-3, 3)
-        ax.set_ylim(-3, 103)
-        ax.set_title(title, fontsize=10, loc="left")
-        strip(ax)
-    figure.supxlabel("seconds of one plan; grey: more than the planner's half second", fontsize=9)
-    figure.supylabel("solved, %, mean over six tasks", fontsize=9)
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    return figure
-
-
 def summary(folder: Path, methods: Mapping[str, Method]) -> str:
     """Return what the command prints at the end."""
-    made = tables(folder, methods)
-    return f"Solved, % [95 % interval]:\n{made['success']}\n\nresults in {folder}"
+    rows = read_rows(folder / "results.jsonl")
+    table = success_table(rows, methods, stage="main")
+    return f"Solved, % [95 % interval]:\n{table}\n\nresults in {folder}"
 
 
-def write(folder: Path, methods: Mapping[str, Method], path: Path = DOCUMENT) -> None:
-    """Replace the tables in the document and draw its figures beside the results."""
-    text = path.read_text("utf-8")
-    for name, table in tables(folder, methods).items():
-        if f"<!-- begin {name} -->" not in text:
-            say(f"note: {path} has no place for the table {name}")
-        between = rf"(?<=<!-- begin {name} -->\n).*?(?=<!-- end {name} -->)"
-        text = re.sub(between, f"\n{table}\n\n".replace("\\", r"\\"), text, flags=re.DOTALL)
-    path.write_text(text, "utf-8")
-    rows, timing = read_rows(folder / "results.jsonl"), read_timing(folder)
+def write(
+    folder: Path, methods: Mapping[str, Method], documents: Sequence[Path] = DOCUMENTS
+) -> None:
+    """Replace the blocks of the documents and draw the figures beside the results."""
+    made = blocks(folder, methods)
+    found = set[str]().union(*(fill_document(path, made) for path in documents))
+    for name in sorted(set(made) - found):
+        say(f"note: no document has a place for the block {name}")
+    rows, timing = read_rows(folder / "results.jsonl"), read_json(folder / "timing.json")
+    try:
+        from planning import figures
+    except Exception as e:  # the tables need no matplotlib, be it missing or broken
+        say(f"warning: no figures: matplotlib cannot be used ({first_line(e)})", err=True)
+        return
     for name, figure in (
-        ("success_by_evaluations", evaluations_figure(rows, methods)),
-        ("success_by_seconds", seconds_figure(rows, methods, timing)),
+        ("success_by_evaluations", figures.evaluations_figure(rows, methods)),
+        ("success_by_seconds", figures.seconds_figure(rows, methods, timing)),
     ):
-        figure.savefig(folder / f"{name}.png", dpi=130)
+        content = BytesIO()
+        figure.savefig(content, dpi=130)
+        write_whole(folder / f"{name}.png", content.getvalue())

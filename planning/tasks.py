@@ -219,8 +219,8 @@ def draw_true(num: int, K: int, rng: np.random.Generator) -> Tensor:
 
 
 def base_rate(task: str, num: int, seed: int = 0, chunk: int = 4000) -> float:
-    """Return the share of instances that a gesture drawn at random solves."""
-    rng, solved = np.random.default_rng(seed), 0
+    """Return the share of `num` gestures of the generator that solve an instance by chance."""
+    rng, solved, chunk = np.random.default_rng(seed), 0, min(chunk, num)
     instances = make_instances(task, chunk, seed)
     for _ in range(0, num, chunk):
         solved += int(judge(instances, draw_gestures(chunk, rng)).sum())

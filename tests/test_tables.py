@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from trainlib.tables import format_number, markdown_table
+from trainlib.tables import fill_document, format_number, markdown_table
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,13 @@ def test_columns_line_up():
         "| cell | x         |",
         "|      | –         |",
     ]
+
+
+def test_a_document_is_filled_between_its_marks(tmp_path):
+    """By name; a backslash or a group in the text means itself; what has no text stays."""
+    path = tmp_path / "document.md"
+    text = "a\n<!-- begin x -->\n{}<!-- end x -->\nb\n<!-- begin y -->\n<!-- end y -->\n"
+    path.write_text(text.format("old\n"))
+    for _ in range(2):
+        assert fill_document(path, {"x": r"\1 \n new", "z": "nowhere"}) == {"x"}
+        assert path.read_text() == text.format("\n\\1 \\n new\n\n")

@@ -1,7 +1,11 @@
 """Numbers and tables for readers, in Markdown."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainlib.files import write_whole
 
 ROUNDING = 1e-12  # what is nearer to 0 is 0 but for the arithmetic
 
@@ -33,3 +37,23 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head, *body = [f"| {line} |" for line in padded]
     rule = "|".join("-" * (w + 2) for w in widths)
     return "\n".join([head, f"|{rule}|", *body])
+
+
+def fill_document(path: Path, blocks: Mapping[str, str]) -> set[str]:
+    """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in a document.
+
+    Returns the names of the blocks that have a place in it.
+    """
+    found = set()
+
+    def fill(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        if name not in blocks:
+            return match[0]
+        found.add(name)
+        return f"{begin}\n{blocks[name]}\n\n{end}"
+
+    place = r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)"
+    text = re.sub(place, fill, path.read_text("utf-8"), flags=re.DOTALL)
+    write_whole(path, text.encode())
+    return found
