@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from trainlib import gesture_files
 from trainlib.errors import UserError
+from trainlib.files import sha256_of
 from trainlib.gesture_files import (
     action_files,
     read_actions,
@@ -293,11 +294,15 @@ def test_no_room_for_the_copy_of_a_large_set_is_said(tmp_path, monkeypatch):
 
 
 def test_files_of_different_types_are_read_in_order(tmp_path):
-    arrays = [ROWS.astype(kind)[:n] for kind, n in (("<f2", 20), ("<f8", 60), (">f4", 40))]
+    kinds = [("<f2", 20), ("<f2", 80), ("<f8", 60), (">f4", 40)]
+    arrays = [ROWS.astype(kind)[:n] for kind, n in kinds]
     for i, array in enumerate(arrays):
         np.save(tmp_path / f"{i}_actions.npy", array)
     expected = np.concatenate([a.astype(np.float32) for a in arrays]).reshape(-1, L, 3)
     np.testing.assert_array_equal(read_gestures(tmp_path, L), expected)
+    for name in ("2_actions.npy", "3_actions.npy"):  # half as large on disk as in memory
+        (tmp_path / name).unlink()
+    np.testing.assert_array_equal(read_gestures(tmp_path, L), expected[:5])
 
 
 def test_more_than_the_process_may_have_is_a_memory_error(tmp_path):
@@ -411,6 +416,18 @@ def test_a_manifest_that_is_wrong_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"dataset\.json") as error:
         read_gestures(folder, L)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../x_actions.npy", "sub/x_actions.npy", ".x_actions.npy"])
+def test_a_manifest_that_lists_what_is_not_read_is_refused(tmp_path, name):
+    folder = write(tmp_path / "a")
+    (folder / "sub").mkdir()
+    (folder / name).write_bytes(npy(ROWS))
+    path = folder / "dataset.json"
+    whole = listing(name=name, sha256=sha256_of(folder / name))
+    path.write_text(whole(json.loads(path.read_text())))
+    with pytest.raises(UserError, match="is not a valid manifest"):
+        read_gestures(folder, L)
 
 
 @pytest.mark.parametrize("what", ["folder", "dangling link"])
