@@ -14,10 +14,15 @@ class UserError(ValueError):
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line to stdout or stderr; a closed or full stream costs the line, not the run."""
+    """Print a line to stdout or stderr; a closed or full stream costs the line, not the run.
+
+    What the stream cannot encode, such as names that are not UTF-8, is printed as escapes.
+    """
     stream = sys.stderr if err else sys.stdout
     try:
         if stream:
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
             print(text, file=stream, flush=True)
     except OSError:  # what print has buffered must not fail again when the process ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -67,10 +72,10 @@ def run_program(program: Callable[[], Any], *, stopped: str = "") -> int:
     try:
         program()
     except UserError as e:
-        say(f"error: {e}", err=True)
+        say(f"error: {' '.join(str(e).splitlines())}", err=True)
         return 2
     except (FloatingPointError, OSError, MemoryError) as e:
-        say(f"error: {e or 'out of memory'}", err=True)
+        say(f"error: {' '.join(str(e).splitlines()) or 'out of memory'}", err=True)
         return 1
     except KeyboardInterrupt as e:
         if stopped:
