@@ -18,6 +18,7 @@ from trainlib.errors import UserError
 from trainlib.gesture_files import GeneratedDataset, Render, as_folder, write_gestures
 from trainlib.gestures import GESTURE_TYPES, MOVES, SEQ_LEN
 from trainlib.knobs import Knobs, as_type, flag
+from trainlib.memory import memory_named
 
 SEQUENCE_LENGTH = SEQ_LEN
 
@@ -205,6 +206,7 @@ def generate_augmented_dataset(
     Raises:
         UserError: an argument is out of range, or the folder is in use.
         OSError: the disk failed or is full; no manifest was written.
+        MemoryError: the parameters of so many sequences do not fit.
     """
     folder = as_folder(output_dir, "output_dir")
     recipe = Recipe(
@@ -224,7 +226,8 @@ def generate_augmented_dataset(
         return lambda rows: render(gestures[rows], recipe.sequence_length), notes
 
     overwrite = as_type("overwrite", overwrite, bool)
-    return write_gestures(folder, asdict(recipe), draw, overwrite=overwrite, progress=progress)
+    with memory_named("the data set", "--num_sequences"):
+        return write_gestures(folder, asdict(recipe), draw, overwrite=overwrite, progress=progress)
 
 
 def folder_name(folder: str | os.PathLike[str]) -> str:

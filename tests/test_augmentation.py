@@ -558,6 +558,20 @@ def test_a_full_disk_ends_with_code_1(tmp_path):
     assert os.listdir(tmp_path / "d") == []
 
 
+def test_no_memory_ends_with_code_1_and_removes_nothing(tmp_path):
+    folder = small(tmp_path / "d").folder
+    before = contents(folder)
+    sizes = ["--num_sequences", "20000000", "--sequence_length", "10", "--max_delta_t_pct", "1"]
+    command = plan_command(folder, *sizes, "--overwrite")
+    shell = ["bash", "-c", 'ulimit -v 400000; exec "$@"', "bash", *command]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: the data set does not fit .*; lower --num_sequences\n", done.stderr
+    )
+    assert contents(folder) == before
+
+
 def test_a_set_that_cannot_fit_removes_nothing(tmp_path, capsys):
     small(tmp_path / "d")
     before = contents(tmp_path / "d")

@@ -363,7 +363,7 @@ def test_a_file_that_only_looks_like_ours_is_ignored_and_said(tmp_path, name, ca
     np.testing.assert_array_equal(read_gestures(folder, L), expected)
     err = capsys.readouterr().err
     assert err.startswith("warning: ignored 1 file in ") and err.count("\n") == 1
-    assert ascii(LOOK_ALIKES[name]) in err
+    assert LOOK_ALIKES[name].encode("utf-8", "backslashreplace").decode() in err
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,8 @@ def read_gestures(folder: str | Path, seq_len: int) -> np.ndarray:
     check_range("seq_len", seq_len, low=1)
     names, ignored = _names(folder)
     if ignored:
-        what = f"{len(ignored)} file{'s' * (len(ignored) > 1)} in {str(folder)!a}"
-        why = f"the first is {ignored[0]!a}; only *{ACTIONS} without a leading dot are read"
+        what = f"{len(ignored)} file{'s' * (len(ignored) > 1)} in {folder}"
+        why = f"the first is {ignored[0]}; only *{ACTIONS} without a leading dot are read"
         say(f"warning: ignored {what}, {why}", err=True)
     check_manifest(folder, names, seq_len)
     return read_all_actions([folder / name for name in names], seq_len)
