@@ -120,7 +120,6 @@ class TrainConfig(Knobs):
     num_epochs: int = flag(45, "passes over the training set", low=1)
     lr: float = flag(3e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
     optimizer: str = flag("muon", "Muon for the blocks, or AdamW for all", choices=OPTIMIZERS)
-    ema_decay: float = flag(0.999, "EMA of the weights, shorter on short runs", low=0, high=1)
     amp: bool = flag(False, "bf16 autocast in training; worth it where bf16 is native")
     compile: bool = flag(False, "torch.compile the denoiser in training; needs a C++ compiler")
     # run

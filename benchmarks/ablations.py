@@ -40,7 +40,6 @@ VARIANTS = {
     "known share 0.3": "--known_share 0.3",
     "no augmentation": "--no-augment",
     "AdamW alone": "--optimizer adamw",
-    "no EMA": "--ema_decay 0",
     "sampled by DDIM, eta 0": "--sampler ddim --eta 0",
     "sampled at trailing steps": "--spacing trailing",
 }

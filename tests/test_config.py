@@ -41,7 +41,6 @@ BAD_VALUES = [
     *(("num_inference_steps", value) for value in ("0", "-1", "1001")),
     *(("eta", value) for value in ("-0.5", "1.5", "nan")),
     *(("known_share", value) for value in ("-0.1", "1.1")),
-    *(("ema_decay", value) for value in ("-0.1", "1.01")),
     *((name, "-1") for name in ("snr_gamma", "warmup_steps", "weight_decay", "seed")),
     *((name, "-1") for name in ("dim_feedforward", "grad_clip")),
     *((name, "0") for name in ("save_every", "log_interval", "val_sequences", "figure_every")),

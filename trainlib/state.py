@@ -14,9 +14,10 @@ from trainlib.muon import make_optimizers
 from trainlib.process import StopSignal, process_rank
 
 WEIGHT_DECAY = 1e-4  # decoupled, times the learning rate
+EMA_DECAY = 0.999  # of the average of the weights, less on short runs
 
 
-def ema_decay_at(step: int, total_steps: int, ema_decay: float) -> float:
+def ema_decay_at(step: int, total_steps: int, ema_decay: float = EMA_DECAY) -> float:
     """Return the EMA decay of a step: it remembers at most a tenth of the steps so far.
 
     Nor more than a twentieth of the run, so that a short run is not averaged with its start.
@@ -34,8 +35,8 @@ class TrainState:
 
     `step` counts the steps done of `total_steps`; `loss_sum` adds up the losses of the epoch in
     progress, over gestures; `task_loss` is the running mean loss of each task. `scheduler` is only
-    carried along, `config` a dataclass with num_epochs, batch_size, lr, optimizer, ema_decay,
-    compile and seed.
+    carried along, `config` a dataclass with num_epochs, batch_size, lr, optimizer, compile
+    and seed.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class TrainState:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
-        decay = ema_decay_at(self.step, self.total_steps, self.config.ema_decay)
+        decay = ema_decay_at(self.step, self.total_steps)
         averages: list[Tensor] = list(self.ema.parameters())
         with torch.no_grad():
             torch._foreach_lerp_(averages, list[Tensor](self.model.parameters()), 1 - decay)
