@@ -25,8 +25,9 @@ FORMAT_5_KEYS = {  # their names today
     "optimizers": "optimizer_state_dict",
 }
 FORMAT_5_KNOBS = {  # what those that are gone are fixed to today
-    "ema_decay": 0.999, "snr_gamma": 5.0, "gate_weight": 2.0, "context_dropout": 0.1, "warmup_steps": 200,
-    "weight_decay": 1e-4, "grad_clip": 1.0, "val_sequences": 64, "figure_every": 10,
+    "ema_decay": 0.999, "snr_gamma": 5.0, "gate_weight": 2.0, "context_dropout": 0.1,
+    "warmup_steps": 200, "weight_decay": 1e-4, "grad_clip": 1.0, "val_sequences": 64,
+    "figure_every": 10,
 }  # fmt: skip
 
 
