@@ -29,7 +29,7 @@ from trainlib.checkpoint import newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder, sha256_of, write_json, write_whole
 from trainlib.gestures import SEQ_LEN
-from trainlib.provenance import describe_machine, provenance
+from trainlib.provenance import ROOT, describe_machine, provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,6 +56,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise UserError for options that cannot be, before any work."""
+    if not (ROOT / "evaluation").is_dir():
+        raise UserError("the benchmark is not installed with the planner; run it from a checkout")
     if args.threads < 1:
         raise UserError(f"--threads must be at least 1, got {args.threads}")
     if args.quick and args.document:

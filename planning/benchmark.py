@@ -22,8 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.bayes import DEFAULT_PRIOR
-from evaluation.distribution import validity
 from planning.goals import context_of
 from planning.methods import GOAL, Method
 from planning.search import Objective
@@ -159,6 +157,9 @@ def judge_answers(instances: Instances, objective: Objective) -> Row:
 
 def is_valid(actions: Tensor) -> Tensor:
     """Tell which actions, rounded to the data format, are gestures of the family; (N,) bool."""
+    from evaluation.bayes import DEFAULT_PRIOR  # here: an installed planner comes without them
+    from evaluation.distribution import validity
+
     return validity(to_gesture(actions), DEFAULT_PRIOR)["valid"]
 
 

@@ -59,6 +59,16 @@ def test_an_installed_planner_imports_and_nothing_of_ours_shadows(wheel, tmp_pat
     assert "from a checkout" in second
 
 
+@pytest.mark.parametrize("program", ["planning", "planning.goals"])
+def test_programs_that_are_not_installed_say_so(wheel, tmp_path, program, untrained_run):
+    wheel.extractall(tmp_path)
+    start = "import os, runpy; os.chdir({!r}); runpy.run_module({!r}, None, '__main__')"
+    flags = ("--checkpoint", untrained_run, "--output_dir", tmp_path / "out")
+    done = python("-c", start.format(str(tmp_path), program), *flags, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and "run" in done.stderr and "from a checkout" in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
 def test_dependencies_are_what_the_planner_imports():
     """The trainer's others are extras: it imports them only when it uses them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
