@@ -421,7 +421,7 @@ class Planner:
 
     @staticmethod
     def _has_gradient(objective: Objective, z: Tensor, decode: Callable[[Tensor], Tensor]) -> bool:
-        """Tell whether the cost has a gradient at decode(z), z (1, K, 6), that leads anywhere."""
+        """Return whether the cost has a gradient at decode(z), z (1, K, 6), that leads anywhere."""
         try:
             gradient = objective.gradient(z, decode)
         except RuntimeError:  # torch's word for none; any other reason will show again

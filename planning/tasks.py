@@ -112,7 +112,7 @@ def _draw_widget(kind: int, size: tuple[float, float], rng: np.random.Generator)
 
 
 def _overlap(a: Widget, b: Widget) -> bool:
-    """Tell whether two widgets want the same place."""
+    """Return whether two widgets want the same place."""
     (a_low, a_high), (b_low, b_high) = a.room, b.room
     return bool(np.all((a_low < b_high) & (b_low < a_high)))
 
@@ -175,7 +175,7 @@ def make_instances(task: str, num: int, seed: int) -> Instances:
 
 
 def is_solved(instances: Instances, state: State) -> Tensor:
-    """Tell which instances a state solves; (N,) bool."""
+    """Return which instances a state solves; (N,) bool."""
     error_pos = torch.linalg.vector_norm(state.pos - instances.goal.pos, dim=-1)  # (N, W)
     error = torch.maximum(error_pos, (state.value - instances.goal.value).abs())
     solved = error[:, 0] <= TASKS[instances.task].tolerance
@@ -183,7 +183,7 @@ def is_solved(instances: Instances, state: State) -> Tensor:
 
 
 def judge(instances: Instances, actions: Tensor, world: World = hard_world) -> Tensor:
-    """Tell which actions, (N, L, 3), solve their instances on the hard simulator; (N,) bool."""
+    """Return which actions, (N, L, 3), solve their instances on the hard simulator; (N,) bool."""
     return is_solved(instances, world(instances.scenes, actions))
 
 
