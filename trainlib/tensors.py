@@ -11,8 +11,8 @@ from trainlib.errors import UserError
 
 
 def is_finite(x: Tensor) -> bool:
-    """Tell whether all numbers are finite; a tensor without data (meta) is taken to be."""
-    return x.is_meta or bool(x.isfinite().all())
+    """Tell whether all numbers are finite; without data (meta, export) they are taken to be."""
+    return x.is_meta or torch.compiler.is_exporting() or bool(x.isfinite().all())
 
 
 def require_finite(x: Tensor, words: str) -> None:
