@@ -5,12 +5,13 @@
 
 Each size, layers x width, is one run of the trainer's own command line on one thread, seed 0. All
 see the same number of gestures, so the larger ones take longer: `train_s` says how long. The rows
-go to benchmarks/results/frontier.json as they finish (its form: evaluation/records.py), from where
-the report draws them. A name that is there already is left as it is.
+go to benchmarks/results/frontier.json as they finish, from where the report draws them: its form is
+in evaluation/protocols/frontier.py. A name that is there already is left as it is.
 """
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 
 from benchmarks.measure import add_row, read_rows, run_trainer
 from benchmarks.report import table
-from evaluation.analyses import measure_latencies
-from evaluation.bayes import GesturePrior, posterior_mean
-from evaluation.distribution import validity
-from evaluation.protocols import PLAN_LINES, read_prior
-from evaluation.records import FRONTIER
+from evaluation.bayes import GesturePrior
+from evaluation.criteria import LINE_SIGMAS, PLAN_LINES
+from evaluation.family import read_prior, validity
+from evaluation.protocols.frontier import FRONTIER
+from evaluation.scores import add_noise, bayes_mean, measure_latencies
 from train_diffusion_ddim import (
     DDIMScheduler,
     DiffusionActionDataset,
@@ -32,14 +33,10 @@ from train_diffusion_ddim import (
     generate,
     gesture_metrics,
     load_model,
-    noise_bank,
     recreate,
-    to_data_units,
-    to_model_units,
 )
 from trainlib.errors import OneLineParser, run_program, say
 
-SIGMAS = (0.1, 0.2, 0.4, 0.7)
 NUM_DENOISED, NUM_GENERATED = 400, 1000
 SIZES = {
     "1 x 8": "--num_layers 1 --d_model 8 --nhead 1",
@@ -58,13 +55,11 @@ SIZES = {
 def denoise_ratios(
     model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, prior: GesturePrior
 ) -> dict[str, float]:
-    """Return R = MSE / MMSE of one-shot denoising at each of SIGMAS; x_0 (B, L, C), data units."""
+    """Return R = MSE / MMSE of one-shot denoising of x_0, (B, L, C), data units, by sigma."""
     ratios = {}
-    for sigma in SIGMAS:
-        t = scheduler.timestep_at(sigma)
-        x_t, _ = scheduler.add_noise(to_model_units(x_0), t, noise_bank(x_0.shape))
-        noisy = to_data_units(x_t / scheduler.alpha_bar(t) ** 0.5).double().numpy()
-        best = torch.from_numpy(posterior_mean(noisy, scheduler.sigma(t), prior))
+    for sigma in LINE_SIGMAS:
+        t, _, noisy = add_noise(scheduler, x_0, sigma)
+        best = bayes_mean(noisy, scheduler.sigma(t), prior)
         error = denoise_one_shot(model, scheduler, x_0, sigma) - x_0
         ratios[str(sigma)] = (error.square().mean() / (best - x_0).square().mean()).item()
     return ratios
@@ -79,14 +74,14 @@ def measure(checkpoint: str | Path) -> dict[str, Any]:
     keyframes = compute_reconstruction_metrics(x_0, recreated) | gesture_metrics(x_0, recreated)
     shape = (NUM_GENERATED, *x_0.shape[1:])
     is_valid = validity(generate(model, scheduler, shape, **config.sampling), prior)
-    shape, one = (1, *x_0.shape[1:]), {"batch 1": config.sampling}
+    one = partial(generate, model, scheduler, (1, *x_0.shape[1:]), **config.sampling)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "keyframes": {metric: keyframes[metric] for metric in PLAN_LINES},
         "r": denoise_ratios(model, scheduler, x_0[:NUM_DENOISED], prior),
         "one_press": is_valid["one_press"].float().mean().item(),
         "valid": is_valid["valid"].float().mean().item(),
-        "latency_ms": measure_latencies(model, scheduler, shape, one, 20)["batch 1"].value,
+        "latency_ms": measure_latencies({"one": one}, x_0.device, 20)["one"].value,
     }
 
 

@@ -3,26 +3,32 @@
     python -m evaluation --checkpoint runs/x --data_dir diffusion_test_data/val --output_dir report
 
 writes report.html, results.json, a CSV per table, report.md and figures, and prints the verdict.
-What is asked of the model: evaluation/protocols.py. What a file holds: evaluation/report.py.
+What is asked of the model: evaluation/protocols/. What a file holds: evaluation/report.py.
 """
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evaluation import evidence, page, protocols, report, verdicts
+from evaluation import page, report
 from evaluation.controls import untrained_model
-from evaluation.estimates import Table
-from evaluation.sections import FULL, PARTS, QUICK, Findings, Size, Subject
-from train_diffusion_ddim import DiffusionActionDataset, has_press_edge, load_model
+from evaluation.criteria import headlines, judge, summarise
+from evaluation.family import is_linear_gesture, read_prior
+from evaluation.protocol import Section, Subject
+from evaluation.protocols import PROTOCOLS
+from evaluation.replay import make_replay
+from train_diffusion_ddim import DiffusionActionDataset, has_press_edge, load_model, recreation_rows
 from trainlib.checkpoint import load_checkpoint, newest_checkpoint
-from trainlib.errors import OneLineParser, UserError
-from trainlib.process import pick_device
+from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.files import make_folder
+from trainlib.process import DEVICES, pick_device, timer
+from trainlib.provenance import describe_machine
 from trainlib.run_log import WANDB_MODES, resolve_wandb_mode
+
+QUICK_GESTURES = 64
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -42,146 +48,115 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--train_data_dir", metavar="DIR", help="default: what the checkpoint was trained on")
     add("--num_inference_steps", type=int, default=10, metavar="N", help="default: 10")
     add("--quick", action="store_true", help="at most 64 gestures; wider intervals")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--device", default="auto", choices=DEVICES, help="default: auto")
     add("--wandb_mode", default="disabled", choices=WANDB_MODES, help="default: disabled")
     add("--wandb_project", metavar="NAME", help="default: that of the checkpoint's run")
     return parser.parse_args(argv)
 
 
-def make_folder(args: argparse.Namespace) -> Path:
-    """Return the report's folder, made if missing.
+def load_subject(args: argparse.Namespace) -> Subject:
+    """Load and check everything that the protocols need; fill in the folders that args leave open.
 
     Raises:
-        UserError: it cannot be written.
-    """
-    beside = newest_checkpoint(args.checkpoint).parent / "report"
-    folder = Path(args.output_dir or beside)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").touch()
-    except OSError as e:
-        raise UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from None
-    return folder
-
-
-def load_subject(args: argparse.Namespace, size: Size) -> Subject:
-    """Load and check everything that the parts need; fill in the folders that args leave open.
-
-    Raises:
-        UserError: bad checkpoint, data, device or number of steps.
+        UserError: bad checkpoint, data, device or number of steps, or a folder that cannot be
+            written.
     """
     device = pick_device(args.device)
-    model, scheduler, config = load_model(args.checkpoint, device)
+    checkpoint = newest_checkpoint(args.checkpoint)
+    model, scheduler, config = load_model(checkpoint, device)
     scheduler.timestep_pairs(args.num_inference_steps)  # raises before any work
     args.data_dir = args.data_dir or config.val_data_dir
     args.train_data_dir = args.train_data_dir or config.data_dir
-    x_val = DiffusionActionDataset(args.data_dir, config.seq_len).sequences[: size.validation]
+    num = QUICK_GESTURES if args.quick else None
+    x_val = DiffusionActionDataset(args.data_dir, config.seq_len).sequences[:num]
     if not Path(args.train_data_dir).is_dir():
         raise UserError(f"no training data in {args.train_data_dir}; set --train_data_dir")
     x_train = DiffusionActionDataset(args.train_data_dir, config.seq_len).sequences
     x_0 = torch.from_numpy(x_val).to(device)
+    folder = make_folder(args.output_dir or checkpoint.parent / "report")
     return Subject(
-        (newest_checkpoint(args.checkpoint).parent, make_folder(args)),
-        model,
-        load_model(args.checkpoint, device, ema=False)[0],
-        untrained_model(config, device),
-        scheduler,
-        config,
-        config.sampling | {"num_inference_steps": args.num_inference_steps},
-        x_0,
-        torch.from_numpy(x_train).to(device),
-        protocols.read_prior(args.data_dir, x_0),
+        checkpoint=checkpoint,
+        folders=(checkpoint.parent, folder),
+        model=model,
+        raw_model=load_model(checkpoint, device, ema=False)[0],
+        untrained=untrained_model(config, device),
+        scheduler=scheduler,
+        config=config,
+        sampling=config.sampling | {"num_inference_steps": args.num_inference_steps},
+        x_val=x_0,
+        x_train=torch.from_numpy(x_train).to(device),
+        prior=read_prior(args.data_dir, x_0),
     )
 
 
 def describe(args: argparse.Namespace, argv: list[str], s: Subject) -> dict[str, Any]:
     """Return the head of the report."""
     return {
-        "checkpoint": str(newest_checkpoint(args.checkpoint)),
+        "checkpoint": str(s.checkpoint),
         "weights": "EMA; model_raw_weights: without",
         "parameters": sum(p.numel() for p in s.model.parameters()),
         "data_dir": args.data_dir,
         "train_data_dir": args.train_data_dir,
         "validation_sequences": len(s.x_val),
         "sequences_without_edge": int((~has_press_edge(s.x_val)).sum()),
-        "sequences_outside_the_oracles_family": int((~protocols.is_linear_gesture(s.x_val)).sum()),
+        "sequences_outside_the_oracles_family": int((~is_linear_gesture(s.x_val)).sum()),
         "sampling": s.sampling | {"spacing": s.config.spacing},
         "quick": args.quick,
-        **report.describe_run(argv),
-        "machine": report.describe_machine(s.x_val.device),
+        **report.describe_run("evaluation", argv),
+        "machine": describe_machine(s.x_val.device),
     }
 
 
-def other_evidence(args: argparse.Namespace, s: Subject, found: Findings) -> dict[str, Table]:
-    """Return the tables that only the verdict needs: training, program, gpu."""
-    keyframes = found.tables.get("keyframes", {})
-    tables = {
-        "training": evidence.training_table(args.checkpoint),
-        "program": evidence.program_table(s.model, s.x_val, keyframes),
-        "denoise_lines": evidence.denoise_lines(found.tables.get("denoise", {})),
-    }
-    if s.x_val.is_cuda:
-        tables["gpu"] = evidence.gpu_table(
-            s.model, s.scheduler, s.x_train[:256], s.config, s.sampling
+def run_protocols(s: Subject, *, quick: bool) -> tuple[list[Section], dict[str, float]]:
+    """Run every protocol; return what they found, and the seconds that each took."""
+    if not len(s.linear):
+        say(
+            "note: no gesture is of the family that the Bayes oracle knows; its limits are left out"
         )
-    return tables
+    sections: list[Section] = []
+    seconds = {}
+    for protocol in PROTOCOLS:
+        passed = timer(s.x_val.device)
+        sections += protocol.run(s, **(protocol.quick if quick else protocol.full))
+        seconds[protocol.name] = round(passed(), 1)
+        say(f"{protocol.name:12} {seconds[protocol.name]:6.1f} s")
+    return sections, seconds
 
 
 def evaluate(args: argparse.Namespace, argv: list[str]) -> None:
-    """Do it all.
+    """Load, run the protocols, judge, and write the report.
 
     Raises:
         UserError: bad input, or an output folder that cannot be written.
     """
-    started, size = time.perf_counter(), QUICK if args.quick else FULL
     wandb_mode = resolve_wandb_mode(args.wandb_mode)  # a wrong one is refused before any work
-    s = load_subject(args, size)
-    folder = s.folders[-1]
-    found, seconds = Findings(), {}
-    for part in PARTS:
-        began = time.perf_counter()
-        part(s, size, found)
-        seconds[part.__name__.removeprefix("run_")] = round(time.perf_counter() - began, 1)
-        print(f"{list(seconds)[-1]:12} {list(seconds.values())[-1]:6.1f} s", flush=True)
-    found.other_tables |= other_evidence(args, s, found)
-    judged = verdicts.judge(found.tables)
-    judged += verdicts.judge_generated(found.tables.get("generate", {}), s.generated)
-    rows = verdicts.headlines(found.tables, judged)
-    recreations: list[dict[str, Any]] = []
-    replay = None
-    if found.recreated is not None:
-        epoch = load_checkpoint(args.checkpoint)["epoch"]
-        recreations = report.reconstruction_rows(s.x_val, found.recreated, epoch)
-        replay = page.make_replay(s.model, s.scheduler, s.x_val, found.recreated, s.sampling)
-    about = describe(args, argv, s) | {"seconds": seconds}
-    about["wall_s"] = round(time.perf_counter() - started, 1)
-    summary = verdicts.summarise(judged, rows)
+    passed = timer()
+    s = load_subject(args)
+    sections, seconds = run_protocols(s, quick=args.quick)
+    tables = {section.name: section.table for section in sections}
+    settings = {section.name: section.judged for section in sections}
+    verdicts, rows = judge(tables, settings), headlines(tables, settings)
+    summary = summarise(verdicts, rows)
     if args.quick:
         summary.append(f"A quick look at {len(s.x_val)} gestures: the intervals are wide.")
-    whole = report.Report(
-        about, summary, rows, judged, found.sections, found.other_tables,
-        recreations,
-    )  # fmt: skip
-    report.write_report(folder, whole)
-    path = page.write_page(folder, whole, replay)
-    report.log_to_wandb(whole, folder, wandb_mode, args.wandb_project or s.config.wandb_project)
-    print(f"\n{report.to_text(whole)}\n\n{time.perf_counter() - started:.0f} s; all of it: {path}")
+    epoch = load_checkpoint(s.checkpoint)["epoch"]
+    recreations = recreation_rows(s.x_val, s.recreated, epoch)
+    replay = make_replay(s.model, s.scheduler, s.x_val, s.recreated, s.sampling)
+    times = {"seconds": seconds, "wall_s": round(passed(), 1)}
+    about = describe(args, argv, s) | times
+    found = report.Report(about, summary, rows, verdicts, sections, recreations)
+    folder = s.folders[-1]
+    report.write_report(folder, found)
+    path = page.write_page(folder, found, replay)
+    project = args.wandb_project or s.config.wandb_project
+    report.log_to_wandb(found, folder, wandb_mode, project)
+    say(f"\n{report.to_text(found)}\n\n{passed():.0f} s; all of it: {path}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
+    """Run the command line; see `run_program` for what it returns."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        evaluate(parse_args(argv), argv)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_program(lambda: evaluate(parse_args(argv), argv))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,13 +39,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluation import protocols, report
-from evaluation.bayes import GesturePrior, mmse, posterior_mean
+from evaluation.bayes import GesturePrior, mmse
 from evaluation.controls import interpolation, nearest, random_training_item
-from evaluation.distribution import deviations, type_scores, validity
-from evaluation.estimates import Estimate, FloatArray, Table, bootstrap
-from evaluation.infill import posterior_mean_gesture
-from evaluation.protocols import PLAN_LINES
+from evaluation.criteria import PLAN_LINES
+from evaluation.estimates import (
+    Estimate,
+    FloatArray,
+    Table,
+    bootstrap,
+    format_estimate,
+    tables_from_json,
+    tables_to_json,
+)
+from evaluation.family import deviations, is_linear_gesture, read_prior, validity
+from evaluation.report import describe_run, flatten_about
+from evaluation.samples import type_scores
+from evaluation.scores import add_noise, bayes_mean, measure_latencies, score_recreations
+from evaluation.touch_down import posterior_mean_gesture
 from train_diffusion_ddim import (
     GRAD_CLIP,
     NUM_TASKS,
@@ -70,9 +79,11 @@ from train_diffusion_ddim import (
     train_step,
 )
 from trainlib.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from trainlib.errors import OneLineParser, UserError
+from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.files import make_folder, write_json, write_whole
 from trainlib.gestures import GESTURE_TYPES
-from trainlib.process import pick_device, progress
+from trainlib.process import DEVICES, pick_device, progress, timer
+from trainlib.provenance import describe_machine
 from trainlib.state import TrainState, epoch_order
 from trainlib.tables import format_number, markdown_table
 from trainlib.tensors import eval_mode, in_batches
@@ -220,9 +231,8 @@ def fit(
         FloatingPointError: the loss is not finite.
     """
     device = x_train.device
-    state = TrainState(
-        model.to(device), build_scheduler(config).to(device), config, num_steps, NUM_TASKS
-    )
+    scheduler = build_scheduler(config).to(device)
+    state = TrainState(model.to(device), scheduler, config, num_steps, NUM_TASKS)
     state.model.train()
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     for i in progress(range(num_steps), title):
@@ -305,10 +315,10 @@ def train_or_load(
                 )
             model.load_state_dict(content["ema_state_dict"])
         else:
-            started = time.perf_counter()
+            passed = timer(x_train.device)
             model = fit(model, step, x_train, own_config, num_steps, name)
             content = {"name": name, "ema_state_dict": model.state_dict(), **mark}
-            content["train_s"] = round(time.perf_counter() - started, 1)
+            content["train_s"] = round(passed(), 1)
             save_checkpoint(path, content)
         trained[name] = model.to(x_train.device).eval().requires_grad_(False)
         seconds[name] = content["train_s"]
@@ -356,19 +366,19 @@ def score_answers(
     Args:
         x_0: (B, L, C), data units.
         answers: by method, likewise.
-        prior: the law of x_0.
+        prior: the distribution of x_0.
         limit: the answer whose error r is a multiple of; none if empty.
 
     Returns:
         method -> the metrics of PLAN_LINES, valid, press_softness, type_mix_error (against the
-        law of the prior), mse_ratio = MSE over that of diffusion on the same gestures, and
+        prior), mse_ratio = MSE over that of diffusion on the same gestures, and
         r = MSE over the limit's.
     """
     x_0, answers = x_0.cpu(), {name: answer.cpu() for name, answer in answers.items()}
     error = {name: ((x_0 - a).double() ** 2).mean(dim=(1, 2)) for name, a in answers.items()}
     table: Table = {}
     for name, answer in answers.items():
-        scores = protocols.score_recreations(x_0, answer)
+        scores = score_recreations(x_0, answer)
         row = {metric: scores[metric] for metric in PLAN_LINES}
         row["valid"] = bootstrap(validity(answer, prior)["valid"])
         row["press_softness"] = bootstrap(deviations(answer)["press_softness"])
@@ -415,9 +425,7 @@ def run_infill(c: Comparison) -> Table:
 
 def denoise_answers(c: Comparison, sigma: float) -> dict[str, Tensor]:
     """Recreate x_0 noised to sigma, data units; all methods see the same x_t."""
-    t = c.scheduler.timestep_at(sigma)
-    x_t, _ = c.scheduler.add_noise(to_model_units(c.x_0), t, noise_bank(c.x_0.shape).to(c.x_0))
-    noisy = to_data_units(x_t / c.scheduler.alpha_bar(t) ** 0.5)
+    t, x_t, noisy = add_noise(c.scheduler, c.x_0, sigma)
     sampling = c.config.sampling
     sampling["num_inference_steps"] = min(sampling["num_inference_steps"], t + 1)
     generator = torch.Generator().manual_seed(c.config.seed)
@@ -434,8 +442,7 @@ def denoise_answers(c: Comparison, sigma: float) -> dict[str, Tensor]:
         "random_training_item": random_training_item(c.x_train)(c.x_0),
     }
     if c.oracle:
-        mean = posterior_mean(noisy.double().cpu().numpy(), c.scheduler.sigma(t), c.prior)
-        answers["limit"] = torch.from_numpy(mean).to(c.x_0)
+        answers["limit"] = bayes_mean(noisy, c.scheduler.sigma(t), c.prior).to(c.x_0)
     return answers
 
 
@@ -453,7 +460,7 @@ def run_generate(c: Comparison) -> Table:
 
 
 def score_samples(samples: Tensor, c: Comparison) -> dict[str, Estimate]:
-    """Score generated gestures, (B, L, C), data units; the type mix is held against the law's.
+    """Score generated gestures, (B, L, C), data units; the type mix is held against the prior's.
 
     share_copies are those that repeat a training gesture to an RMS of 0.001.
     """
@@ -521,18 +528,6 @@ def run_reconstruction(c: Comparison) -> dict[str, Table]:
     return tables
 
 
-def latency_ms(function: Callable[[], object], repeats: int = 20) -> Estimate:
-    """Return the median milliseconds of a call, after two to warm up."""
-    seconds = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return Estimate(1000 * float(np.median(seconds[2:])), None, repeats)
-
-
 def run_cost(c: Comparison) -> Table:
     """Count parameters, and time the answer to one gesture: a sample, a pass, a lookup."""
     one = c.x_0[:1]
@@ -547,7 +542,8 @@ def run_cost(c: Comparison) -> Table:
         "nearest_training_item": lambda: nearest_by_known_frames(one, mask, c.x_train),
     }
     networks = {"diffusion": c.model, "regression": c.regression, **c.vaes}
-    table = {name: {"batch_1_ms": latency_ms(call)} for name, call in calls.items()}
+    latencies = measure_latencies(calls, one.device, repeats=20)
+    table = {name: {"batch_1_ms": latency} for name, latency in latencies.items()}
     for name, network in networks.items():
         parameters = sum(p.numel() for p in network.parameters())
         table[name]["parameters"] = Estimate(parameters, None, 1)
@@ -677,11 +673,8 @@ SHOWN = {
 }
 
 
-def read_baselines(path: str | Path) -> dict[str, Any]:
+def read_baselines(path: Path) -> dict[str, Any]:
     """Read baselines.json.
-
-    Args:
-        path: the file, or its folder.
 
     Returns:
         format; about; protocols: protocol -> method -> metric -> Estimate; predictions: the rows
@@ -690,29 +683,20 @@ def read_baselines(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, no JSON, or not of this format.
     """
-    path = Path(path)
-    path = path / "baselines.json" if path.is_dir() else path
     try:
         results = json.loads(path.read_text("utf-8"))
         if results["format"] != BASELINES_FORMAT:
             raise ValueError(f"format {results['format']}")
-        results["protocols"] = {
-            protocol: {
-                method: {metric: _estimate(**e) for metric, e in row.items()}
-                for method, row in table.items()
-            }
-            for protocol, table in results["protocols"].items()
-        }
+        results["protocols"] = tables_from_json(results["protocols"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"cannot read {path} ({e}); run python -m evaluation.baselines") from None
     return results
 
 
-def _estimate(value: float | None, ci: Sequence[float] | None, n: int) -> Estimate:
-    """Turn {value, ci, n} back into an estimate; JSON's null is NaN."""
-    low, high = ci or (None, None)
-    interval = None if low is None or high is None else (low, high)
-    return Estimate(math.nan if value is None else value, interval, n)
+def theory_of(prediction: Mapping[str, Any]) -> str:
+    """Return a prediction in words."""
+    verb = "or" if prediction["is_open"] else "beats"
+    return f"{prediction['first']} {verb} {prediction['second']}"
 
 
 def baselines_table(tables: Mapping[str, Table], *, interval: bool = True) -> str:
@@ -723,7 +707,7 @@ def baselines_table(tables: Mapping[str, Table], *, interval: bool = True) -> st
     for protocol, table in tables.items():
         for metric in SHOWN[protocol.split("_")[0]]:
             cells = [table.get(method, {}).get(metric) for method in methods]
-            shown = [report.format_estimate(cell, interval=interval) for cell in cells]
+            shown = [format_estimate(cell, interval=interval) for cell in cells]
             if any(cells):
                 rows.append([protocol, metric, *shown])
     return markdown_table(["protocol", "metric", *methods], rows)
@@ -739,17 +723,16 @@ def predictions_table(predictions: Sequence[Mapping[str, Any]]) -> str:
     """Return theory beside outcome, a comparison a row."""
     rows = []
     for p in predictions:
-        theory = f"{p['first']} {'or' if p['is_open'] else 'beats'} {p['second']}"
         values = [math.nan if p[k] is None else p[k] for k in ("first_value", "second_value")]
         numbers = " : ".join(format_number(value) for value in values)
-        rows.append([p["protocol"], p["metric"], theory, p["why"], numbers, p["came_out"]])
+        rows.append([p["protocol"], p["metric"], theory_of(p), p["why"], numbers, p["came_out"]])
     header = ["protocol", "metric", "theory", "because", "values", "came out"]
     return markdown_table(header, rows)
 
 
 def baselines_markdown(results: Mapping[str, Any]) -> str:
     """Return baselines.md from what `read_baselines` returned."""
-    about = report.flatten_about(results["about"])
+    about = flatten_about(results["about"])
     sees = (__doc__ or "").split("What each method sees:")[1]
     pages = [
         f"# Baselines beside {results['about']['checkpoint']}",
@@ -770,13 +753,12 @@ def write_baselines(folder: Path, about: dict[str, Any], tables: dict[str, Table
     results = {
         "format": BASELINES_FORMAT,
         "about": about,
-        "protocols": report.protocols_to_json(tables),
+        "protocols": tables_to_json(tables),
         "predictions": judge_predictions(tables),
     }
-    text = json.dumps(report.finite(results), indent=1, allow_nan=False)
-    (folder / "baselines.json").write_text(text + "\n", "utf-8")
-    read = read_baselines(folder)
-    (folder / "baselines.md").write_text(baselines_markdown(read), "utf-8")
+    write_json(folder / "baselines.json", results)
+    read = read_baselines(folder / "baselines.json")
+    write_whole(folder / "baselines.md", baselines_markdown(read).encode())
     table = baselines_table(read["protocols"], interval=False)
     return f"{table}\n\n{predictions_table(read['predictions'])}"
 
@@ -801,19 +783,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--train_data_dir", metavar="DIR", help="default: the run's")
     add("--num_steps", type=int, metavar="N", help="of each training; default: the checkpoint's")
     add("--quick", action="store_true", help="20 steps, at most 64 gestures: no result")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--device", default="auto", choices=DEVICES, help="default: auto")
     return parser.parse_args(argv)
-
-
-def make_folder(path: str) -> Path:
-    """Make the output folder; raise UserError if it cannot be written."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "baselines.json").touch()
-    except OSError as e:
-        raise UserError(f"cannot write into --output_dir {folder} ({e}); choose another") from None
-    return folder
 
 
 def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
@@ -839,7 +810,7 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
     sequences = DiffusionActionDataset(data_dir, config.seq_len).sequences
     x_val = torch.from_numpy(sequences[: 64 if args.quick else None]).to(device)
     train_set = DiffusionActionDataset(config.data_dir, config.seq_len)
-    linear, edge = protocols.is_linear_gesture(x_val), has_press_edge(x_val)
+    linear, edge = is_linear_gesture(x_val), has_press_edge(x_val)
     if not edge.any():
         raise UserError(f"no gesture in {data_dir} has a press edge; nothing can be recreated")
     folder = make_folder(args.output_dir)
@@ -852,7 +823,7 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
         x_0=x_val[linear if linear.any() else edge],
         x_val=x_val,
         x_train=x_train,
-        prior=protocols.read_prior(data_dir, x_val),
+        prior=read_prior(data_dir, x_val),
         oracle=bool(linear.any()),
         x0_scheduler=build_scheduler(replace(config, prediction_type="x0")).to(device),
         regression=trained["regression_from_known_frames"],
@@ -879,7 +850,7 @@ def compare(args: argparse.Namespace, argv: Sequence[str]) -> None:
     Raises:
         UserError: bad input, or an output folder that cannot be written.
     """
-    started = time.perf_counter()
+    passed = timer()
     comparison, making = prepare(args)
     tables = run_all(comparison)
     about = {
@@ -887,29 +858,19 @@ def compare(args: argparse.Namespace, argv: Sequence[str]) -> None:
         "seed": comparison.config.seed,
         "sampling": comparison.config.sampling,
         **making,
-        **report.describe_run(argv),
-        "command": " ".join(["python -m evaluation.baselines", *argv]),
-        "machine": report.describe_machine(comparison.x_0.device),
-        "wall_s": round(time.perf_counter() - started, 1),
+        **describe_run("evaluation.baselines", argv),
+        "machine": describe_machine(comparison.x_0.device),
+        "wall_s": round(passed(), 1),
     }
-    print(write_baselines(Path(args.output_dir), about, tables))
-    print(f"\n{about['wall_s']:.0f} s; with intervals in {Path(args.output_dir) / 'baselines.md'}")
+    folder = Path(args.output_dir)
+    say(write_baselines(folder, about, tables))
+    say(f"\n{about['wall_s']:.0f} s; with intervals in {folder / 'baselines.md'}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
+    """Run the command line; see `run_program` for what it returns."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        compare(parse_args(argv), argv)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except (FloatingPointError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_program(lambda: compare(parse_args(argv), argv))
 
 
 if __name__ == "__main__":

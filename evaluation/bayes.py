@@ -1,9 +1,9 @@
-"""Exact Bayes oracle of the linear-gesture family: E[x_0 | y], MMSE, best fit, exact-score DDIM.
+"""Exact Bayes oracle of the linear-gesture family: E[x_0 | y], MMSE, exact-score DDIM.
 
-The law of the gestures is known, so the best possible denoiser can be computed and every learned
-one measured against it. Data units throughout: x, y, press in [0, 1]. A clean sequence x_0 is a
-window (n = delta_t frames from an onset), a type and, per screen axis, either a constant c or a
-ramp from a to b; all of c, a, b are uniform on [0, 1], idle frames are zero. The observation is
+The distribution of the gestures is known, so the best possible denoiser can be computed and every
+learned one measured against it. Data units throughout: x, y, press in [0, 1]. A clean sequence x_0
+is a window (n = delta_t frames from an onset), a type and, per screen axis, either a constant c or
+a ramp from a to b; all of c, a, b are uniform on [0, 1], idle frames are zero. The observation is
 
     y = x_0 + σ·z,  z ~ N(0, I),    with σ = ½·sqrt((1 - ᾱ)/ᾱ) for x_t = sqrt(ᾱ)·(2·x_0 - 1) + …
 
@@ -38,14 +38,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from augmentation.click_aug import (
-    ACTION_TYPES,
-    SEQUENCE_LENGTH,
-    Gestures,
-    Recipe,
-    draw_gestures,
-    render,
-)
+from augmentation.click_aug import ACTION_TYPES, SEQUENCE_LENGTH, Recipe, draw_gestures, render
 from trainlib.gestures import GESTURE_TYPES, MOVES
 
 FloatArray = npt.NDArray[np.float64]
@@ -58,7 +51,7 @@ CHUNK = 32  # sequences at a time: the window tables stay below 100 MB
 
 @dataclass(frozen=True)
 class GesturePrior:
-    """The law of the clean gestures: type, delta_t and onset uniform, coordinates U(0, 1).
+    """The distribution of the clean gestures: type, delta_t and onset uniform, coordinates U(0, 1).
 
     Args:
         sequence_length: frames per sequence, L.
@@ -104,21 +97,6 @@ class GesturePrior:
 
 
 DEFAULT_PRIOR = GesturePrior()
-
-
-@dataclass(frozen=True)
-class GestureFit:
-    """The most probable gesture of each observation.
-
-    Attributes:
-        gestures: type and window of the highest posterior, with their mean endpoints, (N,) each.
-        x_0: the gestures rendered, (N, L, 3), data units.
-        probability: posterior probability of the type and window, (N,).
-    """
-
-    gestures: Gestures
-    x_0: npt.NDArray[np.float32]
-    probability: FloatArray
 
 
 @dataclass(frozen=True)
@@ -319,7 +297,7 @@ def posterior_mean(
     Args:
         x_noisy: observations, (N, L, 3), any float, data units: (x_t/sqrt(ᾱ) + 1)/2.
         sigma: noise std in data units, > 0; one for the batch (see noise_std).
-        prior: the law of the gestures.
+        prior: the distribution of the gestures.
     Returns:
         (N, L, 3) float64, in [0, 1] up to rounding.
     Raises:
@@ -327,31 +305,6 @@ def posterior_mean(
     """
     means = [_render_mean(p, n, prior) for n, p in _posterior_chunks(x_noisy, sigma, prior)]
     return np.concatenate([np.empty((0, prior.sequence_length, 3)), *means])
-
-
-def map_fit(
-    x_noisy: npt.ArrayLike, sigma: float, prior: GesturePrior = DEFAULT_PRIOR
-) -> GestureFit:
-    """Fit one gesture to each observation: the most probable (window, type), mean endpoints.
-
-    Args and errors as posterior_mean, and N must be at least 1. One type and one window, so the
-    fit is a valid gesture where the posterior mean may be a blur; its MSE is higher.
-    """
-    fits = []
-    for n, posterior in _posterior_chunks(x_noisy, sigma, prior):
-        order = np.lexsort((posterior.probability.max(axis=0), posterior.sequence))
-        best = order[np.searchsorted(posterior.sequence[order], np.arange(n), side="right") - 1]
-        kind = posterior.probability[:, best].argmax(axis=0)
-        moves, constant = prior.moves[kind], posterior.constant[:, best].T  # (n, 2)
-        start = np.where(moves, posterior.start[:, best].T, constant)
-        end = np.where(moves, posterior.end[:, best].T, constant)
-        window = posterior.onset[best], posterior.delta_t[best]
-        fits.append((prior.kinds[kind], *window, start, end, posterior.probability[kind, best]))
-    if not fits:
-        raise ValueError("x_noisy must hold at least one sequence, got none")
-    *parameters, probability = (np.concatenate(column) for column in zip(*fits, strict=True))
-    gestures = Gestures(*parameters)
-    return GestureFit(gestures, render(gestures, prior.sequence_length), probability)
 
 
 def exact_ddim(
@@ -368,20 +321,20 @@ def exact_ddim(
         x_T: noisy sequences at t = timesteps[0], (N, L, 3), model units.
         alphas_cumprod: the ᾱ table, (T,), each in (0, 1).
         timesteps: indices to visit, strictly decreasing in [0, T); the last step lands on x_0.
-        prior: the law of the gestures.
+        prior: the distribution of the gestures.
     Returns:
         x_0, (N, L, 3) float64, data units.
     Raises:
         ValueError: timesteps out of order or range, or a bad x_T (as posterior_mean).
     """
     alpha_bar = np.append(np.asarray(alphas_cumprod, dtype=np.float64), 1.0)  # [-1] is x_0
-    walk = [int(t) for t in timesteps] + [-1]
-    if len(walk) < 2 or walk[0] >= alpha_bar.size - 1 or min(np.diff(walk) * -1) < 1:
+    visited = [int(t) for t in timesteps] + [-1]
+    if len(visited) < 2 or visited[0] >= alpha_bar.size - 1 or min(np.diff(visited) * -1) < 1:
         raise ValueError(
-            f"timesteps must decrease strictly within [0, {alpha_bar.size - 1}), got {walk[:-1]}"
+            f"timesteps must decrease strictly within [0, {alpha_bar.size - 1}), got {visited[:-1]}"
         )
     x_t = np.asarray(x_T, dtype=np.float64)
-    for t, t_prev in pairwise(walk):
+    for t, t_prev in pairwise(visited):
         scale, noise = np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t])
         u_pred = 2 * posterior_mean((x_t / scale + 1) / 2, noise_std(alpha_bar[t]), prior) - 1
         eps_pred = (x_t - scale * u_pred) / noise
@@ -408,7 +361,7 @@ def mmse(
         sigma: noise std in data units, > 0.
         n: sequences to draw, at least 2.
         rng: source of gestures and noise.
-        prior: the law of the gestures.
+        prior: the distribution of the gestures.
     Returns:
         The mean over sequences of mean((x_0 - E[x_0 | y])²), data units squared, and its
         standard error.
@@ -421,18 +374,3 @@ def mmse(
     x_0_pred = posterior_mean(x_0 + sigma * rng.standard_normal(x_0.shape), sigma, prior)
     error = ((x_0 - x_0_pred) ** 2).mean(axis=(1, 2))
     return float(error.mean()), float(error.std(ddof=1) / np.sqrt(n))
-
-
-def irreducible_loss(sigma: float, mmse_value: float) -> float:
-    """Lowest reachable mean (eps - eps_pred)²: MMSE/σ².
-
-    eps = (x_t - sqrt(ᾱ)·u)/sqrt(1 - ᾱ) and the best eps_pred has E[u | x_t] in place of u, so the
-    error is ᾱ/(1 - ᾱ) = 1/(4σ²) times that of u = 2·x_0 - 1, which is 4·MMSE.
-
-    Args:
-        sigma: noise std in data units, > 0 (see noise_std).
-        mmse_value: MMSE at this σ, data units squared; its standard error scales alike.
-    Returns:
-        Loss per number; 1 is the loss of eps_pred = 0.
-    """
-    return mmse_value / sigma**2

@@ -32,8 +32,14 @@ from train_diffusion_ddim import (
 
 Recreation = Callable[[Tensor], Tensor]
 
-LIMITS = ("interpolation",)
+VALIDATION_DATA = "validation_data"  # what held-out gestures score: the limit of generated ones
+LIMITS = ("interpolation", VALIDATION_DATA)
 CONTROL_SEED = 20210504
+
+
+def is_control(setting: str) -> bool:
+    """Tell whether a setting is a control: neither the model nor a limit."""
+    return not setting.startswith("model") and setting not in LIMITS
 
 
 def zeros(x_0: Tensor) -> Tensor:

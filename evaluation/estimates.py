@@ -4,11 +4,15 @@ Every interval is a 95 % percentile bootstrap over sequences. Resamples are the 
 of a table, and a ratio is resampled as a whole, so what is paired stays paired.
 """
 
+import math
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from trainlib.tables import format_number
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -63,8 +67,50 @@ def shifted(estimate: Estimate, *, by: float = 0.0, scale: float = 1.0) -> Estim
     return Estimate((value - by) / scale, ci and ((ci[0] - by) / scale, (ci[1] - by) / scale), n)
 
 
-def verdict(met: bool, controls_that_meet_it: list[str]) -> str:
-    """Return "not met", "met", or, where a control meets the line too, "not discriminating"."""
-    if not met:
-        return "not met"
-    return "not discriminating" if controls_that_meet_it else "met"
+def columns_of(table: Table) -> dict[str, list[Estimate]]:
+    """Turn setting -> metric -> estimate into metric -> estimates."""
+    return {
+        metric: [row[metric] for row in table.values()] for metric in next(iter(table.values()))
+    }
+
+
+def tables_to_json(tables: Mapping[str, Table]) -> dict[str, Any]:
+    """Turn name -> setting -> metric -> estimate into the same with {value, ci, n}."""
+    return {
+        name: {
+            setting: {metric: estimate._asdict() for metric, estimate in row.items()}
+            for setting, row in table.items()
+        }
+        for name, table in tables.items()
+    }
+
+
+def tables_from_json(content: Mapping[str, Any]) -> dict[str, Table]:
+    """Turn back what `tables_to_json` made; TypeError, KeyError or AttributeError if it is not."""
+    return {
+        name: {
+            setting: {metric: _estimate(**fields) for metric, fields in row.items()}
+            for setting, row in table.items()
+        }
+        for name, table in content.items()
+    }
+
+
+def _estimate(value: float | None, ci: list[float] | None, n: int) -> Estimate:
+    """Turn {value, ci, n} back into an estimate; JSON's null is NaN."""
+    low, high = ci or (None, None)
+    interval = None if low is None or high is None else (low, high)
+    return Estimate(math.nan if value is None else value, interval, n)
+
+
+def format_estimate(estimate: Estimate | None, *, interval: bool = True) -> str:
+    """Return "value [low, high]"."""
+    if estimate is None:
+        return "–"
+    text = format_number(estimate.value)
+    return f"{text} {format_interval(estimate)}" if interval and estimate.ci else text
+
+
+def format_interval(estimate: Estimate) -> str:
+    """Return "[low, high]", or "" without an interval."""
+    return f"[{', '.join(map(format_number, estimate.ci))}]" if estimate.ci else ""

@@ -3,7 +3,7 @@
     python -m evaluation.few_steps --steps 2 5 10    # for the default recipe
 
 The exact score is too slow for a report (10 ms per sample and step on one core). What DDIM makes of
-it depends only on the law of the gestures and on the noise levels of the steps, so an entry of
+it depends only on the prior of the gestures and on the noise levels of the steps, so an entry of
 the file holds for any scheduler with the same ones: a list of {prior, sigmas, scores}, scores:
 metric -> [value, interval, n].
 
@@ -11,8 +11,8 @@ Two biases meet in a duration. Few steps shorten it. The start lengthens it: pur
 noise level stands for x_t that would still carry a little of the gesture.
 """
 
-import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from evaluation.bayes import DEFAULT_PRIOR, GesturePrior, exact_ddim
-from evaluation.distribution import validity
 from evaluation.estimates import Estimate, Table, bootstrap
+from evaluation.family import validity
 from train_diffusion_ddim import (
     DDIMScheduler,
     TrainConfig,
@@ -32,7 +32,8 @@ from train_diffusion_ddim import (
     has_one_press,
     noise_bank,
 )
-from trainlib.errors import say
+from trainlib.errors import OneLineParser, run_program, say
+from trainlib.files import write_json
 from trainlib.gestures import PRESSED
 from trainlib.process import progress
 
@@ -43,7 +44,7 @@ def score_durations(samples: Tensor, prior: GesturePrior) -> dict[str, Estimate]
     """Score samples, (B, L, C), data units: valid, one_press, mean_duration, duration_bias.
 
     The duration is that of the samples that press once, in frames; its bias is relative to the
-    mean of the law, (min_delta_t + max_delta_t)/2.
+    mean of the prior, (min_delta_t + max_delta_t)/2.
     """
     one = has_one_press(samples).double().cpu().numpy()
     frames = (samples[..., 2] > PRESSED).sum(dim=1).cpu().numpy()
@@ -63,7 +64,7 @@ def exact_few_steps(
 
     Args:
         scheduler: its ᾱ table and spacing are used.
-        prior: the law of the gestures.
+        prior: the distribution of the gestures.
         steps: numbers of steps; those above the noise levels are left out.
         n: samples each.
 
@@ -74,8 +75,8 @@ def exact_few_steps(
     x_T = noise_bank((n, prior.sequence_length, 3)).numpy()
     table: Table = {}
     for num in progress([num for num in steps if num <= len(alphas_cumprod)], "exact score"):
-        walk = [t for t, _ in scheduler.timestep_pairs(num)]
-        samples = torch.from_numpy(exact_ddim(x_T, alphas_cumprod, walk, prior))
+        timesteps = [t for t, _ in scheduler.timestep_pairs(num)]
+        samples = torch.from_numpy(exact_ddim(x_T, alphas_cumprod, timesteps, prior))
         table[f"exact/{num}"] = score_durations(samples, prior)
     return table
 
@@ -86,9 +87,9 @@ def _noise_levels(scheduler: DDIMScheduler, num_inference_steps: int) -> list[fl
 
 
 def _is_entry_of(entry: dict[str, Any], prior: GesturePrior, sigmas: list[float]) -> bool:
-    """Tell whether an entry of EXACT_FEW_STEPS is about this law and these noise levels."""
-    same_walk = len(entry["sigmas"]) == len(sigmas) and np.allclose(entry["sigmas"], sigmas, 1e-4)
-    return entry["prior"] == asdict(prior) and bool(same_walk)
+    """Tell whether an entry of EXACT_FEW_STEPS is about this prior and these noise levels."""
+    same = len(entry["sigmas"]) == len(sigmas) and np.allclose(entry["sigmas"], sigmas, 1e-4)
+    return entry["prior"] == asdict(prior) and bool(same)
 
 
 def read_exact_few_steps(
@@ -97,7 +98,7 @@ def read_exact_few_steps(
     steps: Sequence[int],
     path: Path = EXACT_FEW_STEPS,
 ) -> Table:
-    """Read what `exact_few_steps` measured for this law and these noise levels, if it is there."""
+    """Read what `exact_few_steps` measured for this prior and these noise levels, if it has."""
     entries = json.loads(path.read_text("utf-8")) if path.exists() else []
     table: Table = {}
     for num in steps:
@@ -121,17 +122,15 @@ def write_exact_few_steps(
         entries = [entry for entry in entries if not _is_entry_of(entry, prior, sigmas)]
         scores = {name: estimate for name, estimate in row.items() if estimate.n}
         entries.append({"prior": asdict(prior), "sigmas": sigmas, "scores": scores})
-    path.write_text(json.dumps(entries, indent=1, allow_nan=False) + "\n", "utf-8")
+    write_json(path, entries)
 
 
-def main() -> None:
+def measure(argv: list[str] | None) -> None:
     """Measure the exact score with the default recipe's few steps and add it to the file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.few_steps", description=main.__doc__
-    )
+    parser = OneLineParser(prog="python -m evaluation.few_steps", description=measure.__doc__)
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 5, 10, 20, 50], metavar="N")
     parser.add_argument("--num_sequences", type=int, default=400, metavar="N")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     scheduler = build_scheduler(TrainConfig())
     for num in args.steps:
         table = exact_few_steps(scheduler, DEFAULT_PRIOR, [num], args.num_sequences)
@@ -139,5 +138,10 @@ def main() -> None:
         say(f"{num} steps: {table[f'exact/{num}']}")
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; see `run_program` for what it returns."""
+    return run_program(lambda: measure(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,24 +1,22 @@
-"""Figures of the report; each explains itself to someone who knows nothing of this project.
+"""What the figures of the report are made of: colours, panels with labelled curves, gestures.
 
 Colours are Okabe and Ito's, told apart by the colour-blind, and mean the same in every figure:
 blue the model, black a limit that no model passes, orange and vermilion controls, grey the rest.
-A function takes arrays on the CPU in data units, or a `Table`, and returns a Figure that belongs
-to no window and needs no closing. The plan's analyses are drawn in analysis_figures.py.
+The figures themselves are drawn by the protocols. Each asks one question in its title, answers it
+there where a number can, and writes the names of its curves at their ends; it belongs to no window
+and needs no closing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import NullFormatter
-from torch import Tensor
 
-from evaluation.estimates import Estimate, Table
-from train_diffusion_ddim import classify_gestures, press_edges
+from evaluation.criteria import PLAN_LINES, number_of
+from evaluation.estimates import Estimate
 from trainlib.gestures import GESTURE_TYPES, PRESSED
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -29,6 +27,9 @@ TYPE_LABELS = {
     for name in GESTURE_TYPES
 }
 FRAME_MS = 2.0  # 500 Hz
+NOISE_LABEL = "noise added to the gesture: std, share of the screen"
+PLAN_GOALS = {metric: [(number_of(line), "plan's line")] for metric, line in PLAN_LINES.items()}
+SHARE = (0.0, 1.05)  # limits of an axis of shares
 
 # Who answers: the name and the style of its line, in every figure.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,6 +47,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"color": VERMILION, "marker": "v"},
     ),
 }
+
+
+# ----------------------------------------------------------------------------------------
+# PANELS
+# ----------------------------------------------------------------------------------------
 
 
 def strip(ax: Axes) -> None:
@@ -150,51 +156,12 @@ def scale_by(ax: Axes, ticks: Sequence[float], label: str) -> None:
     ax.set_xlabel(label)
 
 
-def draw_recreated(
-    x_0: Tensor, recreated: Tensor, names: Sequence[str], num_inference_steps: int
-) -> Figure:
-    """Draw gestures in columns: the original, the frames that are given, the recreation.
-
-    Args:
-        x_0: (B, L, C), a column each.
-        recreated: likewise.
-        names: a title per column.
-        num_inference_steps: what the recreation took.
-    """
-    figure = Figure(figsize=(2.6 * len(x_0) + 0.6, 6.2), layout="constrained")
-    axes = figure.subplots(3, len(x_0), squeeze=False, sharex=True, sharey=True)
-    known = press_edges(x_0)
-    for column, name in enumerate(names):
-        original, answer = x_0[column].numpy(), recreated[column].numpy()
-        given = np.flatnonzero(known[column].numpy())
-        _draw_signal(axes[0, column], original)
-        axes[0, column].set_title(name, fontsize=11)
-        _draw_given(axes[1, column], original, given)
-        _draw_signal(axes[2, column], original, ghost=True)
-        _draw_signal(axes[2, column], answer)
-        rms = float(np.sqrt(((original - answer) ** 2).mean()))
-        axes[2, column].set_xlabel("time, ms", fontsize=9)
-        axes[2, column].text(
-            0.98, 0.97, f"RMS error {rms:.3f}", ha="right", va="top", fontsize=8,
-            transform=axes[2, column].transAxes,
-        )  # fmt: skip
-    labels = (
-        "original",
-        "given to the model",
-        f"recreated from noise,\n{num_inference_steps} steps",
-    )
-    for ax, label in zip(axes[:, 0], labels, strict=True):
-        ax.set_ylabel(label, fontsize=10)
-    figure.legend(*_signal_legend(axes), loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(
-        "Touch gestures recreated by diffusion from about 4 known frames: a typical one of each "
-        "type, and the worst",
-        fontsize=13,
-    )
-    return figure
+# ----------------------------------------------------------------------------------------
+# GESTURES — (L, 3) arrays, data units
+# ----------------------------------------------------------------------------------------
 
 
-def _draw_signal(ax: Axes, x: np.ndarray, *, ghost: bool = False) -> None:
+def draw_signal(ax: Axes, x: np.ndarray, *, ghost: bool = False) -> None:
     """Draw x, y and press against time; a ghost is a wide pale line to be drawn over."""
     ms = FRAME_MS * np.arange(len(x))
     style: dict[str, Any] = {"lw": 5.0, "alpha": 0.25} if ghost else {"lw": 1.6}
@@ -209,146 +176,32 @@ def _draw_signal(ax: Axes, x: np.ndarray, *, ghost: bool = False) -> None:
     strip(ax)
 
 
-def _draw_given(ax: Axes, x: np.ndarray, given: np.ndarray) -> None:
-    """Draw the known frames alone, as dots."""
-    ms = FRAME_MS * given
-    for frame in given:
-        ax.axvspan(FRAME_MS * (frame - 0.5), FRAME_MS * (frame + 0.5), color="0.88", lw=0)
-    ax.plot(ms, x[given, 0], "o", color=BLUE, mfc="none", mew=1.8, ms=9)
-    ax.plot(ms, x[given, 1], "s", color=VERMILION, ms=4)
-    ax.text(
-        0.98, 0.97, f"{len(given)} of {len(x)} frames", ha="right", va="top", fontsize=8,
-        transform=ax.transAxes,
-    )  # fmt: skip
-    strip(ax)
-
-
-def _signal_legend(axes: np.ndarray) -> tuple[list, list]:
-    """Collect one handle per label."""
-    pairs = [ax.get_legend_handles_labels() for ax in (axes[0, 0], axes[2, 0])]
+def handles_by_label(*axes: Axes) -> tuple[list, list]:
+    """Collect one handle per label of the axes, for a legend."""
+    pairs = [ax.get_legend_handles_labels() for ax in axes]
     found = {
         label: h for handles, labels in pairs for h, label in zip(handles, labels, strict=True)
     }
     return list(found.values()), list(found)
 
 
-def draw_generated(samples: Tensor, valid: Tensor, num_inference_steps: int) -> Figure:
-    """Draw up to 32 samples as paths on a phone, with a strip that shows when the finger is down.
-
-    Args:
-        samples: (B, L, C), the first of them are drawn.
-        valid: (B,) bool.
-        num_inference_steps: what a sample took.
-    """
-    share, total = float(valid.float().mean()), len(samples)
-    samples = samples[:32]
-    columns, rows = 8, -(-len(samples) // 8)
-    height = 2.75 * rows + 1.5
-    figure = Figure(figsize=(1.5 * columns, height))
-    below, above = 0.6 / height, 1 - 0.8 / height
-    place = {"left": 0.02, "right": 0.98, "bottom": below, "top": above}
-    grid = figure.add_gridspec(rows, columns, wspace=0.25, hspace=0.15, **place)
-    types = classify_gestures(samples)
-    for i, sample in enumerate(samples.numpy()):
-        cell = grid[i // columns, i % columns].subgridspec(2, 1, height_ratios=(14, 1), hspace=0.06)
-        color = TYPE_COLORS[GESTURE_TYPES[types[i]]]
-        _draw_phone(figure.add_subplot(cell[0]), sample, color, bool(valid[i]))
-        _draw_press_strip(figure.add_subplot(cell[1]), sample, color)
-    for i, (name, color) in enumerate(TYPE_COLORS.items()):
-        style: dict[str, Any] = {"fontsize": 11, "weight": "bold", "ha": "center"}
-        figure.text(0.1 + 0.2 * i, 0.25 / height, f"●  {TYPE_LABELS[name]}", color=color, **style)
-    title = f"Gestures that the model invents from noise in {num_inference_steps} steps"
-    figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=15)
-    subtitle = (
-        "path of the finger on the screen, ○ touch-down, ● lift-off; the bar below shows when in "
-        f"0.5 s the finger is down.  The first {len(samples)} of {total}, not selected; "
-        f"{share:.0%} of all are valid."
-    )
-    figure.text(0.5, 1 - 0.57 / height, subtitle, ha="center", fontsize=9.5, color="0.35")
-    return figure
-
-
-def _draw_phone(ax: Axes, x: np.ndarray, color: str, valid: bool) -> None:
-    """Draw the path of the pressed frames on a phone; y runs down the screen."""
+def draw_phone(ax: Axes, aspect: float, bottom: float = 1.03, **style: Any) -> None:
+    """Make axes the screen of a phone, y downwards, as far as `bottom`; `style` is its edge's."""
     ax.set_xlim(-0.06, 1.06)
-    ax.set_ylim(1.03, -0.03)
-    ax.set_aspect(2.0)
+    ax.set_ylim(bottom, -0.03)
+    ax.set_aspect(aspect)
     ax.axis("off")
-    edge = "0.55" if valid else "black"
-    ax.add_patch(
-        FancyBboxPatch(
-            (0, 0), 1, 1, boxstyle="round,pad=0.03,rounding_size=0.08", mutation_aspect=0.5,
-            fc="0.97", ec=edge, lw=1.2, ls="-" if valid else ":",
-        )
-    )  # fmt: skip
+    box = "round,pad=0.03,rounding_size=0.08"
+    style = {"fc": "0.97", "ec": "0.55", "lw": 1.2, **style}
+    ax.add_patch(FancyBboxPatch((0, 0), 1, 1, boxstyle=box, mutation_aspect=1 / aspect, **style))
+
+
+def draw_path(ax: Axes, x: np.ndarray, color: str, lw: float) -> None:
+    """Draw where the finger is down, with a ring where it lands and a dot where it lifts."""
     down = x[:, 2] > PRESSED
     path = x[down, :2]
     if len(path):
         breaks = np.where(down[:, None], x[:, :2], np.nan)
-        ax.plot(breaks[:, 0], breaks[:, 1], color=color, lw=2.2, solid_capstyle="round")
-        ax.plot(*path[0], "o", mfc="white", mec=color, mew=1.8, ms=8)
-        ax.plot(*path[-1], "o", color=color, ms=5)
-    if not valid:
-        ax.text(0.5, 0.96, "not valid", ha="center", fontsize=8, color="black")
-
-
-def _draw_press_strip(ax: Axes, x: np.ndarray, color: str) -> None:
-    """Draw when the finger is down, left to right."""
-    down = (x[None, :, 2] > PRESSED).astype(float)
-    extent = (-0.03, 1.03, 0, 1)  # as wide as the phone
-    colors = ListedColormap(["0.90", color])
-    ax.imshow(down, cmap=colors, extent=extent, aspect="auto", interpolation="none", vmin=0, vmax=1)
-    ax.set_xlim(-0.06, 1.06)
-    ax.axis("off")
-
-
-DENOISE_CURVES: Mapping[str, tuple[str, dict[str, Any]]] = {  # metric: (label, style)
-    "mse_zeros": ("answering zeros", {"color": GREY, "ls": ":"}),
-    "mse_identity": ("leaving the noise in", {"color": GREY, "ls": "--"}),
-    "mse_nearest_training_item": METHODS["nearest_training_item"],
-    "mse_exact_ddim": ("limit of DDIM", {"color": "black", "ls": "--"}),
-    "mse_ddim": ("model, DDIM", {"color": BLUE, "ls": "--", "marker": "s"}),
-    "mse_one_shot": ("model, one shot", {"color": BLUE, "marker": "o"}),
-    "mse_mmse": ("limit of any model\n(Bayes)", {"color": "black"}),
-}
-NOISE_LABEL = "noise added to the gesture: std, share of the screen"
-
-
-def draw_denoise_curve(table: Table, num_inference_steps: int) -> Figure:
-    """Draw error against noise, between the limit and doing nothing, and its ratio to the limit.
-
-    Args:
-        table: of `protocols.denoise`; without a limit the ratio is left out.
-        num_inference_steps: of DDIM.
-    """
-    sigmas = [float(setting.removeprefix("sigma_")) for setting in table]
-
-    def curves(metrics: Mapping[str, str]) -> list[Curve]:  # metric -> its key of DENOISE_CURVES
-        return [
-            Curve(sigmas, [row[metric] for row in table.values()], *DENOISE_CURVES[key])
-            for metric, key in metrics.items()
-            if all(metric in row for row in table.values())
-        ]
-
-    ratios = curves({"r_ddim": "mse_ddim", "r": "mse_one_shot"})
-    panels = [
-        (Panel("", "mean squared error", log=True), curves({m: m for m in DENOISE_CURVES})),
-        (
-            Panel("", "error / least possible error", [(1.1, "goal: 1.1")], [(1, "limit")], True),
-            ratios,
-        ),
-    ][: 2 if ratios else 1]
-    figure = Figure(figsize=(6.5 * len(panels) + 1, 5), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (panel, lines) in zip(axes, panels, strict=True):
-        draw_panel(ax, panel, lines)
-        scale_by(ax, sigmas, NOISE_LABEL)
-    found = ""
-    if ratios:
-        worst = max(e.value for e in ratios[-1].estimates)
-        found = f"  In one shot with at most {worst:.2f} times the least possible error"
-    figure.suptitle(
-        f"How well are noisy gestures recreated?{found}  (DDIM: {num_inference_steps} steps)",
-        fontsize=13,
-    )
-    return figure
+        ax.plot(breaks[:, 0], breaks[:, 1], color=color, lw=lw, solid_capstyle="round")
+        ax.plot(*path[0], "o", mfc="white", mec=color, mew=0.82 * lw, ms=3.6 * lw)
+        ax.plot(*path[-1], "o", color=color, ms=2.2 * lw)

@@ -2,11 +2,6 @@
 
 evaluation/page.html is the template: styles, the replay's script and {{placeholders}}. Everything
 but the replay is plain HTML. A cell whose number stands in results.json says where, in data-path.
-
-The replay holds, per gesture, the original, what the network was shown at each step (x_t) and what
-it then took x_0 for, in two tasks: from pure noise given the frames at the press edges (keyframes),
-and from x_t noised to sigma REPLAY_SIGMA (denoise). x_0 and its estimates are uint16 over [0, 1],
-x_t is uint8 over X_T_RANGE, little-endian, base64, (frames, channels) row by row.
 """
 
 import base64
@@ -16,163 +11,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from evaluation.estimates import Estimate
-from evaluation.report import (
-    MANY,
-    Picture,
-    Report,
-    Section,
-    finite,
-    flatten_about,
-    format_interval,
-    format_remark,
-    name_setting,
-)
-from evaluation.verdicts import Headline, Verdict
-from train_diffusion_ddim import (
-    DDIMScheduler,
-    classify_gestures,
-    has_press_edge,
-    noise_bank,
-    press_edges,
-    takes_known_frames,
-    to_data_units,
-    to_model_units,
-)
-from trainlib.gestures import GESTURE_TYPES
+from evaluation.criteria import Headline, Verdict
+from evaluation.estimates import Estimate, format_interval
+from evaluation.protocol import Picture, Section
+from evaluation.report import MANY, Report, flatten_about, format_remark, name_setting
+from trainlib.files import finite_or_null, write_whole
 from trainlib.tables import format_number
 
 TEMPLATE = Path(__file__).with_name("page.html")
-REPLAY_SIGMA = 0.4  # data units
-X_T_RANGE = (-1.0, 2.0)  # data units; noise beyond it is clipped
 MARKS = {"met": "●", "not met": "✕", "not discriminating": "◐", "not measured": "–"}
-RANKS = ("best", "better than 3 in 4", "typical", "worse than 3 in 4", "worst")
-
-# ----------------------------------------------------------------------------------------
-# REPLAY
-# ----------------------------------------------------------------------------------------
-
-
-def pick_gestures(x_0: Tensor, recreated: Tensor) -> tuple[Tensor, list[str]]:
-    """Choose gestures to replay: of each type five from the best recreated to the worst.
-
-    Args:
-        x_0: (B, L, C), data units; those without a press edge are not chosen.
-        recreated: likewise.
-
-    Returns:
-        Their rows, (N,), and a name for each.
-    """
-    error = ((x_0 - recreated) ** 2).mean(dim=(1, 2))
-    types = classify_gestures(x_0)
-    rows: list[int] = []
-    names: list[str] = []
-    for kind, name in enumerate(GESTURE_TYPES):
-        of_kind = torch.nonzero((types == kind) & has_press_edge(x_0))[:, 0]
-        ranked = of_kind[error[of_kind].argsort()].tolist()
-        places = np.linspace(0, len(ranked) - 1, len(RANKS)).round().astype(int)
-        for place, rank in dict(zip(places.tolist(), RANKS, strict=True)).items():
-            if ranked:
-                rows.append(ranked[place])
-                names.append(f"{name}, {rank} of {len(ranked)}")
-    return torch.tensor(rows, dtype=torch.int64, device=x_0.device), names
-
-
-def make_replay(
-    model: nn.Module,
-    scheduler: DDIMScheduler,
-    x_0: Tensor,
-    recreated: Tensor,
-    sampling: dict[str, Any],
-) -> dict[str, Any] | None:
-    """Record how the model recreates some gestures; the replay's data, None without a gesture.
-
-    Args:
-        model: the denoiser.
-        scheduler: its scheduler.
-        x_0: (B, L, C), data units.
-        recreated: by the keyframes protocol, likewise; it decides which gestures are shown.
-        sampling: the arguments of `DDIMScheduler.sample` that the model is judged with.
-    """
-    rows, names = pick_gestures(x_0, recreated)
-    if not names:
-        return None
-    x, eps = x_0[rows], noise_bank(x_0.shape)[rows.cpu()].to(x_0)
-    tasks = []
-    if takes_known_frames(model):
-        known = {"known": x, "known_mask": press_edges(x)}
-        title = "from noise, given where the finger lands and lifts"
-        walk = trace(model, scheduler, eps, **sampling, **known)
-        tasks.append({"title": title, **_task(x, walk, given=known["known_mask"])})
-    t = scheduler.timestep_at(REPLAY_SIGMA)
-    x_t, _ = scheduler.add_noise(to_model_units(x), t, eps)
-    steps = min(sampling["num_inference_steps"], t + 1)
-    walk = trace(model, scheduler, x_t, start_t=t, **sampling | {"num_inference_steps": steps})
-    title = f"from the gesture under noise of {REPLAY_SIGMA} of the screen"
-    tasks.append({"title": title, **_task(x, walk, given=torch.zeros_like(x[..., 0]))})
-    return {
-        "names": names,
-        "frames": x.shape[1],
-        "range": X_T_RANGE,
-        "x_0": [_encode(gesture, np.uint16, (0, 1)) for gesture in x],
-        "tasks": tasks,
-    }
-
-
-def trace(
-    model: nn.Module, scheduler: DDIMScheduler, x_T: Tensor, **options: Any
-) -> list[tuple[float, Tensor, Tensor]]:
-    """Walk from x_T, (B, L, C) in model units, to x_0, and keep what each step sees and says.
-
-    `options` are those of `DDIMScheduler.sample`.
-
-    Returns:
-        Per step: sigma in data units, x_t in model units, and the estimate of x_0 in data units
-        with the known frames in it; of the last step it is what `sample` returns.
-    """
-    walk: list[tuple[float, Tensor, Tensor]] = []
-
-    def recording(x_t: Tensor, ts: Tensor, *given: Tensor) -> Tensor:
-        output, t = model(x_t, ts, *given), int(ts[0])
-        x_0_pred = scheduler.predict_x_0(output, x_t, t)
-        if given:
-            x_0_pred = torch.where(given[1][..., None], given[0], x_0_pred)
-        walk.append((scheduler.sigma(t), x_t, to_data_units(x_0_pred)))
-        return output
-
-    scheduler.sample(recording, tuple(x_T.shape), x_T.device, x_T=x_T, **options)
-    return walk
-
-
-def _task(x_0: Tensor, walk: list[tuple[float, Tensor, Tensor]], *, given: Tensor) -> dict:
-    """Encode a trace of x_0, gesture by gesture; `given` is (B, L), nonzero where known."""
-    sigmas, x_ts, estimates = zip(*walk, strict=True)
-    x_t, estimate = torch.stack(x_ts, 1), torch.stack(estimates, 1)  # (B, N, L, C)
-    rms = ((estimate - x_0[:, None]) ** 2).mean(dim=(2, 3)).sqrt()
-    return {
-        "sigmas": [float(f"{sigma:.3g}") for sigma in sigmas],
-        "given": [torch.nonzero(mask)[:, 0].tolist() for mask in given],
-        "rms": [[float(f"{value:.3g}") for value in row] for row in rms],
-        "x_t": [_encode(to_data_units(x), np.uint8, X_T_RANGE) for x in x_t],
-        "estimate": [_encode(x, np.uint16, (0, 1)) for x in estimate],
-    }
-
-
-def _encode(x: Tensor, dtype: Any, limits: tuple[float, float]) -> str:
-    """Round a tensor to the integers of an unsigned dtype, spread over `limits`; base64."""
-    low, high = limits
-    share = ((x.double().cpu().numpy() - low) / (high - low)).clip(0, 1)
-    whole = np.round(share * np.iinfo(dtype).max).astype(np.dtype(dtype).newbyteorder("<"))
-    return base64.b64encode(whole.tobytes()).decode("ascii")
-
-
-# ----------------------------------------------------------------------------------------
-# HTML
-# ----------------------------------------------------------------------------------------
 
 
 def write_page(folder: Path, report: Report, replay: Mapping[str, Any] | None) -> Path:
@@ -181,7 +28,7 @@ def write_page(folder: Path, report: Report, replay: Mapping[str, Any] | None) -
     Args:
         folder: where `write_report` has put the figures.
         report: what is shown.
-        replay: of `make_replay`; without it the page has none.
+        replay: of `replay.make_replay`; without it the page has none.
     """
     page = TEMPLATE.read_text("utf-8")
     answer, *rest = report.summary
@@ -193,19 +40,19 @@ def write_page(folder: Path, report: Report, replay: Mapping[str, Any] | None) -
         "counts": escape(_counts(report.verdicts)),
         "verdicts": _verdicts(report.verdicts),
         "contents": "".join(
-            f'<a href="#{s.name}">{escape(s.title.split(":")[0])}</a>' for s in report.sections
+            f'<a href="#{s.name}">{escape(s.title.split(":")[0])}</a>' for s in report.shown
         ),
-        "sections": "".join(_section(s, folder) for s in report.sections),
+        "sections": "".join(_section(s, folder) for s in report.shown),
         "about": _about(report.about),
         # "<" is escaped so that no text can close the script element
-        "replay": json.dumps(finite(replay)).replace("<", "\\u003c"),
+        "replay": json.dumps(finite_or_null(replay)).replace("<", "\\u003c"),
     }
     head, *pieces = page.split("{{")
     for piece in pieces:
         name, _, text = piece.partition("}}")
         head += parts.pop(name) + text
     path = folder / "report.html"
-    path.write_text(head, "utf-8")
+    write_whole(path, head.encode())
     return path
 
 
@@ -242,10 +89,8 @@ def _text(text: str, kind: str = "") -> str:
     return f"<td{mark}>{escape(text)}</td>"
 
 
-def _path(verdict: Verdict) -> tuple[str, str, str] | None:
-    """Return where results.json has the value; None for a count of lines, which is there alone."""
-    if verdict.criterion.metric == "all_lines":
-        return None
+def _path(verdict: Verdict) -> tuple[str, str, str]:
+    """Return where results.json has the value."""
     return verdict.criterion.table, verdict.setting, verdict.criterion.metric
 
 
@@ -298,9 +143,9 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
             level = criterion.level
             rows.append(f'<tr class="group"><th colspan="6">{escape(level)}</th></tr>\n')
         value = _number(v.estimate, _path(v))
-        if v.estimate and criterion.said == "yes":
+        if v.estimate and criterion.line == "yes":
             value = _text("yes" if v.estimate.value else "no", "number")
-        how = f"<small>{escape(criterion.how)}</small>" if criterion.how else ""
+        how = f"<small>{escape(v.how)}</small>" if v.how else ""
         judged = f"<td>{criterion.table.replace('_', ' ')}{how}</td>"
         cells = [escape(criterion.words), judged, _text(criterion.line, "number"), value]
         rows.append(_row([*cells, _verdict(v.verdict), _text(format_remark(v), "controls")]))
@@ -313,11 +158,11 @@ def _section(section: Section, folder: Path) -> str:
     figures = "".join(_figure(picture, folder) for picture in section.pictures)
     rows = []
     for setting, row in section.table.items():
-        cells = [_number(row.get(m), (section.name, setting, m)) for m in section.columns]
+        cells = [_number(row.get(m), (section.name, setting, m)) for m in section.shown]
         kind = section.kind(setting)
         mark = ' <small class="tag">limit</small>' if kind == "limit" else ""
         rows.append(_row([escape(name_setting(setting)) + mark, *cells], kind))
-    shown = _table([section.first, *section.columns.values()], rows) if section.columns else ""
+    shown = _table([section.first, *section.shown.values()], rows) if section.columns else ""
     return (
         f'<section id="{section.name}"><h2>{escape(section.title)}</h2>\n'
         f"<p>{escape(section.text)}</p>{figures}{_claims(section)}{shown}"

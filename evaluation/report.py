@@ -1,101 +1,39 @@
-"""Write what was found: results.json, one CSV per table, report.md; what the page shares with them.
+"""Write what was found: results.json, one CSV per table, report.md, the figures; log it to W&B.
 
 results.json is strict JSON (no NaN: null):
 
     format      2
     about       checkpoint, weights' epoch and step, parameters, data, sampling, machine, date,
-                commit, command, wall_s
-    verdicts    one object per criterion of the plan, in its order: level, criterion (the plan's
-                words), protocol, setting, metric, how, line, value, ci, n, verdict,
+                commit, command, seconds per protocol, wall_s
+    verdicts    one object per criterion of evaluation/criteria.py, in its order: level, criterion
+                (the plan's words), protocol, setting, metric, how, line, value, ci, n, verdict,
                 controls_that_meet_it: control -> value
-    protocols   protocol -> setting -> metric -> {value, ci: [low, high] or null, n}
+    protocols   table -> setting -> metric -> {value, ci: [low, high] or null, n}
 
-The settings and metrics are those of the modules that measure them. A CSV has one row per setting
-and metric: setting, metric, value, ci_low, ci_high, n. reconstructions.csv holds the plan's table
-of reconstructions, one row per gesture.
+The settings and metrics are those of the protocols. A CSV has one row per setting and metric:
+setting, metric, value, ci_low, ci_high, n. reconstructions.csv holds the plan's table of
+reconstructions, one row per gesture.
 """
 
 import csv
 import io
-import json
-import math
-import os
-import platform
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
-from evaluation.controls import LIMITS
-from evaluation.distribution import FLOOR_SETTING
-from evaluation.estimates import Estimate, Table
-from evaluation.protocols import is_control
-from evaluation.verdicts import MISSING, Headline, Verdict, verdicts_to_json
-from train_diffusion_ddim import classify_gestures, gesture_metrics
-from trainlib.gestures import GESTURE_TYPES
-from trainlib.provenance import git_commit
+from evaluation.criteria import MISSING, Headline, Verdict, verdicts_to_json
+from evaluation.estimates import Table, format_estimate, tables_to_json
+from evaluation.protocol import Picture, Section
+from trainlib.errors import say
+from trainlib.files import finite_or_null, write_json, write_whole
+from trainlib.provenance import provenance
 from trainlib.tables import format_number, markdown_table
 
 RESULTS_FORMAT = 2
-
-
-class Picture(NamedTuple):
-    """A figure, the file that it is saved to, and one line that says what it shows."""
-
-    name: str
-    caption: str
-    figure: Figure
-
-
-@dataclass(frozen=True)
-class Section:
-    """A protocol or an analysis, as a reader is shown it.
-
-    Attributes:
-        name: its key in results.json, and the stem of its CSV.
-        title: a heading.
-        text: what is asked, and what the limit is.
-        table: all that was measured.
-        columns: metric -> heading of the metrics that are shown at once; the others are folded
-            away. All are, where the figures say it.
-        first: heading of the settings.
-        pictures: its figures.
-        claims: rows of a table in words, each heading -> cell.
-        limits: the settings that are limits, or how their names begin.
-    """
-
-    name: str
-    title: str
-    text: str
-    table: Table
-    columns: Mapping[str, str] = field(default_factory=dict)
-    first: str = ""
-    pictures: Sequence[Picture] = ()
-    claims: Sequence[Mapping[str, str]] = ()
-    limits: tuple[str, ...] = (*LIMITS, FLOOR_SETTING)
-
-    def kind(self, setting: str) -> str:
-        """Return whose row it is: "model", "control" or "limit"; "" where all are the model's."""
-        if not any(name.startswith("model") for name in self.table):
-            return ""
-        if setting.startswith(self.limits):
-            return "limit"
-        return "control" if is_control(setting) else "model"
-
-    @property
-    def other_metrics(self) -> list[str]:
-        """The metrics that `columns` leaves out, in their order."""
-        metrics = {name: None for row in self.table.values() for name in row}
-        return [name for name in metrics if name not in self.columns]
 
 
 @dataclass(frozen=True)
@@ -106,9 +44,8 @@ class Report:
         about: what stands at the head.
         summary: the verdict in a few sentences.
         headlines: the compact table.
-        verdicts: one per criterion of the plan.
-        sections: protocols and analyses, in the order of reading.
-        other_tables: by name, what only the verdicts need.
+        verdicts: one per criterion.
+        sections: what the protocols found, in the order of reading.
         reconstructions: rows of the plan's table, one per gesture.
     """
 
@@ -117,62 +54,24 @@ class Report:
     headlines: Sequence[Headline]
     verdicts: Sequence[Verdict]
     sections: Sequence[Section]
-    other_tables: Mapping[str, Table]
     reconstructions: Sequence[Mapping[str, Any]]
 
     @property
     def tables(self) -> dict[str, Table]:
         """All tables by name."""
-        return {s.name: s.table for s in self.sections} | dict(self.other_tables)
+        return {s.name: s.table for s in self.sections}
+
+    @property
+    def shown(self) -> list[Section]:
+        """The sections that a reader is shown."""
+        return [s for s in self.sections if s.title]
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return where the numbers were made."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": f"{device.type}: {name}",
-    }
-
-
-def describe_run(argv: Sequence[str]) -> dict[str, Any]:
+def describe_run(program: str, argv: Sequence[str]) -> dict[str, Any]:
     """Return when, from which commit and by which command; commit is null without git."""
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": git_commit(),
-        "command": " ".join(["python -m evaluation", *argv]),
-    }
-
-
-def reconstruction_rows(x_0: Tensor, recreated: Tensor, epoch: int) -> list[dict[str, Any]]:
-    """Return the plan's table of reconstructions, one row per gesture.
-
-    Args:
-        x_0: (B, L, C), data units.
-        recreated: likewise.
-        epoch: of the checkpoint, from 0.
-    """
-    types, recreated_types = classify_gestures(x_0), classify_gestures(recreated)
-    rows = []
-    for i, pair in enumerate(zip(x_0.split(1), recreated.split(1), strict=True)):
-        scores = gesture_metrics(*pair)
-        rows.append(
-            {
-                "epoch": epoch,
-                "sample_id": i,
-                "original_type": GESTURE_TYPES[types[i]],
-                "reconstructed_type": GESTURE_TYPES[recreated_types[i]],
-                "timing_accuracy": scores["temporal_iou"],
-                "spatial_accuracy": scores["spatial_accuracy"],
-                "overall_quality": sum(scores.values()) / len(scores),
-            }
-        )
-    return rows
+    made = provenance()
+    command = " ".join([f"python -m {program}", *argv])
+    return {"date": made["date"], "commit": made["commit"], "command": command}
 
 
 # ----------------------------------------------------------------------------------------
@@ -186,10 +85,9 @@ def write_report(folder: Path, report: Report) -> None:
         "format": RESULTS_FORMAT,
         "about": report.about,
         "verdicts": verdicts_to_json(report.verdicts),
-        "protocols": protocols_to_json(report.tables),
+        "protocols": tables_to_json(report.tables),
     }
-    text = json.dumps(finite(results), indent=1, allow_nan=False)
-    (folder / "results.json").write_text(text + "\n", "utf-8")
+    write_json(folder / "results.json", results)
     for name, table in report.tables.items():
         if table:
             write_csv(folder / f"{name}.csv", CSV_COLUMNS, csv_rows(table))
@@ -199,7 +97,7 @@ def write_report(folder: Path, report: Report) -> None:
     for section in report.sections:
         for picture in section.pictures:
             save_picture(picture, folder)
-    (folder / "report.md").write_text(to_markdown(report), "utf-8")
+    write_whole(folder / "report.md", to_markdown(report).encode())
 
 
 def save_picture(picture: Picture, folder: Path) -> None:
@@ -208,26 +106,6 @@ def save_picture(picture: Picture, folder: Path) -> None:
     picture.figure.savefig(data, format="png", dpi=130)
     few_colors = Image.open(data).convert("RGB").quantize(200)
     few_colors.save(folder / picture.name, optimize=True)
-
-
-def protocols_to_json(protocols: Mapping[str, Table]) -> dict[str, Any]:
-    """Turn estimates into {value, ci, n}."""
-    return {
-        protocol: {
-            setting: {metric: estimate._asdict() for metric, estimate in row.items()}
-            for setting, row in table.items()
-        }
-        for protocol, table in protocols.items()
-    }
-
-
-def finite(value: Any) -> Any:
-    """Replace what JSON cannot say, NaN and infinity, by None."""
-    if isinstance(value, dict):
-        return {key: finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 CSV_COLUMNS = ["setting", "metric", "value", "ci_low", "ci_high", "n"]
@@ -266,13 +144,13 @@ def log_to_wandb(report: Report, folder: Path, mode: str, project: str) -> None:
         run = wandb.init(
             project=project,
             job_type="evaluation",
-            config=finite(report.about),
+            config=finite_or_null(report.about),
             dir=str(folder),
             mode=mode,
             settings=wandb.Settings(init_timeout=20, silent=True),
         )
         content: dict[str, Any] = {
-            f"evaluation/{name}": wandb.Table(CSV_COLUMNS, finite(csv_rows(table)))
+            f"evaluation/{name}": wandb.Table(CSV_COLUMNS, finite_or_null(csv_rows(table)))
             for name, table in report.tables.items()
             if table
         }
@@ -282,35 +160,21 @@ def log_to_wandb(report: Report, folder: Path, mode: str, project: str) -> None:
             rows = [list(row.values()) for row in report.reconstructions]
             table = wandb.Table(list(report.reconstructions[0]), rows)
             content["val/reconstruction_table"] = table
-        for section in report.sections:
+        for section in report.shown:
             for picture in section.pictures:
                 image = wandb.Image(str(folder / picture.name), caption=picture.caption)
                 content[f"evaluation/{Path(picture.name).stem}"] = image
         run.log(content)
         run.finish()
     except Exception as e:  # of many kinds
-        print(f"warning: not logged to W&B ({type(e).__name__}: {e})", file=sys.stderr)
+        say(f"warning: not logged to W&B ({type(e).__name__}: {e})", err=True)
 
 
 # ----------------------------------------------------------------------------------------
 # TABLES FOR READERS
 # ----------------------------------------------------------------------------------------
 
-
 MANY = 12  # settings that no table has as columns
-
-
-def format_estimate(estimate: Estimate | None, *, interval: bool = True) -> str:
-    """Return "value [low, high]"."""
-    if estimate is None:
-        return "–"
-    text = format_number(estimate.value)
-    return f"{text} {format_interval(estimate)}" if interval and estimate.ci else text
-
-
-def format_interval(estimate: Estimate) -> str:
-    """Return "[low, high]", or "" without an interval."""
-    return f"[{', '.join(map(format_number, estimate.ci))}]" if estimate.ci else ""
 
 
 def name_setting(setting: str) -> str:
@@ -327,7 +191,7 @@ VERDICT_COLUMNS = [
 def format_verdict(verdict: Verdict) -> str:
     """Return the value that was judged, with its interval."""
     criterion, estimate = verdict.criterion, verdict.estimate
-    if estimate and criterion.said == "yes":
+    if estimate and criterion.line == "yes":
         return "yes" if estimate.value else "no"
     return format_estimate(estimate)
 
@@ -345,7 +209,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
     rows = []
     for v in verdicts:
         judged_by = f"{v.criterion.table}: {v.criterion.metric}"
-        judged_by += f" ({v.criterion.how})" if v.criterion.how else ""
+        judged_by += f" ({v.how})" if v.how else ""
         cells = [v.criterion.level, v.criterion.words, judged_by, v.criterion.line]
         cells += [format_verdict(v), v.verdict, format_remark(v)]
         rows.append(dict(zip(VERDICT_COLUMNS, cells, strict=True)))
@@ -374,9 +238,9 @@ def section_table(section: Section) -> str:
     rows = []
     for setting, row in section.table.items():
         mark = " (limit)" if section.kind(setting) == "limit" else ""
-        cells = [format_estimate(row.get(metric)) for metric in section.columns]
+        cells = [format_estimate(row.get(metric)) for metric in section.shown]
         rows.append([name_setting(setting) + mark, *cells])
-    return markdown_table([section.first, *section.columns.values()], rows)
+    return markdown_table([section.first, *section.shown.values()], rows)
 
 
 def other_metrics_table(section: Section) -> str:
@@ -400,10 +264,10 @@ def to_markdown(report: Report) -> str:
         f"# Report on {report.about['checkpoint']}",
         *report.summary,
         headline_table(report.headlines),
-        "## Every criterion of the plan",
+        "## Every criterion",
         markdown_table(VERDICT_COLUMNS, rows),
     ]
-    for section in report.sections:
+    for section in report.shown:
         parts += [f"## {section.title}", section.text]
         parts += [f"![{p.caption}]({p.name})\n\n*{p.caption}*" for p in section.pictures]
         if section.claims:

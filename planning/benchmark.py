@@ -158,7 +158,7 @@ def judge_answers(instances: Instances, objective: Objective) -> Row:
 def is_valid(actions: Tensor) -> Tensor:
     """Return which actions, rounded to the data format, are gestures of the family; (N,) bool."""
     from evaluation.bayes import DEFAULT_PRIOR  # here: an installed planner comes without them
-    from evaluation.distribution import validity
+    from evaluation.family import validity
 
     return validity(to_gesture(actions), DEFAULT_PRIOR)["valid"]
 

@@ -23,6 +23,8 @@ import train_diffusion_ddim as tdd
 from evaluation import baselines
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.estimates import Estimate
+from trainlib.checkpoint import load_checkpoint, save_checkpoint
+from trainlib.errors import UserError
 from trainlib.state import TrainState
 
 EXACT = {"prediction_type": "x0", "augment": False, "lr": 1e-2, "dropout": 0.0}
@@ -76,7 +78,7 @@ def test_regression_sees_the_given_frames_alone(tiny_config):
 def test_fit_repeats_the_trainers_run(straight_run):
     trained, _, config = tdd.load_model(straight_run)
     x_train = torch.from_numpy(tdd.DiffusionActionDataset(config.data_dir, L).sequences)
-    num_steps = tdd.load_checkpoint(straight_run)["step"]
+    num_steps = load_checkpoint(straight_run)["step"]
     torch.manual_seed(config.seed)
     model = tdd.build_model(config)
     again = baselines.fit(model, tdd.train_step, x_train, config, num_steps, "again")
@@ -283,7 +285,7 @@ def checkpoint(tmp_path_factory):
     state = TrainState(model, scheduler, config, config.num_epochs, tdd.NUM_TASKS)
     state.step = 30
     content = state.to_checkpoint(0, None)
-    tdd.save_checkpoint(folder / "diffusion_checkpoint_epoch_0.pth", content)
+    save_checkpoint(folder / "diffusion_checkpoint_epoch_0.pth", content)
     return folder
 
 
@@ -308,7 +310,7 @@ def test_quick_run_writes_what_the_report_reads(capsys, checkpoint, tmp_path):
     mse = results["protocols"]["keyframes"]["regression"]["mse"]
     assert set(mse) == {"value", "ci", "n"} and mse["n"] == 5
 
-    read = baselines.read_baselines(tmp_path)
+    read = baselines.read_baselines(tmp_path / "baselines.json")
     assert read["protocols"]["keyframes"]["regression"]["mse"].value == mse["value"]
     assert read["protocols"]["generate"]["random_training_item"]["share_copies"].value == 1
     lookup = read["protocols"][f"reconstruction_{vaes[0]}"]["nearest_training_item"]["bits"]
@@ -325,7 +327,7 @@ def test_quick_run_writes_what_the_report_reads(capsys, checkpoint, tmp_path):
     }
     assert run(capsys, checkpoint, tmp_path)[0] == 0  # evaluates the same weights again
     assert written == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.pth")}
-    again = baselines.read_baselines(tmp_path)["protocols"]
+    again = baselines.read_baselines(tmp_path / "baselines.json")["protocols"]
     assert again["keyframes"] == read["protocols"]["keyframes"]
 
     code, _, err = run(capsys, checkpoint, tmp_path, "--num_steps", "7")
@@ -334,12 +336,12 @@ def test_quick_run_writes_what_the_report_reads(capsys, checkpoint, tmp_path):
 
 
 def test_mistakes_end_in_one_line(capsys, checkpoint, tmp_path):
-    content = tdd.load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint)
     path = tmp_path / "diffusion_checkpoint_epoch_0.pth"
     config = tdd.TrainConfig(**content["config"] | {"known_frames": False})
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
     state = TrainState(model, scheduler, config, config.num_epochs, tdd.NUM_TASKS)
-    tdd.save_checkpoint(path, state.to_checkpoint(0, None))
+    save_checkpoint(path, state.to_checkpoint(0, None))
     (tmp_path / "file").touch()
     for flags in (
         [tmp_path, tmp_path / "out"],
@@ -352,5 +354,5 @@ def test_mistakes_end_in_one_line(capsys, checkpoint, tmp_path):
         assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
     assert not (tmp_path / "out").exists()
     (tmp_path / "baselines.json").write_text("{}")
-    with pytest.raises(tdd.UserError):
-        baselines.read_baselines(tmp_path)
+    with pytest.raises(UserError):
+        baselines.read_baselines(tmp_path / "baselines.json")

@@ -2,7 +2,7 @@
 
 Every "times optimal" in the reports divides by this oracle, so it is checked by independent means:
 loops over windows and types with the endpoints summed on a fine grid, the closed-form prior mean,
-the tower property, the law of the error as the noise vanishes, published MMSE values, symmetry,
+the tower property, the error as the noise vanishes, published MMSE values, symmetry,
 and exact-score sampling that must return gestures.
 
     python -m pytest tests/test_bayes.py
@@ -16,16 +16,7 @@ import pytest
 
 from augmentation.click_aug import ACTION_TYPES
 from evaluation import bayes
-from evaluation.bayes import (
-    GesturePrior,
-    exact_ddim,
-    irreducible_loss,
-    map_fit,
-    mmse,
-    noise_std,
-    posterior_mean,
-)
-from trainlib.gestures import GESTURE_TYPES
+from evaluation.bayes import GesturePrior, exact_ddim, mmse, noise_std, posterior_mean
 
 MOVES = {"click": (0, 0), "horizontal": (1, 0), "vertical": (0, 1), "diagonal": (1, 1)}
 SHORT = GesturePrior(sequence_length=12, min_delta_t=2, max_delta_t=5)
@@ -61,9 +52,9 @@ def grid_axis(y, onset, delta_t, sigma, moving, points=161):
     return top + np.log(density.sum()), mean
 
 
-def brute_posterior(y, sigma, prior):
-    """Posterior mean (L, 3), and the weight of each (type, onset, delta_t), by plain loops."""
-    length, log_weights, means = prior.sequence_length, {}, {}
+def brute_mean(y, sigma, prior):
+    """Posterior mean (L, 3) by plain loops over types and windows."""
+    length, log_weights, means = prior.sequence_length, [], []
     for delta_t in range(prior.min_delta_t, prior.max_delta_t + 1):
         for onset in range(length - delta_t + 1):
             press = np.zeros(length)
@@ -75,13 +66,10 @@ def brute_posterior(y, sigma, prior):
             }
             for name in ACTION_TYPES[prior.action_type]:
                 (log_z_x, x_mean), (log_z_y, y_mean) = (axis[k, MOVES[name][k]] for k in (0, 1))
-                key = (name, onset, delta_t)
-                log_weights[key] = log_ratio + log_z_x + log_z_y - np.log(length - delta_t + 1)
-                means[key] = np.stack([x_mean, y_mean, press], axis=1)
-    top = max(log_weights.values())
-    total = sum(np.exp(value - top) for value in log_weights.values())
-    weights = {key: np.exp(value - top) / total for key, value in log_weights.items()}
-    return sum(weights[key] * means[key] for key in weights), weights
+                log_weights.append(log_ratio + log_z_x + log_z_y - np.log(length - delta_t + 1))
+                means.append(np.stack([x_mean, y_mean, press], axis=1))
+    weights = np.exp(np.array(log_weights) - max(log_weights))
+    return np.average(means, axis=0, weights=weights)
 
 
 def prior_mean(prior):
@@ -101,7 +89,7 @@ def prior_mean(prior):
 @pytest.mark.parametrize("sigma", [0.05, 0.15, 0.5, 1.0, 3.0, 30.0])
 def test_posterior_mean_equals_brute_force(sigma):
     _, y = observe(SHORT, 2, sigma, seed=1)
-    want = [brute_posterior(sequence, sigma, SHORT)[0] for sequence in y]
+    want = [brute_mean(sequence, sigma, SHORT) for sequence in y]
     np.testing.assert_allclose(posterior_mean(y, sigma, SHORT), want, atol=2e-6)
 
 
@@ -109,14 +97,14 @@ def test_posterior_mean_equals_brute_force(sigma):
 def test_posterior_mean_equals_brute_force_for_every_action_type(action_type):
     prior = GesturePrior(10, 1, 3, action_type)  # includes the one-frame gesture
     _, y = observe(prior, 2, 0.3, seed=2)
-    want = [brute_posterior(sequence, 0.3, prior)[0] for sequence in y]
+    want = [brute_mean(sequence, 0.3, prior) for sequence in y]
     np.testing.assert_allclose(posterior_mean(y, 0.3, prior), want, atol=2e-6)
 
 
 def test_posterior_mean_on_observations_far_from_the_family():
     rng = np.random.default_rng(3)
     y = np.stack([rng.normal(0.5, 1, (12, 3)), np.full((12, 3), 1.5), np.zeros((12, 3))])
-    want = [brute_posterior(sequence, 0.2, SHORT)[0] for sequence in y]
+    want = [brute_mean(sequence, 0.2, SHORT) for sequence in y]
     np.testing.assert_allclose(posterior_mean(y, 0.2, SHORT), want, atol=1e-5)
 
 
@@ -145,20 +133,6 @@ def test_pruning_changes_nothing(monkeypatch):
     np.testing.assert_allclose(pruned, posterior_mean(y, 0.5), atol=1e-12)
 
 
-def test_map_fit_is_the_brute_force_argmax():
-    _, y = observe(SHORT, 3, 0.2, seed=6)
-    fit = map_fit(y, 0.2, SHORT)
-    for i, sequence in enumerate(y):
-        _, weights = brute_posterior(sequence, 0.2, SHORT)
-        name, onset, delta_t = max(weights, key=weights.get)
-        got = fit.gestures
-        assert (GESTURE_TYPES[got.kind[i]], got.onset[i], got.delta_t[i]) == (name, onset, delta_t)
-        assert fit.probability[i] == pytest.approx(max(weights.values()), abs=1e-6)
-        for k in (0, 1):
-            _, mean = grid_axis(sequence[:, k], onset, delta_t, 0.2, MOVES[name][k])
-            np.testing.assert_allclose(fit.x_0[i, :, k], mean, atol=1e-5)
-
-
 # --- closed forms and limits --------------------------------------------------------------
 
 
@@ -172,13 +146,6 @@ def test_vanishing_noise_costs_three_free_coordinates():
     value, error = mmse(0.02, 400, np.random.default_rng(8))
     assert abs(value - 0.004 * 0.02**2) < 4 * error
     assert error < 0.05 * value
-
-
-def test_map_fit_recovers_a_clean_gesture():
-    x_0, _ = observe(FULL, 40, 0.0, seed=9)
-    fit = map_fit(x_0, 1e-3)
-    np.testing.assert_allclose(fit.x_0, x_0, atol=3e-3)
-    np.testing.assert_array_equal(fit.gestures.delta_t, x_0[..., 2].sum(axis=1))
 
 
 @pytest.mark.parametrize(
@@ -236,17 +203,6 @@ def test_estimates_do_not_depend_on_the_batch():
     np.testing.assert_allclose(posterior_mean(y, 0.4, SHORT), alone, atol=1e-12)
 
 
-def test_irreducible_loss_is_the_error_of_the_best_eps():
-    alpha_bar, rng = 0.6, np.random.default_rng(17)
-    x_0, eps = FULL.draw(20, rng), rng.standard_normal((20, 250, 3))
-    x_t = np.sqrt(alpha_bar) * (2 * x_0 - 1) + np.sqrt(1 - alpha_bar) * eps
-    sigma = noise_std(alpha_bar)
-    x_0_pred = posterior_mean((x_t / np.sqrt(alpha_bar) + 1) / 2, sigma)
-    eps_pred = (x_t - np.sqrt(alpha_bar) * (2 * x_0_pred - 1)) / np.sqrt(1 - alpha_bar)
-    want = ((eps - eps_pred) ** 2).mean()
-    assert irreducible_loss(sigma, ((x_0 - x_0_pred) ** 2).mean()) == pytest.approx(want)
-
-
 # --- exact-score sampling -----------------------------------------------------------------
 
 
@@ -262,7 +218,7 @@ def test_exact_ddim_from_noise_returns_gestures():
     runs = (np.diff(pressed, axis=1, prepend=False).sum(axis=1) + 1) // 2
     assert (runs == 1).all()
     assert ((pressed.sum(axis=1) >= 5) & (pressed.sum(axis=1) <= 75)).all()
-    assert np.abs(x_0 - map_fit(x_0, 0.02).x_0).max() < 0.1
+    assert np.abs(x_0 - posterior_mean(x_0, 0.02)).max() < 0.1
 
 
 def test_exact_ddim_is_one_bayes_step_from_a_given_x_t():
@@ -287,8 +243,6 @@ def test_bad_input_is_named():
         posterior_mean(np.where(np.arange(1500).reshape(y.shape) == 7, np.nan, y), 1.0)
     with pytest.raises(ValueError, match="sigma must be positive"):
         posterior_mean(y, 0.0)
-    with pytest.raises(ValueError, match="at least one sequence"):
-        map_fit(y[:0], 1.0)
     with pytest.raises(ValueError, match="must decrease strictly"):
         exact_ddim(y, linear_table(), [10, 20])
     with pytest.raises(ValueError, match="must decrease strictly"):

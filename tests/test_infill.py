@@ -11,19 +11,17 @@ import pytest
 import torch
 
 from augmentation.click_aug import draw_gestures
-from evaluation import infill
 from evaluation.bayes import GesturePrior
 from evaluation.controls import untrained_model
-from evaluation.distribution import validity
-from evaluation.infill import (
-    duration_law,
-    make_law,
+from evaluation.family import validity
+from evaluation.protocols import infill
+from evaluation.protocols.infill import (
+    make_posterior,
     pairwise_rms,
-    posterior_mean_gesture,
-    posterior_samples,
     score_answers,
-    score_by_law,
+    score_by_posterior,
 )
+from evaluation.touch_down import duration_distribution, posterior_mean_gesture, posterior_samples
 from train_diffusion_ddim import TrainConfig, build_scheduler, classify_gestures, touch_down
 from trainlib.gestures import GESTURE_TYPES as KINDS
 
@@ -40,8 +38,9 @@ def answers_like(x_0, num_samples, prior=PRIOR, seed=1):
 
 
 def score(answers, x_0, prior=PRIOR):
-    law = make_law(x_0, prior, answers.shape[1])
-    return score_answers(answers, x_0, touch_down(x_0), prior) | score_by_law(answers, law, prior)
+    exact = make_posterior(x_0, prior, answers.shape[1])
+    scores = score_answers(answers, x_0, touch_down(x_0), prior)
+    return scores | score_by_posterior(answers, exact, prior)
 
 
 # ----------------------------------------------------------------------------------------
@@ -51,7 +50,7 @@ def score(answers, x_0, prior=PRIOR):
 
 def test_duration_law_by_hand():
     # L = 4, delta_t in 1, 2, 3: there are 4, 3, 2 onsets, so the weights are 1/4, 1/3, 1/2
-    law = duration_law(np.array([0, 1, 2, 3]), GesturePrior(4, 1, 3))
+    law = duration_distribution(np.array([0, 1, 2, 3]), GesturePrior(4, 1, 3))
     by_hand = [[3 / 13, 4 / 13, 6 / 13]] * 2 + [[3 / 7, 4 / 7, 0], [1, 0, 0]]
     assert np.allclose(law, by_hand)
 

@@ -23,7 +23,7 @@ from conftest import ROOT
 from test_evaluation import SMALL, gestures, make_tiny
 from torch import nn
 
-from evaluation import page
+from evaluation import replay
 from evaluation.__main__ import main
 from train_diffusion_ddim import (
     NUM_TASKS,
@@ -157,14 +157,14 @@ def test_replay_shows_what_was_scored(model):
     x_0 = gestures(30, seed=5)
     x_0[3] = 0  # without a press edge: not shown
     recreated = recreate(model, scheduler, x_0, **sampling)
-    rows, names = page.pick_gestures(x_0, recreated)
-    data = page.make_replay(model, scheduler, x_0, recreated, sampling)
+    rows, names = replay.pick_gestures(x_0, recreated)
+    data = replay.make_replay(model, scheduler, x_0, recreated, sampling)
     assert data["names"] == names and 3 not in rows
     task = data["tasks"][0]
     for i, row in enumerate(rows):
         original = decode(data["x_0"][i], np.uint16, 0, 1)[0]
         assert torch.allclose(original, x_0[row].double(), atol=1e-5)
-        x_t = decode(task["x_t"][i], np.uint8, *page.X_T_RANGE)
+        x_t = decode(task["x_t"][i], np.uint8, *replay.X_T_RANGE)
         estimate = decode(task["estimate"][i], np.uint16, 0, 1)
         assert len(x_t) == len(estimate) == len(task["sigmas"]) == len(task["rms"][i]) == STEPS
         assert torch.allclose(estimate[-1], recreated[row].double().clamp(0, 1), atol=1e-4)
@@ -172,7 +172,7 @@ def test_replay_shows_what_was_scored(model):
         assert task["rms"][i][-1] == pytest.approx(rms, rel=6e-3)
         assert task["given"][i] == torch.nonzero(press_edges(x_0[row : row + 1])[0])[:, 0].tolist()
         assert x_t[0].std() > 0.4  # pure noise has 0.5, less what the range clips
-    assert data["tasks"][1]["sigmas"][0] == pytest.approx(page.REPLAY_SIGMA, rel=0.05)
+    assert data["tasks"][1]["sigmas"][0] == pytest.approx(replay.SIGMA, rel=0.05)
     assert not any(data["tasks"][1]["given"])
 
 
@@ -180,15 +180,15 @@ def test_the_worst_and_a_typical_gesture_of_each_type_are_picked():
     x_0 = gestures(400, seed=6)
     noise = torch.linspace(0, 0.3, 400)[:, None, None] * torch.ones(1, 250, 3)
     recreated = x_0 + noise
-    rows, names = page.pick_gestures(x_0, recreated)
+    rows, names = replay.pick_gestures(x_0, recreated)
     assert len(rows) == len(names) == 20 and 399 in rows and len(set(rows.tolist())) == 20
     assert {name.split(",")[0] for name in names} == {
         *("click", "horizontal", "vertical", "diagonal")
     }
     assert names[4].startswith("click, worst of ")
-    few, few_names = page.pick_gestures(x_0[:2], recreated[:2])
+    few, few_names = replay.pick_gestures(x_0[:2], recreated[:2])
     assert len(few) == len(few_names) <= 2
-    assert page.pick_gestures(0 * x_0[:3], x_0[:3])[1] == []
+    assert replay.pick_gestures(0 * x_0[:3], x_0[:3])[1] == []
 
 
 # ----------------------------------------------------------------------------------------

@@ -1,14 +1,11 @@
 """infill: the rest of a gesture from a few given frames that do not determine it.
 
 Given the touch-down alone, onset and start are known and the rest is open: type, duration, end.
-A paired error cannot judge that. The exact law can: it is sampled and averaged here in closed form.
-
-    p(delta_t | onset) ∝ 1/(L - delta_t + 1) where onset + delta_t <= L, the prior's 1/#onsets;
-    types in equal parts; the end uniform along the axes that move
+A paired error cannot judge that. The exact posterior can (evaluation/touch_down.py).
 
 The rows: K answers to each of n gestures. `exact_posterior` and `exact_mean` are limits: draws from
-that law, and its mean, which is what a regression tends to. The mean has the least MSE of all
-answers, half that of a draw, and is no gesture: its press fades out.
+it, and its mean, which is what a regression tends to. The mean has the least MSE of all answers,
+half that of a draw, and is no gesture: its press fades out.
 
     model                    the trained denoiser, the given frames known
     untrained_model          the same network before training
@@ -32,12 +29,12 @@ The metrics, over the answers of each gesture first, then over gestures:
     diversity              mean RMS distance between two answers
     types_seen             how many of the plan's types are among the K answers
     mean_duration          frames
-  with the exact law, for touch_down:
+  with the exact posterior, for touch_down:
     diversity_ratio        to that of exact_posterior
     mean_rms               distance of the mean answer from exact_mean; with K draws it cannot
                            vanish, and exact_posterior shows how near one gets
-    type_mix_error         largest distance of a type's share from that of the law
-    duration_ks            Kolmogorov-Smirnov distance of the durations from their law
+    type_mix_error         largest distance of a type's share from its share there
+    duration_ks            Kolmogorov-Smirnov distance of the durations from theirs
 """
 
 from collections.abc import Callable
@@ -45,14 +42,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from augmentation.click_aug import Gestures, render
 from evaluation.bayes import GesturePrior
 from evaluation.controls import interpolate
-from evaluation.distribution import TOLERANCE, deviations, ks_distance, validity
 from evaluation.estimates import SEED, Estimate, FloatArray, Table, bootstrap
-from evaluation.protocols import is_linear_gesture
+from evaluation.family import TOLERANCE, deviations, is_linear_gesture, validity
+from evaluation.figures import BLUE, ORANGE, strip
+from evaluation.protocol import Picture, Section, Subject
+from evaluation.samples import ks_distance
+from evaluation.touch_down import (
+    duration_distribution,
+    posterior_mean_gesture,
+    posterior_samples,
+    read_touch_down,
+)
 from train_diffusion_ddim import (
     KNOWN_STRATEGIES,
     DDIMScheduler,
@@ -64,104 +69,38 @@ from train_diffusion_ddim import (
 from trainlib.gestures import GESTURE_TYPES, PRESSED
 from trainlib.process import progress
 
-NUM_CONDITIONS = 32
-NUM_SAMPLES = 16  # K
-TRUTH_SAMPLES = 64  # per condition, of the law that shares of types are held against
+TRUTH_SAMPLES = 64  # per condition, of the posterior that shares of types are held against
 LIMITS = ("exact_posterior", "exact_mean")
+COLUMNS = {
+    "consistent_and_valid": "consistent, valid",
+    "seam": "seam",
+    "mse": "MSE",
+    "press_softness": "press softness",
+    "diversity_ratio": "diversity / exact",
+    "type_mix_error": "type mix error",
+    "duration_ks": "duration KS",
+}
 
 
-# ----------------------------------------------------------------------------------------
-# THE LAW — gestures given their touch-down
-# ----------------------------------------------------------------------------------------
-
-
-def duration_law(onset: np.ndarray, prior: GesturePrior) -> FloatArray:
-    """Return P(delta_t | onset), (n, durations of the prior), rows sum to 1.
-
-    Args:
-        onset: first touched frame, (n,) int, at most L - min_delta_t.
-        prior: the law of the gestures.
-    """
-    delta_t = np.arange(prior.min_delta_t, prior.max_delta_t + 1)
-    L = prior.sequence_length
-    weight = (onset[:, None] + delta_t <= L) / (L - delta_t + 1)
-    return weight / weight.sum(axis=1, keepdims=True)
-
-
-def read_touch_down(x_0: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first touched frame, (n,), and x, y there, (n, 2), of gestures that touch."""
-    onset = (x_0[..., 2] > PRESSED).int().argmax(dim=1)
-    start = x_0[torch.arange(len(x_0), device=x_0.device), onset, :2]
-    return onset.cpu().numpy(), start.cpu().numpy()
-
-
-def posterior_samples(
-    x_0: Tensor, prior: GesturePrior, num_samples: int, rng: np.random.Generator
-) -> Tensor:
-    """Draw gestures that touch down when and where x_0 does.
-
-    Args:
-        x_0: gestures of the prior, (n, L, C), data units; their touch-down alone is read.
-        prior: the law of the gestures.
-        num_samples: K.
-        rng: the source of randomness.
-
-    Returns:
-        (n, K, L, C) float32, on the device of x_0.
-    """
-    onset, start = read_touch_down(x_0)
-    cumulative = duration_law(onset, prior).cumsum(axis=1)
-    u = rng.random((len(onset), num_samples, 1))
-    delta_t = prior.min_delta_t + (cumulative[:, None, :-1] <= u).sum(axis=2).ravel()
-    pick = rng.integers(len(prior.kinds), size=delta_t.size)
-    start, onset = start.repeat(num_samples, axis=0), onset.repeat(num_samples)
-    end = np.where(prior.moves[pick], rng.random(start.shape, dtype=np.float32), start)
-    drawn = render(Gestures(prior.kinds[pick], onset, delta_t, start, end), prior.sequence_length)
-    return torch.from_numpy(drawn).to(x_0.device).unflatten(0, (len(x_0), num_samples))
-
-
-def posterior_mean_gesture(x_0: Tensor, prior: GesturePrior) -> Tensor:
-    """Return the mean of the gestures that touch down when and where x_0 does, (n, L, C).
-
-    Frames are linear in the end, so the mean over ends and types is the gesture to the mean end,
-    ½ where an axis moves.
-    """
-    onset, start = read_touch_down(x_0)
-    law = duration_law(onset, prior)
-    n, D = law.shape
-    end = start + prior.moves.mean(axis=0).astype(np.float32) * (0.5 - start)
-    delta_t = np.tile(np.arange(prior.min_delta_t, prior.max_delta_t + 1), n)
-    start, end, onset = (each.repeat(D, axis=0) for each in (start, end, onset))
-    gestures = Gestures(np.zeros(n * D, np.int8), onset, delta_t, start, end)
-    rendered = render(gestures, prior.sequence_length).reshape(n, D, prior.sequence_length, -1)
-    return torch.from_numpy(np.einsum("nd,ndlc->nlc", law, rendered)).to(x_0)
-
-
-class Law(NamedTuple):
-    """What the exact law says of n conditions."""
-
-    duration: FloatArray  # P(delta_t | onset), (n, D), from the shortest on
-    samples: Tensor  # as many draws as there are answers, (n, K, L, C)
-    mean: Tensor  # (n, L, C)
-    type_shares: FloatArray  # of GESTURE_TYPES, over all conditions
-
-
-def make_law(x_0: Tensor, prior: GesturePrior, num_samples: int) -> Law:
-    """Sample and average the gestures that touch down when and where x_0, (n, L, C), does."""
-    rng = np.random.default_rng(SEED)
-    truth = posterior_samples(x_0, prior, TRUTH_SAMPLES, rng)
-    return Law(
-        duration_law(read_touch_down(x_0)[0], prior),
-        posterior_samples(x_0, prior, num_samples, rng),
-        posterior_mean_gesture(x_0, prior),
-        type_shares(truth),
+def run(s: Subject, num_conditions: int, num_samples: int) -> list[Section]:
+    """Complete gestures of which the touch-down alone is given."""
+    networks = s.model, s.untrained, s.scheduler
+    size: dict[str, Any] = {"num_conditions": num_conditions, "num_samples": num_samples}
+    table = infill(*networks, s.x_val, s.x_train, prior=s.prior, sampling=s.sampling, **size)
+    if not table:
+        return []
+    text = (
+        f"{num_samples} answers to each of {min(num_conditions, len(s.x_val))} gestures of which "
+        "only the touch-down is known, so many answers are right. The limits are draws from the "
+        "exact posterior, and its mean: the least MSE of all, but no gesture, which is what a "
+        "regression tends to."
     )
-
-
-def type_shares(answers: Tensor) -> FloatArray:
-    """Return the share of each of GESTURE_TYPES among answers, (n, K, L, C)."""
-    types = classify_gestures(answers.flatten(0, 1)).cpu().numpy()
-    return np.bincount(types, minlength=len(GESTURE_TYPES)) / types.size
+    pictures = []
+    if "diversity_ratio" in table["model"]:
+        caption = "Best is where the exact posterior is; a mean and a copy are not diverse."
+        pictures.append(Picture("infill.png", caption, draw_infill(table)))
+    title = "Infill: completed from the touch-down alone"
+    return [Section("infill", table, title, text, COLUMNS, "answers of", pictures, limits=LIMITS)]
 
 
 # ----------------------------------------------------------------------------------------
@@ -290,13 +229,42 @@ def score_answers(
     }
 
 
-def score_by_law(answers: Tensor, law: Law, prior: GesturePrior) -> dict[str, Estimate]:
-    """Score answers, (n, K, L, C), data units, against the exact law of their conditions."""
+class Posterior(NamedTuple):
+    """What the exact posterior says of n conditions."""
+
+    duration: FloatArray  # P(delta_t | onset), (n, D), from the shortest on
+    samples: Tensor  # as many draws as there are answers, (n, K, L, C)
+    mean: Tensor  # (n, L, C)
+    type_shares: FloatArray  # of GESTURE_TYPES, over all conditions
+
+
+def make_posterior(x_0: Tensor, prior: GesturePrior, num_samples: int) -> Posterior:
+    """Sample and average the gestures that touch down when and where x_0, (n, L, C), does."""
+    rng = np.random.default_rng(SEED)
+    truth = posterior_samples(x_0, prior, TRUTH_SAMPLES, rng)
+    return Posterior(
+        duration_distribution(read_touch_down(x_0)[0], prior),
+        posterior_samples(x_0, prior, num_samples, rng),
+        posterior_mean_gesture(x_0, prior),
+        type_shares(truth),
+    )
+
+
+def type_shares(answers: Tensor) -> FloatArray:
+    """Return the share of each of GESTURE_TYPES among answers, (n, K, L, C)."""
+    types = classify_gestures(answers.flatten(0, 1)).cpu().numpy()
+    return np.bincount(types, minlength=len(GESTURE_TYPES)) / types.size
+
+
+def score_by_posterior(
+    answers: Tensor, exact: Posterior, prior: GesturePrior
+) -> dict[str, Estimate]:
+    """Score answers, (n, K, L, C), data units, against the exact posterior of their conditions."""
     n, K = answers.shape[:2]
-    mean_error = ((answers.mean(dim=1) - law.mean) ** 2).mean(dim=(1, 2)).sqrt()
-    mix_error = np.abs(type_shares(answers) - law.type_shares).max()
-    # F(delta_t) of a discrete law, spread evenly over its steps, is uniform
-    steps = np.pad(law.duration.cumsum(axis=1), ((0, 0), (1, 0)))  # (n, D + 1)
+    mean_error = ((answers.mean(dim=1) - exact.mean) ** 2).mean(dim=(1, 2)).sqrt()
+    mix_error = np.abs(type_shares(answers) - exact.type_shares).max()
+    # F(delta_t) of a discrete distribution, spread evenly over its steps, is uniform
+    steps = np.pad(exact.duration.cumsum(axis=1), ((0, 0), (1, 0)))  # (n, D + 1)
     frames = (answers[..., 2] > PRESSED).sum(dim=2).cpu().numpy() - prior.min_delta_t
     low, high = (
         np.take_along_axis(steps, np.clip(frames + i, 0, steps.shape[1] - 1), axis=1)
@@ -304,7 +272,7 @@ def score_by_law(answers: Tensor, law: Law, prior: GesturePrior) -> dict[str, Es
     )
     u = low + (high - low) * np.random.default_rng(SEED).random(low.shape)
     return {
-        "diversity_ratio": bootstrap(pairwise_rms(answers), pairwise_rms(law.samples)),
+        "diversity_ratio": bootstrap(pairwise_rms(answers), pairwise_rms(exact.samples)),
         "mean_rms": bootstrap(mean_error.cpu()),
         "type_mix_error": Estimate(float(mix_error), None, n * K),
         "duration_ks": Estimate(ks_distance(torch.from_numpy(u.ravel())), None, n * K),
@@ -321,8 +289,8 @@ def infill(
     prior: GesturePrior,
     sampling: dict[str, Any],
     strategy: str = "touch_down",
-    num_conditions: int = NUM_CONDITIONS,
-    num_samples: int = NUM_SAMPLES,
+    num_conditions: int = 32,
+    num_samples: int = 16,
 ) -> Table:
     """Ask for K answers to the given frames of each of some gestures, and score them.
 
@@ -331,11 +299,12 @@ def infill(
         untrained: the same network before training.
         scheduler: their scheduler.
         x_0: gestures, (B, L, C), data units; the first of the prior's family are taken, without
-            any the first with a press edge, and then nothing is held against the law.
+            any the first with a press edge, and then nothing is held against the posterior.
         x_train: (N, L, C), data units.
-        prior: the law of the gestures.
+        prior: the distribution of the gestures.
         sampling: the arguments of `DDIMScheduler.sample` that the model is judged with.
-        strategy: a key of KNOWN_STRATEGIES: which frames are given. The law is that of touch_down.
+        strategy: a key of KNOWN_STRATEGIES: which frames are given. Only of touch_down the
+            posterior is known.
         num_conditions: most gestures, n.
         num_samples: answers to each, K.
 
@@ -353,14 +322,55 @@ def infill(
         model, untrained, scheduler, x_0, known_mask, num_samples=num_samples, sampling=sampling
     )
     answers |= trivial_answers(x_0, known_mask, x_train, num_samples)
-    law = make_law(x_0, prior, num_samples) if family.any() and strategy == "touch_down" else None
-    if law:
-        exact, mean = law.samples, law.mean[:, None].expand_as(law.samples)
-        answers |= {"exact_posterior": lambda: exact, "exact_mean": lambda: mean}
+    posterior = (
+        make_posterior(x_0, prior, num_samples)
+        if family.any() and strategy == "touch_down"
+        else None
+    )
+    if posterior:
+        mean = posterior.mean[:, None].expand_as(posterior.samples)
+        answers |= {"exact_posterior": lambda: posterior.samples, "exact_mean": lambda: mean}
     table: Table = {}
     for name in progress(list(answers), f"infill: {strategy}"):
         answered = answers[name]()
         table[name] = score_answers(answered, x_0, known_mask, prior)
-        if law:
-            table[name] |= score_by_law(answered, law, prior)
+        if posterior:
+            table[name] |= score_by_posterior(answered, posterior, prior)
     return table
+
+
+# ----------------------------------------------------------------------------------------
+# DRAW
+# ----------------------------------------------------------------------------------------
+
+
+def draw_infill(table: Table) -> Figure:
+    """Draw who answers with valid gestures, and how diverse the answers are.
+
+    Args:
+        table: of `infill`, with the exact posterior.
+    """
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    ax = figure.subplots()
+    places: dict[tuple[float, float], list[str]] = {}
+    for name, row in table.items():
+        spread, good = row["diversity_ratio"], row["consistent_and_valid"]
+        color = BLUE if name == "model" else "black" if name.startswith("exact") else ORANGE
+        ax.errorbar(
+            spread.value, good.value, color=color, marker="o", ms=7, lw=1.2,
+            xerr=spread.ci and [[spread.value - spread.ci[0]], [spread.ci[1] - spread.value]],
+            yerr=good.ci and [[good.value - good.ci[0]], [good.ci[1] - good.value]],
+        )  # fmt: skip
+        place = (round(spread.value, 1), round(good.value, 1))
+        places.setdefault(place, []).append(name.replace("_", " "))
+    for (x, y), names in places.items():
+        text = "\n".join(names)
+        ax.annotate(text, (x, y), (9, 5), textcoords="offset points", fontsize=8, va="bottom")
+    ax.set_xlim(-0.1, None)
+    ax.set_ylim(-0.05, 1.15)
+    ax.set_xlabel("diversity of the answers, 1 is that of the exact posterior")
+    ax.set_ylabel("share of answers that keep the touch-down and are valid")
+    ax.grid(color="0.93")
+    strip(ax)
+    figure.suptitle("Given the touch-down alone: gestures, and different ones?", fontsize=13)
+    return figure

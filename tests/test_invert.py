@@ -3,7 +3,7 @@
 For Gaussian data the score, the latents and the error of fresh noise have closed forms; a network
 that answers eps = 0 is a copy, and must fail what the table asks beside the error.
 
-    python -m pytest tests/test_inversion.py
+    python -m pytest tests/test_invert.py
 """
 
 import math
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import inversion
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.controls import untrained_model
-from evaluation.inversion import (
+from evaluation.protocols import invert as inversion
+from evaluation.protocols.invert import (
     START_SIGMA,
     RoundTripScheduler,
     decode,

@@ -1,11 +1,11 @@
-"""The generate protocol must tell the law from all else: real data pass, each control is caught.
+"""The generate protocol must tell the prior from all else: real data pass, each control is caught.
 
-Validity is broken one factor at a time; features, the law's type shares, KS, MMD, density and
+Validity is broken one factor at a time; features, the prior's type shares, KS, MMD, density and
 coverage are held against known parameters, a large draw, and loops; fresh gestures score the
 floor everywhere; a collapsed sampler, a biased one and memorisers, also of mirrored or moved
 twins, are refused.
 
-    python -m pytest tests/test_distribution.py
+    python -m pytest tests/test_samples.py
 """
 
 import math
@@ -15,27 +15,25 @@ import pytest
 import torch
 
 from augmentation.click_aug import draw_gestures, render
-from evaluation import distribution
+from evaluation import samples as samples_module
 from evaluation.bayes import GesturePrior
 from evaluation.controls import untrained_model
-from evaluation.distribution import (
-    GENERATE_LINES,
-    bootstrap,
+from evaluation.criteria import GENERATE_LINES, judge
+from evaluation.estimates import bootstrap
+from evaluation.family import fit_lines, validity
+from evaluation.protocols import generate
+from evaluation.protocols.generate import draw_samples, generate_table, score_samples
+from evaluation.samples import (
     compare_features,
     copy_scores,
-    draw_samples,
-    fit_lines,
-    generate_table,
     gesture_features,
-    judge_samples,
     ks_distance,
     make_reference,
+    neighbour_distances,
     pit,
     pit_scores,
-    score_samples,
-    type_law,
+    type_distribution,
     type_scores,
-    validity,
 )
 from train_diffusion_ddim import (
     TrainConfig,
@@ -94,9 +92,9 @@ def test_samples_of_all_settings_start_from_the_same_noise(monkeypatch):
     assert list(samples) == [*(f"model_steps_{s}" for s in (2, 4, 5, 10, 20)), "untrained_model"]
     assert all(x.shape == (6, 20, 3) for x in samples.values())
     assert torch.equal(samples["model_steps_4"], samples["untrained_model"])
-    monkeypatch.setattr(distribution, "NUM_JUDGED", 9)
-    monkeypatch.setattr(distribution, "NUM_SAMPLES", {2: 5})
-    monkeypatch.setattr(distribution, "NUM_UNTRAINED", 3)
+    monkeypatch.setattr(generate, "NUM_JUDGED", 9)
+    monkeypatch.setattr(generate, "NUM_SAMPLES", {2: 5})
+    monkeypatch.setattr(generate, "NUM_UNTRAINED", 3)
     samples = draw_samples(model, model, scheduler, given, shape=(20, 3))
     assert [len(x) for x in samples.values()] == [5, 9, 3]
 
@@ -178,16 +176,16 @@ def test_features_are_the_parameters_that_were_drawn():
 
 @pytest.mark.parametrize("kind", ["mixed", "click", "horizontal", "vertical", "diagonal", "swipe"])
 @pytest.mark.parametrize("low", [1, 2])
-def test_type_law_is_the_share_in_a_large_draw(kind, low):
+def test_type_distribution_is_the_share_in_a_large_draw(kind, low):
     prior, n = GesturePrior(8, low, 4, kind), 40_000
     drawn = torch.from_numpy(prior.draw(n, np.random.default_rng(0)))
     share = np.bincount(classify_gestures(drawn), minlength=5) / n
-    law = type_law(prior)
+    law = type_distribution(prior)
     assert law.sum() == pytest.approx(1) and law[0] == 0
     assert np.all(np.abs(share - law) <= 4 * np.sqrt(law * (1 - law) / n))
 
 
-def test_type_law_of_diagonals_by_quadrature():
+def test_type_distribution_of_diagonals_by_quadrature():
     """Midpoint sums in polar coordinates for the short moves, over b for the flat ones."""
     r, angle = (np.arange(500)[:, None] + 0.5) / 500 * 0.05, (np.arange(500) + 0.5) / 500
     short, short_and_flat = (
@@ -198,7 +196,9 @@ def test_type_law_of_diagonals_by_quadrature():
     b = (np.arange(20_000) + 0.5) / 40_000  # the lesser move; the other is more than twice as far
     flat = np.mean(2 * (1 - b) * (1 - 2 * b) ** 2) / 2 - short_and_flat
     expected = [0, short, flat, flat, 1 - short - 2 * flat]
-    assert type_law(GesturePrior(action_type="diagonal")) == pytest.approx(expected, abs=1e-7)
+    assert type_distribution(GesturePrior(action_type="diagonal")) == pytest.approx(
+        expected, abs=1e-7
+    )
 
 
 def test_type_counts_by_hand():
@@ -214,7 +214,7 @@ def test_type_counts_by_hand():
     assert scores["types_chi2"] == math.inf and scores["types_p"] == 0
     # two possible types: one degree of freedom, whose tail is that of a normal number
     mixed = GesturePrior(250, 5, 75, "horizontal")
-    click, horizontal = type_law(mixed)[1:3] * 1000
+    click, horizontal = type_distribution(mixed)[1:3] * 1000
     many = [clicks[:1].expand(400, -1, -1), swipe[..., [1, 0, 2]].expand(600, -1, -1)]
     scores = values(type_scores(torch.cat(many), mixed))
     chi2 = (400 - click) ** 2 / click + (600 - horizontal) ** 2 / horizontal
@@ -310,7 +310,7 @@ def test_comparison_equals_loops():
 
 
 def test_comparison_is_the_mean_over_blocks(monkeypatch):
-    monkeypatch.setattr(distribution, "BLOCK", 8)
+    monkeypatch.setattr(samples_module, "BLOCK", 8)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 20, 3, generator=generator, dtype=torch.float64)
     found = compare_features(x, y[:19])  # two blocks of 8
@@ -390,7 +390,7 @@ def test_a_memoriser_is_caught(copying, x_train, real):
 
 def test_a_sample_as_near_as_its_rival_counts_half(real):
     features = gesture_features(gestures(5, seed=9))
-    gaps = distribution.neighbour_distances(features, real.bank, real.scale)[:, 0]
+    gaps = neighbour_distances(features, real.bank, real.scale)[:, 0]
     scores = copy_scores(features, real._replace(bank_gaps=gaps.sort().values))
     assert scores["copy_auc"].value == pytest.approx(0.5, abs=1e-6)
     assert scores["nn_distance_ratio"].value == pytest.approx(1)
@@ -399,7 +399,7 @@ def test_a_sample_as_near_as_its_rival_counts_half(real):
 def test_neighbour_distances_equal_loops(real):
     x, bank = real.bank[:4] + 0.1, real.bank[:9]
     scale = torch.tensor([2.0, 0.3, 0.4, 0.5, 0.6])
-    found = distribution.neighbour_distances(x, bank, scale, chunk=3)
+    found = neighbour_distances(x, bank, scale, chunk=3)
     for row, (first, second) in zip(x.tolist(), found.tolist(), strict=True):
         d, x0, y0, x1, y1, *_ = row
         distances = []
@@ -422,21 +422,27 @@ def test_neighbour_distances_equal_loops(real):
 # ----------------------------------------------------------------------------------------
 
 
+def judged(table, setting="model_steps_10"):
+    """The verdicts on generated samples, by metric."""
+    found = judge({"generate": table}, {"generate": setting})
+    return {v.criterion.metric: v for v in found if v.criterion.table == "generate"}
+
+
 def test_fresh_gestures_meet_every_line_and_no_control_does(table):
-    verdicts = judge_samples(table)
+    verdicts = judged(table)
     assert list(verdicts) == [*GENERATE_LINES, "all_lines"]
-    assert verdicts["all_lines"]["verdict"] == "met" and verdicts["all_lines"]["floor"] == 6
-    assert verdicts["coverage"]["verdict"] == "met"
-    assert verdicts["coverage"]["floor"] == table["validation_data"]["coverage"].value
+    assert verdicts["all_lines"].verdict == "met" and verdicts["all_lines"].real == 6
+    assert verdicts["coverage"].verdict == "met"
+    assert verdicts["coverage"].real == table["validation_data"]["coverage"].value
     # a gesture repeated is a valid one: validity alone says nothing
-    assert verdicts["valid"]["verdict"] == "not discriminating"
-    assert verdicts["valid"]["controls_that_meet_it"] == ["one_training_item"]
-    assert verdicts["copy_auc"]["verdict"] == verdicts["share_near_copies"]["verdict"] == "met"
+    assert verdicts["valid"].verdict == "not discriminating"
+    assert verdicts["valid"].controls == {"one_training_item": 1.0}
+    assert verdicts["copy_auc"].verdict == verdicts["share_near_copies"].verdict == "met"
     for name in ("training_items", "one_training_item", "training_mean", "zeros"):
-        verdicts = judge_samples(table, name)
-        assert verdicts["all_lines"]["verdict"] == "not met", name
-    copies = judge_samples(table, "training_items")
-    assert [m for m in GENERATE_LINES if copies[m]["verdict"] == "not met"] == [
+        verdicts = judged(table, name)
+        assert verdicts["all_lines"].verdict == "not met", name
+    copies = judged(table, "training_items")
+    assert [m for m in GENERATE_LINES if copies[m].verdict == "not met"] == [
         *("copy_auc", "share_near_copies")
     ]
 
@@ -450,16 +456,16 @@ def test_each_line_is_missed_by_what_it_is_for(x_train, table, real):
         "copy_auc": x_train[:600],
     }
     for metric, samples in wrong.items():
-        judged = table | {"model_steps_10": score_samples(samples, PRIOR, real)}
-        assert judge_samples(judged)[metric]["verdict"] == "not met", metric
+        spoilt = table | {"model_steps_10": score_samples(samples, PRIOR, real)}
+        assert judged(spoilt)[metric].verdict == "not met", metric
 
 
 def test_lines_that_a_memoriser_meets_say_nothing_about_copies(table):
-    blind = judge_samples(table | {"training_items": table["validation_data"]})
+    blind = judged(table | {"training_items": table["validation_data"]})
     for metric in ("copy_auc", "share_near_copies", "all_lines"):
-        assert blind[metric]["verdict"] == "not discriminating"
-        assert blind[metric]["controls_that_meet_it"] == ["training_items"]
-    assert blind["coverage"]["verdict"] == "met"
+        assert blind[metric].verdict == "not discriminating"
+        assert blind[metric].controls.keys() == {"training_items"}
+    assert blind["coverage"].verdict == "met"
 
 
 @pytest.mark.parametrize("n", [1, 3, 7])
@@ -467,10 +473,10 @@ def test_few_gestures_are_scored_without_a_crash(n):
     real = make_reference(gestures(n, seed=1), gestures(n, seed=2))
     table = generate_table({"model_steps_10": gestures(n, seed=3)}, PRIOR, real)
     assert math.isnan(table["model_steps_10"]["coverage"].value) == (n < 6)
-    assert judge_samples(table)["valid"]["value"] == 1
+    assert judged(table)["valid"].estimate.value == 1
     idle = make_reference(torch.zeros(n, 250, 3), torch.zeros(n, 250, 3))
     table = generate_table({"model_steps_10": torch.zeros(n, 250, 3)}, PRIOR, idle)
-    assert judge_samples(table)["all_lines"]["verdict"] == "not met"
+    assert judged(table)["all_lines"].verdict == "not met"
 
 
 def test_scores_are_the_same_again(real):
