@@ -430,14 +430,12 @@ class DDIMScheduler(nn.Module):
         """Denoise in N steps: noise → x_0, (B, L, C), data units.
 
         Args:
-            model: `model(x_t, t)`, or with known frames `model(x_t, t, known, known_mask)`; it runs
-                in `torch.inference_mode` unless there is a cost_fn.
+            model: `model(x_t, t)`, with known frames `model(x_t, t, known, known_mask)`.
             shape: (B, L, C).
             device: where the model lives.
             num_inference_steps: N, in [1, T].
             eta: 0 = deterministic, 1 = DDPM variance.
-            sampler: "ddim", or "dpmpp": DPM-Solver++(2M), arXiv:2211.01095, with eta 0 alg. 2, with
-                eta 1 its SDE variant (appendix; diffusers' "sde-dpmsolver++").
+            sampler: "ddim"; "dpmpp", DPM-Solver++(2M), arXiv:2211.01095, its SDE variant at eta 1.
             known: (B, L, C), data units; read only where the mask is set.
             known_mask: (B, L) bool; these frames are given and come back unchanged.
             x_T: the start, (B, L, C), model units: noise, or x_t at t = start_t.
@@ -446,9 +444,7 @@ class DDIMScheduler(nn.Module):
             cost_fn: maps x_0_pred (B, L, C), data units, to costs (B,); see `apply_guidance`.
             guidance_scale: data units that x_0_pred moves per unit of the cost's gradient.
 
-        Raises:
-            UserError: an argument is of another shape or range, or not finite.
-            FloatingPointError: the sample is not finite: weights that diverged, or a cost.
+        UserError for a bad argument, FloatingPointError for a sample that is not finite.
         """
         check_choice("sampler", sampler, SAMPLERS)
         x_T, *given = tensors.check_given(shape, device, x_T, known, known_mask)
@@ -468,9 +464,8 @@ class DDIMScheduler(nn.Module):
                     x_0_pred = self.apply_guidance(x_0_pred, cost_fn, guidance_scale)
                 if given:
                     x_0_pred = torch.where(given[1][..., None], given[0], x_0_pred)
-                aim = x_0_pred
-                if sampler == "dpmpp" and last and t_prev >= 0:
-                    aim = self._extrapolate(x_0_pred, t, t_prev, *last)
+                is_second_order = sampler == "dpmpp" and last and t_prev >= 0
+                aim = self._extrapolate(x_0_pred, t, t_prev, *last) if is_second_order else x_0_pred
                 last = (x_0_pred, t)
                 x_t = self.step(aim, x_t, t, t_prev, eta=eta, generator=generator)
             tensors.require_finite(x_t, "the sample is not finite: did the training diverge?")

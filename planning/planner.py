@@ -229,7 +229,6 @@ class Planner:
         except (AssertionError, RuntimeError) as e:
             raise UserError(f"device {str(device)!r} cannot be used ({first_line(e)})") from None
         model, scheduler, config = load_model(checkpoint, device)
-        model.float()  # built in the default dtype
         wanted = f"{checkpoint} cannot plan: its gestures must have {SEQ_LEN} frames"
         _require(config.seq_len == SEQ_LEN, wanted, config.seq_len)
         planner = cls(model, scheduler, config.sampling, device)
