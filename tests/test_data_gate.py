@@ -137,7 +137,7 @@ def test_many_copies_of_one_gesture_take_no_longer():
 
 
 def test_a_large_set_is_read_some_at_a_time(tmp_path):
-    """150 MB on disk, in a process that may take 100 MB more than it has."""
+    """150 MB on disk, in a process that may take 40 MB more than it has."""
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (50_000, 250, 3))
     small = read_gestures(ROOT / "diffusion_test_data" / "train", 250)
     for i in range(10):
@@ -148,7 +148,7 @@ def test_a_large_set_is_read_some_at_a_time(tmp_path):
         "from trainlib.data_gate import *;"
         "status = Path('/proc/self/status').read_text();"
         "taken = 1024 * int(re.search(r'VmData:\\s*(\\d+)', status)[1]);"
-        "resource.setrlimit(resource.RLIMIT_DATA, (taken + 100_000_000,) * 2);"
+        "resource.setrlimit(resource.RLIMIT_DATA, (taken + 40_000_000,) * 2);"
         "x = np.load(sys.argv[1], mmap_mode='r'); check_idle_is_zero(x, 'x');"
         "print(len(shared_gestures(x, x[::50])))"
     )
