@@ -1,6 +1,6 @@
 """The analyses must measure what they say: held against loops, closed forms and the Bayes oracle.
 
-Errors around edges are held against plain loops, the estimates along the walk against a walk
+Errors around edges are held against plain loops, the estimates along the steps against steps
 written here, the excess loss against the oracle in the model's place (none) and the closed form of
 the irreducible loss; records are read as they were written; every figure is drawn.
 
@@ -326,7 +326,7 @@ def test_one_step_of_the_exact_score_is_the_posterior_mean():
     assert table["exact/1"]["one_press"] == by_hand["one_press"]
 
 
-def test_exact_scores_are_read_only_for_the_same_law_and_noise(tmp_path):
+def test_exact_scores_are_read_only_for_the_same_prior_and_noise(tmp_path):
     path, scheduler = tmp_path / "few.json", x0_scheduler()
     row = {"valid": Estimate(0.5, (0.25, 0.75), 8), "mean_duration": Estimate(math.nan, None, 0)}
     few_steps.write_exact_few_steps(scheduler, PRIOR, {"exact/3": row, "exact/5": row}, path)

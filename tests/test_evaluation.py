@@ -29,6 +29,7 @@ from evaluation.controls import interpolate, interpolation, make_controls, neare
 from evaluation.criteria import PLAN_LINES
 from evaluation.estimates import Estimate, bootstrap
 from evaluation.family import is_linear_gesture, read_prior
+from evaluation.protocol import Protocol, Section
 from evaluation.protocols import PROTOCOLS
 from evaluation.protocols.denoise import SIGMAS, denoise
 from evaluation.protocols.keyframes import keyframes
@@ -389,6 +390,32 @@ def test_a_set_without_edges_and_one_of_one_gesture(checkpoint, tmp_path, monkey
         assert ("keyframes" in results["protocols"]) == (name == "one")
         snr = next(v for v in results["verdicts"] if v["metric"] == "mean_snr_db")
         assert (snr["verdict"] == "not measured") == (name == "idle")
+
+
+def test_a_protocol_is_its_function_and_a_row(checkpoint, tmp_path, monkeypatch):
+    def run(s, num):
+        table = {"model": {"share": Estimate(0.25, (0.2, 0.3), num)}, "zeros": {}}
+        return [Section("halves", table, "Halves: a title", "What is asked.", {"share": "half"})]
+
+    row = Protocol("halves", run, full={"num": 9}, quick={"num": 5})
+    monkeypatch.setattr("evaluation.__main__.PROTOCOLS", (row,))
+    data = str(ROOT / "test_data_mini/val")
+    argv = ["--checkpoint", str(checkpoint), "--data_dir", data, "--output_dir", str(tmp_path)]
+    assert main([*argv, "--quick"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    judged = {"value": 0.25, "ci": [0.2, 0.3], "n": 5}
+    assert results["protocols"] == {"halves": {"model": {"share": judged}, "zeros": {}}}
+    assert list(results["about"]["seconds"]) == ["halves"]
+    assert "## Halves: a title" in (tmp_path / "report.md").read_text("utf-8")
+    assert 'data-path="halves|model|share"' in (tmp_path / "report.html").read_text("utf-8")
+    assert {v["verdict"] for v in results["verdicts"]} == {"not measured"}
+
+
+def test_only_what_draws_imports_matplotlib():
+    names = ("bayes", "family", "criteria", "samples", "scores", "touch_down", "few_steps")
+    code = f"import sys, {', '.join(f'evaluation.{name}' for name in names)};"
+    code += "assert not [m for m in sys.modules if m.startswith('matplotlib')]"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The exact law given a touch-down must be right, and every trivial answer must be told from it.
+"""The exact posterior given a touch-down must be right, and no trivial answer may pass for it.
 
-The law is held against fractions worked by hand, gestures that the generator itself draws and
-plain loops; answers drawn from the law pass, their mean and every control fail.
+The posterior is held against fractions worked by hand, gestures that the generator itself draws and
+plain loops; answers drawn from it pass, their mean and every control fail.
 
     python -m pytest tests/test_infill.py
 """
@@ -44,15 +44,15 @@ def score(answers, x_0, prior=PRIOR):
 
 
 # ----------------------------------------------------------------------------------------
-# THE LAW
+# POSTERIOR
 # ----------------------------------------------------------------------------------------
 
 
-def test_duration_law_by_hand():
+def test_duration_distribution_by_hand():
     # L = 4, delta_t in 1, 2, 3: there are 4, 3, 2 onsets, so the weights are 1/4, 1/3, 1/2
-    law = duration_distribution(np.array([0, 1, 2, 3]), GesturePrior(4, 1, 3))
+    shares = duration_distribution(np.array([0, 1, 2, 3]), GesturePrior(4, 1, 3))
     by_hand = [[3 / 13, 4 / 13, 6 / 13]] * 2 + [[3 / 7, 4 / 7, 0], [1, 0, 0]]
-    assert np.allclose(law, by_hand)
+    assert np.allclose(shares, by_hand)
 
 
 @pytest.mark.parametrize("onset", [0, 9, 12])
@@ -120,7 +120,7 @@ def test_mean_of_samples_is_the_mean():
 
 
 def test_the_mean_has_half_the_error_of_a_draw_and_is_no_gesture():
-    # x_0 is itself a draw: E|x_0 - x|² = 2·E|x_0 - mean|² for independent draws of one law
+    # x_0 is itself a draw: E|x_0 - x|² = 2·E|x_0 - mean|² for independent draws of one distribution
     x_0 = draw(1000, seed=3)
     mean = posterior_mean_gesture(x_0, PRIOR)[:, None]
     drawn, blurred = score(answers_like(x_0, 4), x_0), score(mean, x_0)
@@ -174,12 +174,12 @@ def test_types_seen_counts_each_once():
     assert infill.type_shares(answers).tolist() == [0.25, 0.5, 0, 0, 0.25]
 
 
-def test_durations_are_held_against_their_law():
+def test_durations_are_held_against_their_distribution():
     x_0 = draw(60)
     exact = score(answers_like(x_0, 16), x_0)
-    assert exact["duration_ks"].value < 1.63 / 960**0.5  # 1 % point of Kolmogorov's law
+    assert exact["duration_ks"].value < 1.63 / 960**0.5  # 1 % point of Kolmogorov's distribution
     short, long = x_0[:, None].clone(), x_0[:, None].clone()
-    short[..., 2], long[..., 2] = 0, 1  # 0 and L frames, which the law cannot draw
+    short[..., 2], long[..., 2] = 0, 1  # 0 and L frames, which the prior cannot draw
     for answers in (short, long):
         assert score(answers, x_0)["duration_ks"].value == pytest.approx(1)
 
@@ -209,13 +209,13 @@ def table(asked):
 
 
 def is_refused(scores):
-    """Whether a row fails what draws from the law pass."""
+    """Whether a row fails what draws from the posterior pass."""
     good = scores["consistent_and_valid"].value > 0.9
     diverse = 0.9 < scores["diversity_ratio"].value < 1.1
     return not (good and diverse and scores["duration_ks"].value < 0.12)
 
 
-def test_draws_from_the_law_pass_and_everything_else_is_refused(table):
+def test_draws_from_the_posterior_pass_and_everything_else_is_refused(table):
     assert [name for name in table if not is_refused(table[name])] == ["exact_posterior"]
     assert table["exact_posterior"]["diversity_ratio"].value == 1
     assert table["exact_posterior"]["types_seen"].value > 3
@@ -238,7 +238,7 @@ def test_table_counts_gestures(asked):
 
 
 @pytest.mark.parametrize("strategy", ["prefix", "random_frames"])
-def test_other_given_frames_have_no_law(asked, strategy):
+def test_other_given_frames_have_no_posterior(asked, strategy):
     state = torch.get_rng_state()
     table = asked(draw(6), strategy=strategy)
     assert torch.equal(torch.get_rng_state(), state)
@@ -248,7 +248,7 @@ def test_other_given_frames_have_no_law(asked, strategy):
     assert torch.equal(mask, infill.draw_known_mask(strategy, draw(6))) and mask.any()
 
 
-def test_gestures_outside_the_family_have_no_law(asked):
+def test_gestures_outside_the_family_have_no_posterior(asked):
     bent = draw(4)
     bent[..., :2] = bent[..., :2] ** 3
     diagonal = classify_gestures(draw(4)) > 1

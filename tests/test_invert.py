@@ -1,4 +1,4 @@
-"""The round trip must walk one way twice, be right where the truth is known, and refuse copies.
+"""The round trip must go one way twice, be right where the truth is known, and refuse copies.
 
 For Gaussian data the score, the latents and the error of fresh noise have closed forms; a network
 that answers eps = 0 is a copy, and must fail what the table asks beside the error.
@@ -35,7 +35,7 @@ from train_diffusion_ddim import (
 SHAPE = (40, 50, 3)
 
 
-def walk(beta_schedule="cosine", prediction_type="x0", num_timesteps=1000):
+def round_trip_scheduler(beta_schedule="cosine", prediction_type="x0", num_timesteps=1000):
     scheduler = DDIMScheduler(
         num_timesteps, beta_schedule=beta_schedule, prediction_type=prediction_type
     )
@@ -61,13 +61,13 @@ def draw_gaussian(mean, std, seed=0):
 
 
 # ----------------------------------------------------------------------------------------
-# THE WALK
+# STEPS
 # ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "cosine"])
 def test_steps_have_equal_ratios_of_sigma_down_to_the_start(beta_schedule):
-    scheduler = walk(beta_schedule)
+    scheduler = round_trip_scheduler(beta_schedule)
     for num in (2, 10, 50):
         pairs = scheduler.timestep_pairs(num)
         assert len(pairs) == num and pairs[-1] == (scheduler.timestep_at(START_SIGMA), -1)
@@ -83,12 +83,12 @@ def test_steps_have_equal_ratios_of_sigma_down_to_the_start(beta_schedule):
 
 
 def test_the_start_is_at_least_20_of_1000():
-    assert walk("linear").timestep_at(START_SIGMA) == 20
-    assert walk("cosine").timestep_at(START_SIGMA) == 43
+    assert round_trip_scheduler("linear").timestep_at(START_SIGMA) == 20
+    assert round_trip_scheduler("cosine").timestep_at(START_SIGMA) == 43
 
 
 def test_encoder_and_decoder_visit_the_same_indices():
-    scheduler, seen = walk(), []
+    scheduler, seen = round_trip_scheduler(), []
     model, x_0 = gaussian(0.2, 0.5, scheduler, seen), draw_gaussian(0.2, 0.5)
     start_t = scheduler.timestep_at(START_SIGMA)
     for start in (-1, start_t):
@@ -102,7 +102,7 @@ def test_encoder_and_decoder_visit_the_same_indices():
 
 
 def test_decoding_to_x_0_is_sampling():
-    scheduler = walk()
+    scheduler = round_trip_scheduler()
     model, x_T = gaussian(0.2, 0.5, scheduler), noise_bank(SHAPE)
     sampled = scheduler.sample(model, SHAPE, "cpu", 10, x_T=x_T)
     assert torch.equal(to_data_units(decode(model, scheduler, x_T, 10, -1)), sampled)
@@ -125,7 +125,7 @@ def test_the_models_own_scheduler_stays_as_it_was():
 @pytest.mark.parametrize("start_t", [-1, 43])
 def test_the_error_of_a_round_trip_falls_at_second_order_in_its_square(start_t):
     # DDIM is an Euler step: the error halves with twice the steps, the squared error quarters.
-    scheduler = walk()
+    scheduler = round_trip_scheduler()
     model, x_0 = gaussian(0.2, 0.5, scheduler), draw_gaussian(0.2, 0.5)
     few, many = (
         round_trip(model, scheduler, x_0, num, start_t, full=False)["mse"].value
@@ -137,7 +137,7 @@ def test_the_error_of_a_round_trip_falls_at_second_order_in_its_square(start_t):
 def test_fresh_noise_decodes_to_an_unrelated_draw():
     # Two draws of N(mean, std²) differ by 2·std²; model units are twice data units. The
     # dequantised start and what fresh noise ends in have noise of START_SIGMA besides.
-    scheduler, std = walk(), 0.4
+    scheduler, std = round_trip_scheduler(), 0.4
     model, x_0 = gaussian(0.1, std, scheduler), draw_gaussian(0.1, std)
     for start_t in (-1, 43, scheduler.timestep_pairs(200)[90][0]):
         extra = 0 if start_t < 0 else 2 * scheduler.sigma(start_t) ** 2
@@ -147,10 +147,10 @@ def test_fresh_noise_decodes_to_an_unrelated_draw():
 
 
 def test_only_dequantised_latents_of_points_are_noise():
-    # All data are one point: nothing random enters the raw walk. Dequantised, the latent is the
+    # All data are one point: nothing random enters the raw way. Dequantised, the latent is the
     # start's noise, which each Euler step from (k, s) = (sqrt(ᾱ), sqrt(1 - ᾱ)) to the next scales
     # by 1 + k_t/k·(1 - s/s_t) in model units: to almost 1 in many steps.
-    scheduler = walk("linear")
+    scheduler = round_trip_scheduler("linear")
     model, x_0 = gaussian(0.4, 1e-4, scheduler), torch.full(SHAPE, 0.7)
     raw = round_trip(model, scheduler, x_0, 1000, -1, full=False)
     assert raw["latent_std"].value < 0.02
@@ -168,7 +168,7 @@ def test_only_dequantised_latents_of_points_are_noise():
 def test_rounded_latents_of_a_code_lose_what_rounding_takes():
     # The Gaussian decoder is linear: x_0 = mean + std·x_T, so an error of variance width²/12 in a
     # standard normal latent comes out as (std/2)² times that.
-    scheduler, std = walk(), 0.4
+    scheduler, std = round_trip_scheduler(), 0.4
     model, x_0 = gaussian(0.0, std, scheduler), draw_gaussian(0.0, std)
     scores = round_trip(model, scheduler, x_0, 400, -1, full=True)
     for bits in (4, 6):
@@ -182,7 +182,7 @@ def test_rounded_latents_of_a_code_lose_what_rounding_takes():
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_exact_score_is_the_posterior_mean_for_every_prediction_type(prediction_type):
     prior = GesturePrior(40, 3, 12)
-    scheduler = walk(prediction_type=prediction_type)
+    scheduler = round_trip_scheduler(prediction_type=prediction_type)
     x_0 = prior.draw(3, np.random.default_rng(0))
     for t in (100, 600):
         noisy = torch.from_numpy(x_0) + scheduler.sigma(t) * noise_bank((3, 40, 3))
@@ -206,19 +206,19 @@ def test_rounding_has_two_to_the_bits_levels():
         assert len(levels) == 2**bits and levels.abs().max() == 4 - 4 / 2**bits
 
 
-def test_statistics_of_known_laws():
+def test_statistics_of_known_distributions():
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((200, 100, 3))
     ar = np.empty_like(normal)  # x_t = 0.6·x_{t-1} + 0.8·z: unit variance, autocorrelation 0.6
     ar[:, 0] = normal[:, 0]
     for t in range(1, 100):
         ar[:, t] = 0.6 * ar[:, t - 1] + 0.8 * normal[:, t]
-    laws = {  # mean, std, kurtosis, autocorrelation
+    distributions = {  # mean, std, kurtosis, autocorrelation
         "normal": (normal, (0, 1, 3, 0)),
         "uniform": (5 + rng.uniform(-1, 1, normal.shape), (5, 3**-0.5, 1.8, 0)),
         "ar": (ar, (0, 1, 3, 0.6)),
     }
-    for name, (x, expected) in laws.items():
+    for name, (x, expected) in distributions.items():
         for estimate, value in zip(
             latent_statistics(torch.from_numpy(x)).values(), expected, strict=True
         ):

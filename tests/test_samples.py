@@ -170,7 +170,7 @@ def test_features_are_the_parameters_that_were_drawn():
 
 
 # ----------------------------------------------------------------------------------------
-# THE LAW
+# PRIOR
 # ----------------------------------------------------------------------------------------
 
 
@@ -180,9 +180,9 @@ def test_type_distribution_is_the_share_in_a_large_draw(kind, low):
     prior, n = GesturePrior(8, low, 4, kind), 40_000
     drawn = torch.from_numpy(prior.draw(n, np.random.default_rng(0)))
     share = np.bincount(classify_gestures(drawn), minlength=5) / n
-    law = type_distribution(prior)
-    assert law.sum() == pytest.approx(1) and law[0] == 0
-    assert np.all(np.abs(share - law) <= 4 * np.sqrt(law * (1 - law) / n))
+    due = type_distribution(prior)
+    assert due.sum() == pytest.approx(1) and due[0] == 0
+    assert np.all(np.abs(share - due) <= 4 * np.sqrt(due * (1 - due) / n))
 
 
 def test_type_distribution_of_diagonals_by_quadrature():
@@ -222,7 +222,7 @@ def test_type_counts_by_hand():
     assert scores["types_p"] == pytest.approx(math.erfc(math.sqrt(chi2 / 2)), abs=1e-12)
 
 
-def test_chi_square_is_uniform_under_the_law():
+def test_chi_square_is_uniform_under_the_prior():
     p = [values(type_scores(gestures(200, seed=s, high=9)[:, :250], GesturePrior(250, 5, 9)))
          ["types_p"] for s in range(60)]  # fmt: skip
     # types are drawn in equal parts, so the counts vary less than if drawn one by one
@@ -320,7 +320,7 @@ def test_comparison_is_the_mean_over_blocks(monkeypatch):
     assert [found[name].value for name in names] == pytest.approx(np.mean(parts, axis=0).tolist())
 
 
-def test_equal_laws_score_the_stated_limits():
+def test_equal_distributions_score_the_stated_limits():
     """MMD about 0 and p even over splits, density 1, coverage 1 - 2^-5, 1-NN ½."""
     features = gesture_features(gestures(8000, seed=4, high=75))
     features = (features - features.mean(dim=0)) / features.std(dim=0).clamp(min=0.02)
