@@ -2,327 +2,63 @@
 
     python -m evaluation.baselines --checkpoint runs/x --output_dir runs/x/baselines
 
-trains them with the checkpoint's options, data, augmentation, optimiser and number of steps, keeps
+trains them with the checkpoint's options, data, augmentation, optimizer and number of steps, keeps
 their weights in the output folder (a second call only evaluates), prints one table across
-protocols and writes baselines.md and baselines.json (`read_baselines`). What each method sees:
-
-    diffusion           the checkpoint: given frames, or x_t; a sample of its usual number of steps
-    diffusion_one_shot  the checkpoint: x_t, one evaluation, no sampling
-    regression          two networks of the checkpoint's size that answer in one evaluation and
-                        minimise the MSE of x_0. In keyframes, infill and generate: the given
-                        frames alone, drawn in training as for the checkpoint; x_t is zero, t is
-                        T - 1. In denoise: x_t at a known, in training random, t; no loss weights
-    vae_beta_*          encodes the whole original, decodes a sample of the latent; in generate
-                        it decodes noise of the prior
-    nearest_training_item   a lookup with what the model sees: the given frames, x_t, the original
-    random_training_item    nothing: "random sampling"
-    limit               keyframes: interpolation. denoise, infill: the exact posterior mean, of
-                        least MSE. generate: the validation set
-
-The weights of the loss on given frames are the checkpoint's: they change which task learns first,
-not the minimiser, E[x_0 | given frames]. That mean has the least MSE of all answers (theory says
-that regression wins there), but it is no gesture where several fit (diffusion wins validity).
+protocols and writes baselines.md and baselines.json. What each method sees: `SEES` in
+baselines_record.py. The networks: rivals.py. Who should win: theory.py.
 """
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluation.baselines_record import TYPE_SHARES, write_baselines
 from evaluation.bayes import GesturePrior, mmse
 from evaluation.controls import interpolation, nearest, random_training_item
 from evaluation.criteria import PLAN_LINES
-from evaluation.estimates import (
-    Estimate,
-    FloatArray,
-    Table,
-    bootstrap,
-    format_estimate,
-    tables_from_json,
-    tables_to_json,
-)
+from evaluation.estimates import Estimate, FloatArray, Table, bootstrap
 from evaluation.family import deviations, is_linear_gesture, read_prior, validity
-from evaluation.report import describe_run, flatten_about
+from evaluation.report import describe_run
+from evaluation.rivals import (
+    LATENT_DIM,
+    decode_prior,
+    nearest_by_known_frames,
+    reconstruct,
+    train_or_load,
+)
 from evaluation.samples import type_scores
 from evaluation.scores import add_noise, bayes_mean, measure_latencies, score_recreations
 from evaluation.touch_down import posterior_mean_gesture
 from train_diffusion_ddim import (
-    GRAD_CLIP,
-    NUM_TASKS,
     DDIMScheduler,
     DiffusionActionDataset,
     TrainConfig,
-    augment,
-    build_model,
     build_scheduler,
     denoise_one_shot,
     generate,
     has_press_edge,
     load_model,
-    lr_at,
     noise_bank,
     press_edges,
     recreate,
-    to_data_units,
-    to_model_units,
     touch_down,
-    train_step,
 )
-from trainlib.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from trainlib.checkpoint import load_checkpoint, newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, run_program, say
-from trainlib.files import make_folder, write_json, write_whole
-from trainlib.gestures import GESTURE_TYPES
+from trainlib.files import make_folder
 from trainlib.process import DEVICES, pick_device, progress, timer
 from trainlib.provenance import describe_machine
-from trainlib.state import TrainState, epoch_order
-from trainlib.tables import format_number, markdown_table
-from trainlib.tensors import eval_mode, in_batches
+from trainlib.tensors import in_batches
 
-BASELINES_FORMAT = 1
 SIGMAS = (0.1, 0.4, 0.9)  # noise std in data units
-LATENT_DIM = 16  # a gesture has at most 7 numbers; a dimension that is not used costs no bits
-# A decoder whose error is Gaussian of std s has beta = 2·s² in the ELBO: s = 0.32 and 0.1 here.
-BETAS = (0.2, 0.02)
-TYPE_SHARES = tuple(f"share_{name}" for name in GESTURE_TYPES)
-
-
-# ----------------------------------------------------------------------------------------
-# BASELINES — the same network, other tasks
-# ----------------------------------------------------------------------------------------
-
-
-class Regression(nn.Module):
-    """E[x_0 | given frames] by the denoiser's network: x_t is held at zero and t at T - 1.
-
-    It stands where a denoiser that predicts x_0 stands; sampled in one step, it answers directly.
-    """
-
-    known_frames = True
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network: Any = network
-
-    def forward(self, x_t: Tensor, t: Tensor, *given: Tensor, **options: bool) -> Any:
-        """Map as `MinimalDiffusionTransformer.forward` does, whatever x_t and t are."""
-        last = torch.full_like(t, self.network.max_timesteps - 1)
-        return self.network(torch.zeros_like(x_t), last, *given, **options)
-
-
-class GestureVAE(nn.Module):
-    """A beta-VAE of two denoisers that share the checkpoint's layers (arXiv:1312.6114).
-
-    The encoder is a denoiser at t = 0 whose output is mapped to the latent; the decoder is one
-    that starts from zeros and is conditioned on z by what conditions the checkpoint on t. Zeros are
-    alike wherever they are, so positions are added to them: distances alone would not tell.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__()
-        config = replace(config, known_frames=False, noise_units=False, rotary=False)  # no noise
-        layers = max(1, config.num_layers // 2)
-        rest = max(1, config.num_layers - layers)
-        self.encoder = build_model(replace(config, num_layers=layers, gates=False))
-        decoder: Any = build_model(replace(config, num_layers=rest))
-        decoder.timestep_embedding = nn.Linear(LATENT_DIM, config.d_model)
-        self.decoder = decoder
-        self.shape = (config.seq_len, self.encoder.action_dim)
-        self.to_latent = nn.Linear(math.prod(self.shape), 2 * LATENT_DIM)
-
-    def encode(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x_0, (B, L, C), data units, to mean and log variance of z, (B, LATENT_DIM) each."""
-        t = torch.zeros(len(x_0), dtype=torch.long, device=x_0.device)
-        features = self.encoder(to_model_units(x_0), t).flatten(1)  # (B, L*C)
-        mean, log_variance = self.to_latent(features).float().chunk(2, dim=1)
-        return mean, log_variance
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Map z, (B, LATENT_DIM), to gestures, (B, L, C), data units, not rounded."""
-        return to_data_units(self.decoder(z.new_zeros(len(z), *self.shape), z).float())
-
-    def forward(self, x_0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Send x_0, (B, L, C), data units, through z = mean + std·eps.
-
-        Returns:
-            The reconstruction, (B, L, C), data units, and the rate of z, (B,), in nats.
-        """
-        mean, log_variance = self.encode(x_0)
-        z = mean + (0.5 * log_variance).exp() * eps
-        return self.decode(z), kl_from_prior(mean, log_variance)
-
-
-def kl_from_prior(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return KL(N(mean, variance) || N(0, I)) of each row, (B,), in nats (1312.6114, app. B)."""
-    return 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(dim=1)
-
-
-def reconstruct(vae: GestureVAE, x_0: Tensor) -> tuple[Tensor, FloatArray]:
-    """Send x_0, (B, L, C), data units, through a sample of the latent, always the same draw.
-
-    Returns:
-        The reconstructions, (B, L, C), data units, and the bits that each took, (B,). Only a
-        sample costs KL/ln 2 bits; the mean of the latent would say infinitely many.
-    """
-    eps = noise_bank((len(x_0), LATENT_DIM)).to(x_0)
-    with eval_mode(vae):
-        answer = in_batches(lambda x, e: vae(x, e)[0], x_0, eps)
-        rate = in_batches(lambda x: kl_from_prior(*vae.encode(x)), x_0)
-    return answer.clamp(0, 1), rate.double().cpu().numpy() / math.log(2)
-
-
-def decode_prior(vae: GestureVAE, n: int, seed: int) -> Tensor:
-    """Decode n draws of the prior N(0, I) to gestures, (n, L, C), data units."""
-    z = torch.randn(n, LATENT_DIM, generator=torch.Generator().manual_seed(seed))
-    with eval_mode(vae):
-        return in_batches(vae.decode, z.to(next(vae.parameters()))).clamp(0, 1)
-
-
-def nearest_by_known_frames(x_0: Tensor, known_mask: Tensor, x_train: Tensor) -> Tensor:
-    """Return the training gestures that fit the known frames of x_0 best, (B, L, C).
-
-    Args:
-        x_0: (B, L, C); read only where the mask is set.
-        known_mask: (B, L) bool; without a known frame the answer is the first training gesture.
-        x_train: (N, L, C).
-    """
-    bank = x_train.flatten(1)
-
-    def lookup(x: Tensor, mask: Tensor) -> Tensor:  # Σ m·(x - b)² but for Σ m·x²
-        weight = mask[..., None].expand_as(x).flatten(1).to(x)
-        return (weight @ (bank**2).T - 2 * (weight * x.flatten(1)) @ bank.T).argmin(dim=1)
-
-    return x_train[in_batches(lookup, x_0, known_mask)]
-
-
-# ----------------------------------------------------------------------------------------
-# TRAINING — by the trainer's own functions
-# ----------------------------------------------------------------------------------------
-
-Step = Callable[[TrainState, Tensor], object]
-
-
-def fit(
-    model: nn.Module, step: Step, x_train: Tensor, config: TrainConfig, num_steps: int, title: str
-) -> nn.Module:
-    """Train for `num_steps` batches in the order of the checkpoint's run.
-
-    Args:
-        model: moved to x_train's device.
-        step: updates a state from a batch, (B, L, C), data units, and moves it on by a step.
-        x_train: (N, L, C), data units.
-        config: of the checkpoint's run.
-        num_steps: batches.
-        title: of the progress bar.
-
-    Returns:
-        The EMA model, in eval mode.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-    """
-    device = x_train.device
-    scheduler = build_scheduler(config).to(device)
-    state = TrainState(model.to(device), scheduler, config, num_steps, NUM_TASKS)
-    state.model.train()
-    steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
-    for i in progress(range(num_steps), title):
-        epoch, batch = divmod(i, steps_per_epoch)
-        if batch == 0:
-            order = epoch_order(len(x_train), config.seed, epoch).to(x_train.device)
-            batches = order.split(config.batch_size)
-        step(state, x_train[batches[batch]])
-    return state.ema
-
-
-def vae_loss(vae: nn.Module, x_0: Tensor, beta: float) -> Tensor:
-    """Return the mean of (squared error + beta·KL)/(L·C) at a fresh sample of the latent."""
-    eps = torch.randn(len(x_0), LATENT_DIM, device=x_0.device)
-    reconstruction, rate = vae(x_0, eps)
-    error = (reconstruction - x_0).square().sum(dim=(1, 2))
-    return (error + beta * rate).mean() / x_0[0].numel()
-
-
-def vae_step(state: TrainState, x_0: Tensor, beta: float) -> None:
-    """Update a VAE from one batch x_0, (B, L, C), data units, as `train_step` does a denoiser.
-
-    Raises:
-        FloatingPointError: loss or gradient is not finite.
-    """
-    config = state.config
-    torch.manual_seed(config.seed * 1_000_003 + state.step)
-    if config.augment:
-        x_0 = augment(x_0)
-    with torch.autocast(x_0.device.type, torch.bfloat16, enabled=config.amp):
-        loss = vae_loss(state.model, x_0, beta)
-    lr = lr_at(state.step, state.total_steps, config.lr)
-    state.model.zero_grad(set_to_none=True)
-    loss.backward()
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), GRAD_CLIP)
-    if not torch.isfinite(loss + grad_norm):
-        raise FloatingPointError(f"the VAE's loss is {loss:g} at step {state.step}, lr {lr:g}")
-    state.update(lr)
-
-
-def recipes(config: TrainConfig) -> dict[str, tuple[nn.Module, TrainConfig, Step]]:
-    """Return what is trained, by file name: an untrained model, its config, and its step."""
-    to_x_0 = replace(config, prediction_type="x0", balance_loss=False)
-    weighted = replace(to_x_0, balance_loss=config.balance_loss)
-    torch.manual_seed(config.seed)
-    return {
-        "regression_from_known_frames": (Regression(build_model(config)), weighted, train_step),
-        "regression_from_x_t": (build_model(config), to_x_0, train_step),
-        **{f"vae_beta_{b}": (GestureVAE(config), config, partial(vae_step, beta=b)) for b in BETAS},
-    }
-
-
-def train_or_load(
-    folder: Path, x_train: Tensor, config: TrainConfig, num_steps: int
-) -> tuple[dict[str, nn.Module], dict[str, float]]:
-    """Return the baselines, from their files in `folder` where there are any; write the others.
-
-    Args:
-        folder: an existing folder.
-        x_train: (N, L, C), data units, on the device.
-        config: of the checkpoint's run.
-        num_steps: of each training.
-
-    Returns:
-        The models by file name, in eval mode, and the seconds that their training took.
-
-    Raises:
-        UserError: a file holds the weights of another checkpoint or number of steps.
-    """
-    trained, seconds = {}, {}
-    mark = {"config": asdict(config), "step": num_steps}
-    for name, (model, own_config, step) in recipes(config).items():
-        path = folder / f"{name}.pth"
-        if path.exists():
-            content = load_checkpoint(path)
-            if any(content.get(key) != value for key, value in mark.items()):
-                raise UserError(
-                    f"{path} belongs to another checkpoint, data or number of steps; choose "
-                    "another --output_dir"
-                )
-            model.load_state_dict(content["ema_state_dict"])
-        else:
-            passed = timer(x_train.device)
-            model = fit(model, step, x_train, own_config, num_steps, name)
-            content = {"name": name, "ema_state_dict": model.state_dict(), **mark}
-            content["train_s"] = round(passed(), 1)
-            save_checkpoint(path, content)
-        trained[name] = model.to(x_train.device).eval().requires_grad_(False)
-        seconds[name] = content["train_s"]
-    return trained, seconds
 
 
 # ----------------------------------------------------------------------------------------
@@ -559,208 +295,6 @@ def run_all(c: Comparison) -> dict[str, Table]:
         tables[f"denoise_sigma_{sigma}"] = score_answers(c.x_0, answers, c.prior, limit)
     tables |= {"infill": run_infill(c), "generate": run_generate(c)}
     return tables | run_reconstruction(c) | {"cost": run_cost(c)}
-
-
-# ----------------------------------------------------------------------------------------
-# THEORY — who must win, and whether they did
-# ----------------------------------------------------------------------------------------
-
-
-class Prediction(NamedTuple):
-    """Theory: in `metric` the first method beats the second, or, if it is open, either may.
-
-    The names of protocol and methods are prefixes: "vae" means every VAE.
-    """
-
-    protocol: str
-    metric: str
-    first: str
-    second: str
-    why: str
-    is_open: bool = False
-
-
-MEAN = "the posterior mean has the least MSE; a sample costs up to twice that (arXiv:1711.06077)"
-ONE = "regression answers equal questions alike"
-BLUR = "where several gestures fit, their mean is none of them"
-PREDICTIONS = (
-    Prediction(
-        *("keyframes", "mse_ratio", "diffusion", "regression"),
-        "the given frames determine a linear gesture, so mean and sample are the same",
-        is_open=True,
-    ),
-    Prediction("denoise", "mse_ratio", "diffusion_one_shot", "diffusion", MEAN),
-    Prediction("denoise", "mse_ratio", "regression", "diffusion", MEAN),
-    Prediction(
-        *("denoise", "r", "diffusion_one_shot", "regression"),
-        "both estimate the posterior mean; a loss without weights is nearly all of large noise",
-        is_open=True,
-    ),
-    Prediction("denoise_sigma_0.9", "valid", "diffusion", "regression", BLUR),
-    Prediction("infill", "mse_ratio", "regression", "diffusion", MEAN),
-    Prediction("infill", "valid", "diffusion", "regression", BLUR),
-    Prediction("infill", "press_softness", "diffusion", "regression", BLUR),
-    Prediction("infill", "type_mix_error", "diffusion", "regression", ONE),
-    Prediction("generate", "valid", "diffusion", "regression", BLUR),
-    Prediction("generate", "type_mix_error", "diffusion", "regression", ONE),
-    Prediction(
-        *("generate", "valid", "diffusion", "vae"),
-        "the codes of gestures do not fill the prior, and between them the decoder blurs",
-    ),
-    Prediction(
-        *("generate", "share_copies", "diffusion", "random_training_item"),
-        "training gestures are valid but not new",
-    ),
-    Prediction(
-        *("reconstruction", "mse_ratio", "vae", "diffusion"),
-        "at equal bits: a VAE chooses what it sends, noise does not; neither is optimal",
-        is_open=True,
-    ),
-)
-LOWER_IS_BETTER = ("mse", "mse_ratio", "r", "press_softness", "type_mix_error", "share_copies")
-
-
-def judge_predictions(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
-    """Hold every prediction against the tables.
-
-    Returns:
-        Rows of protocol, metric, first, second, why, is_open, first_value, second_value, and
-        came_out: "yes", "no", or "undecided" where the 95 % intervals overlap (a value without
-        one counts as exact); where theory is open, the method that won, or "undecided".
-    """
-    rows = []
-    for p in PREDICTIONS:
-        for protocol in (name for name in tables if name.startswith(p.protocol)):
-            scores = {m: row[p.metric] for m, row in tables[protocol].items() if p.metric in row}
-            for first, second in product(_named(scores, p.first), _named(scores, p.second)):
-                a, b = scores[first], scores[second]
-                ahead = _is_ahead(a, b, lower=p.metric in LOWER_IS_BETTER)
-                words = (first, second) if p.is_open else ("yes", "no")
-                row = p._asdict() | {"protocol": protocol, "first": first, "second": second}
-                row |= {"first_value": a.value, "second_value": b.value}
-                row["came_out"] = "undecided" if ahead is None else words[not ahead]
-                rows.append(row)
-    return rows
-
-
-def _named(methods: Collection[str], prefix: str) -> list[str]:
-    """Return the method of this name, else all whose names start with it."""
-    return [prefix] if prefix in methods else [m for m in methods if m.startswith(prefix)]
-
-
-def _is_ahead(a: Estimate, b: Estimate, *, lower: bool) -> bool | None:
-    """Tell whether a is better than b, None if their intervals overlap."""
-    (a_low, a_high), (b_low, b_high) = (e.ci or (e.value, e.value) for e in (a, b))
-    if a_high < b_low:
-        return lower
-    return not lower if b_high < a_low else None
-
-
-# ----------------------------------------------------------------------------------------
-# RECORD — baselines.json, baselines.md
-# ----------------------------------------------------------------------------------------
-
-SHOWN = {
-    "keyframes": (*PLAN_LINES, "mse_ratio"),
-    "denoise": ("mse", "r", "mse_ratio", "valid"),
-    "infill": ("mse", "r", "mse_ratio", "valid", "press_softness", "type_mix_error"),
-    "generate": (
-        *("valid", "one_press", "press_softness", "type_mix_error"),
-        *(*TYPE_SHARES, "share_copies"),
-    ),
-    "reconstruction": ("bits", "sigma", "mse", "mse_ratio", "valid"),
-    "cost": ("parameters", "batch_1_ms"),
-}
-
-
-def read_baselines(path: Path) -> dict[str, Any]:
-    """Read baselines.json.
-
-    Returns:
-        format; about; protocols: protocol -> method -> metric -> Estimate; predictions: the rows
-        of `judge_predictions`.
-
-    Raises:
-        UserError: missing, no JSON, or not of this format.
-    """
-    try:
-        results = json.loads(path.read_text("utf-8"))
-        if results["format"] != BASELINES_FORMAT:
-            raise ValueError(f"format {results['format']}")
-        results["protocols"] = tables_from_json(results["protocols"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"cannot read {path} ({e}); run python -m evaluation.baselines") from None
-    return results
-
-
-def theory_of(prediction: Mapping[str, Any]) -> str:
-    """Return a prediction in words."""
-    verb = "or" if prediction["is_open"] else "beats"
-    return f"{prediction['first']} {verb} {prediction['second']}"
-
-
-def baselines_table(tables: Mapping[str, Table], *, interval: bool = True) -> str:
-    """Return the one table across protocols: a metric a row, a method a column."""
-    methods = list(dict.fromkeys(method for table in tables.values() for method in table))
-    methods.sort(key=_column)
-    rows = []
-    for protocol, table in tables.items():
-        for metric in SHOWN[protocol.split("_")[0]]:
-            cells = [table.get(method, {}).get(metric) for method in methods]
-            shown = [format_estimate(cell, interval=interval) for cell in cells]
-            if any(cells):
-                rows.append([protocol, metric, *shown])
-    return markdown_table(["protocol", "metric", *methods], rows)
-
-
-def _column(method: str) -> int:
-    """Return where a method stands in the table."""
-    order = ("diffusion", "diffusion_one_shot", "regression", "vae", "nearest", "random", "limit")
-    return max(i for i, name in enumerate(order) if method.startswith(name))
-
-
-def predictions_table(predictions: Sequence[Mapping[str, Any]]) -> str:
-    """Return theory beside outcome, a comparison a row."""
-    rows = []
-    for p in predictions:
-        values = [math.nan if p[k] is None else p[k] for k in ("first_value", "second_value")]
-        numbers = " : ".join(format_number(value) for value in values)
-        rows.append([p["protocol"], p["metric"], theory_of(p), p["why"], numbers, p["came_out"]])
-    header = ["protocol", "metric", "theory", "because", "values", "came out"]
-    return markdown_table(header, rows)
-
-
-def baselines_markdown(results: Mapping[str, Any]) -> str:
-    """Return baselines.md from what `read_baselines` returned."""
-    about = flatten_about(results["about"])
-    sees = (__doc__ or "").split("What each method sees:")[1]
-    pages = [
-        f"# Baselines beside {results['about']['checkpoint']}",
-        "\n".join(f"- {key}: {value}" for key, value in about.items()),
-        f"What each method sees:\n{sees.rstrip()}",
-        "## All protocols, with 95 % intervals",
-        "r is the MSE over that of the limit, mse_ratio over that of diffusion, both on the same "
-        "gestures; sigma is the noise that leaves as many bits of x_0 as the VAE sends.",
-        baselines_table(results["protocols"]),
-        "## Theory and outcome",
-        predictions_table(results["predictions"]),
-    ]
-    return "\n\n".join(pages) + "\n"
-
-
-def write_baselines(folder: Path, about: dict[str, Any], tables: dict[str, Table]) -> str:
-    """Write baselines.json and baselines.md into an existing folder; return what to print."""
-    results = {
-        "format": BASELINES_FORMAT,
-        "about": about,
-        "protocols": tables_to_json(tables),
-        "predictions": judge_predictions(tables),
-    }
-    write_json(folder / "baselines.json", results)
-    read = read_baselines(folder / "baselines.json")
-    write_whole(folder / "baselines.md", baselines_markdown(read).encode())
-    table = baselines_table(read["protocols"], interval=False)
-    return f"{table}\n\n{predictions_table(read['predictions'])}"
 
 
 # ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from conftest import ROOT, L, make_gestures
 from torch import nn
 
 import train_diffusion_ddim as tdd
-from evaluation import baselines
+from evaluation import baselines, baselines_record, rivals, theory
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.estimates import Estimate
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
@@ -32,8 +32,8 @@ EXACT = {"prediction_type": "x0", "augment": False, "lr": 1e-2, "dropout": 0.0}
 
 def regression(config, x_train, num_steps, name="regression_from_known_frames"):
     """A trained baseline, and the scheduler that asks it."""
-    model, own_config, step = baselines.recipes(config)[name]
-    trained = baselines.fit(model, step, x_train, own_config, num_steps, name)
+    model, own_config, step = rivals.recipes(config)[name]
+    trained = rivals.fit(model, step, x_train, own_config, num_steps, name)
     return trained, tdd.build_scheduler(replace(config, prediction_type="x0"))
 
 
@@ -66,7 +66,7 @@ def test_regression_answers_an_ambiguous_question_with_the_mean(tiny_config, gat
 
 def test_regression_sees_the_given_frames_alone(tiny_config):
     config = tiny_config(**EXACT, adaln=False)  # adaLN-zero starts with a constant output
-    model = baselines.Regression(tdd.build_model(config)).eval()
+    model = rivals.Regression(tdd.build_model(config)).eval()
     x_0, x_t = make_gestures(4), torch.randn(4, L, 3)
     mask, t = tdd.press_edges(x_0), torch.full((4,), 3)
     answer = model(x_t, t, x_0, mask)
@@ -81,7 +81,7 @@ def test_fit_repeats_the_trainers_run(straight_run):
     num_steps = load_checkpoint(straight_run)["step"]
     torch.manual_seed(config.seed)
     model = tdd.build_model(config)
-    again = baselines.fit(model, tdd.train_step, x_train, config, num_steps, "again")
+    again = rivals.fit(model, tdd.train_step, x_train, config, num_steps, "again")
     for name, weight in trained.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
 
@@ -89,7 +89,7 @@ def test_fit_repeats_the_trainers_run(straight_run):
 def test_nearest_by_known_frames_equals_loops():
     x_0, bank = make_gestures(9, seed=3), make_gestures(30, seed=4)
     mask = torch.rand(9, L, generator=torch.Generator().manual_seed(0)) < 0.3
-    found = baselines.nearest_by_known_frames(x_0, mask, bank)
+    found = rivals.nearest_by_known_frames(x_0, mask, bank)
     for x, m, answer in zip(x_0, mask, found, strict=True):
         errors = [((x[m] - b[m]) ** 2).sum() for b in bank]
         assert torch.equal(answer, bank[int(np.argmin(errors))])
@@ -102,16 +102,16 @@ def test_nearest_by_known_frames_equals_loops():
 
 def test_rate_is_the_divergence_from_the_prior(tiny_config):
     generator = torch.Generator().manual_seed(0)
-    mean, log_variance = torch.randn(2, 6, baselines.LATENT_DIM, generator=generator)
+    mean, log_variance = torch.randn(2, 6, rivals.LATENT_DIM, generator=generator)
     normal = torch.distributions.Normal
     posterior, prior = normal(mean, (0.5 * log_variance).exp()), normal(0.0, 1.0)
     expected = torch.distributions.kl_divergence(posterior, prior).sum(dim=1)
-    torch.testing.assert_close(baselines.kl_from_prior(mean, log_variance), expected)
+    torch.testing.assert_close(rivals.kl_from_prior(mean, log_variance), expected)
 
-    vae, x_0 = baselines.GestureVAE(tiny_config(**EXACT, adaln=False)).eval(), make_gestures(6)
-    answer, bits = baselines.reconstruct(vae, x_0)
+    vae, x_0 = rivals.GestureVAE(tiny_config(**EXACT, adaln=False)).eval(), make_gestures(6)
+    answer, bits = rivals.reconstruct(vae, x_0)
     np.testing.assert_allclose(
-        bits, baselines.kl_from_prior(*vae.encode(x_0)).detach() / math.log(2), rtol=1e-5
+        bits, rivals.kl_from_prior(*vae.encode(x_0)).detach() / math.log(2), rtol=1e-5
     )
     of_mean = vae.decode(vae.encode(x_0)[0]).clamp(0, 1)  # which would take infinitely many bits
     assert (answer - of_mean).abs().max() > 0.01
@@ -121,15 +121,15 @@ def test_vae_overfits_eight_gestures_and_says_which(tiny_config):
     config = tiny_config(**EXACT | {"gates": True}, num_layers=2, batch_size=8, d_model=32)
     x_train = make_gestures(8)
     torch.manual_seed(0)
-    vae = baselines.fit(
-        baselines.GestureVAE(config),
-        lambda s, x_0: baselines.vae_step(s, x_0, 0.01),
+    vae = rivals.fit(
+        rivals.GestureVAE(config),
+        lambda s, x_0: rivals.vae_step(s, x_0, 0.01),
         x_train,
         config,
         300,
         "vae",
     )
-    answer, bits = baselines.reconstruct(vae, x_train)
+    answer, bits = rivals.reconstruct(vae, x_train)
     assert torch.mean((answer - x_train) ** 2) < 0.01 * x_train.var()
     assert bits.mean() > 3  # the rate is at least the information, log2(8)
     assert bits.mean() < 30
@@ -139,22 +139,22 @@ def test_the_decoder_knows_where_it_is(tiny_config):
     """Rotary attention sees distances alone: of equal tokens it would make equal frames."""
     config = tiny_config(**EXACT | {"rotary": True, "adaln": False, "token_overlap": False})
     torch.manual_seed(0)
-    frames = baselines.GestureVAE(config).eval().decode(torch.randn(1, baselines.LATENT_DIM))[0]
+    frames = rivals.GestureVAE(config).eval().decode(torch.randn(1, rivals.LATENT_DIM))[0]
     tokens = frames.detach().reshape(-1, config.patch_size * 3)
     assert len(tokens) > 2 and (tokens.std(dim=0) > 1e-3).all()
 
 
 def test_vae_without_information_pays_nothing(tiny_config):
     config = tiny_config(**EXACT)
-    vae = baselines.fit(
-        baselines.GestureVAE(config),
-        lambda s, x_0: baselines.vae_step(s, x_0, 1e4),
+    vae = rivals.fit(
+        rivals.GestureVAE(config),
+        lambda s, x_0: rivals.vae_step(s, x_0, 1e4),
         make_gestures(8),
         config,
         100,
         "vae",
     )
-    assert baselines.reconstruct(vae, make_gestures(8))[1].mean() < 0.01
+    assert rivals.reconstruct(vae, make_gestures(8))[1].mean() < 0.01
 
 
 def test_information_of_a_gaussian_is_its_closed_form():
@@ -191,14 +191,14 @@ class Copier(nn.Module):
 
     def __init__(self, bits):
         super().__init__()
-        self.mean = math.sqrt(2 * bits * math.log(2) / baselines.LATENT_DIM)
+        self.mean = math.sqrt(2 * bits * math.log(2) / rivals.LATENT_DIM)
 
     def encode(self, x_0):
-        mean = torch.full((len(x_0), baselines.LATENT_DIM), self.mean)
+        mean = torch.full((len(x_0), rivals.LATENT_DIM), self.mean)
         return mean, torch.zeros_like(mean)
 
     def forward(self, x_0, eps):
-        return x_0, baselines.kl_from_prior(*self.encode(x_0))
+        return x_0, rivals.kl_from_prior(*self.encode(x_0))
 
 
 def comparison(vaes=None):
@@ -236,7 +236,7 @@ def test_the_bayes_denoiser_comes_out_as_theory_says():
     assert table["regression"]["r"].value == pytest.approx(1, abs=1e-3)
     assert table["diffusion"]["mse_ratio"] == Estimate(1.0, (1.0, 1.0), 96)
     assert table["diffusion"]["r"].value > 1.05
-    rows = baselines.judge_predictions({"denoise_sigma_0.9": table})
+    rows = theory.judge_predictions({"denoise_sigma_0.9": table})
     came_out = {(r["metric"], r["first"], r["second"]): r["came_out"] for r in rows}
     assert came_out == {
         ("mse_ratio", "diffusion_one_shot", "diffusion"): "yes",
@@ -249,7 +249,7 @@ def test_the_bayes_denoiser_comes_out_as_theory_says():
 def test_predictions_are_judged_by_their_intervals():
     def outcome(regression, diffusion, metric="mse_ratio"):
         table = {"regression": {metric: regression}, "diffusion": {metric: diffusion}}
-        (row,) = baselines.judge_predictions({"infill": table})
+        (row,) = theory.judge_predictions({"infill": table})
         return row["came_out"]
 
     one = Estimate(1.0, (1.0, 1.0), 9)
@@ -258,9 +258,7 @@ def test_predictions_are_judged_by_their_intervals():
     assert outcome(Estimate(1.4, (1.3, 1.5), 9), one) == "no"
     assert outcome(Estimate(0.0, None, 1), Estimate(0.9, (0.8, 1.0), 9), "valid") == "yes"
     vaes = {name: {"mse_ratio": Estimate(2.0, (1.5, 2.5), 9)} for name in ("vae_a", "vae_b")}
-    rows = baselines.judge_predictions(
-        {"reconstruction_x": {"diffusion": {"mse_ratio": one}, **vaes}}
-    )
+    rows = theory.judge_predictions({"reconstruction_x": {"diffusion": {"mse_ratio": one}, **vaes}})
     assert [(r["first"], r["is_open"], r["came_out"]) for r in rows] == [
         ("vae_a", True, "diffusion"),
         ("vae_b", True, "diffusion"),
@@ -303,23 +301,23 @@ def test_quick_run_writes_what_the_report_reads(capsys, checkpoint, tmp_path):
     assert results["about"]["num_steps"] == 20 and results["about"]["seed"] == 0
     assert results["about"]["command"].startswith("python -m evaluation.baselines --checkpoint")
     assert {"machine", "date", "commit", "train_s"} <= set(results["about"])
-    vaes = [f"vae_beta_{beta}" for beta in baselines.BETAS]
+    vaes = [f"vae_beta_{beta}" for beta in rivals.BETAS]
     names = ["keyframes", *(f"denoise_sigma_{s}" for s in baselines.SIGMAS), "infill", "generate"]
     names += [*(f"reconstruction_{name}" for name in vaes), "cost"]
     assert list(results["protocols"]) == names
     mse = results["protocols"]["keyframes"]["regression"]["mse"]
     assert set(mse) == {"value", "ci", "n"} and mse["n"] == 5
 
-    read = baselines.read_baselines(tmp_path / "baselines.json")
+    read = baselines_record.read_baselines(tmp_path / "baselines.json")
     assert read["protocols"]["keyframes"]["regression"]["mse"].value == mse["value"]
     assert read["protocols"]["generate"]["random_training_item"]["share_copies"].value == 1
     lookup = read["protocols"][f"reconstruction_{vaes[0]}"]["nearest_training_item"]["bits"]
     assert lookup.value == pytest.approx(math.log2(10))
     assert {p["came_out"] for p in read["predictions"]} & {"yes", "no", "undecided"}
     markdown = (tmp_path / "baselines.md").read_text("utf-8")
-    assert baselines.baselines_table(read["protocols"]) in markdown
-    assert baselines.predictions_table(read["predictions"]) in markdown
-    assert baselines.baselines_table(read["protocols"], interval=False) in out
+    assert baselines_record.baselines_table(read["protocols"]) in markdown
+    assert baselines_record.predictions_table(read["predictions"]) in markdown
+    assert baselines_record.baselines_table(read["protocols"], interval=False) in out
 
     written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.pth")}
     assert {p.stem for p in written} == {
@@ -327,7 +325,7 @@ def test_quick_run_writes_what_the_report_reads(capsys, checkpoint, tmp_path):
     }
     assert run(capsys, checkpoint, tmp_path)[0] == 0  # evaluates the same weights again
     assert written == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.pth")}
-    again = baselines.read_baselines(tmp_path / "baselines.json")["protocols"]
+    again = baselines_record.read_baselines(tmp_path / "baselines.json")["protocols"]
     assert again["keyframes"] == read["protocols"]["keyframes"]
 
     code, _, err = run(capsys, checkpoint, tmp_path, "--num_steps", "7")
@@ -355,4 +353,4 @@ def test_mistakes_end_in_one_line(capsys, checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
     (tmp_path / "baselines.json").write_text("{}")
     with pytest.raises(UserError):
-        baselines.read_baselines(tmp_path / "baselines.json")
+        baselines_record.read_baselines(tmp_path / "baselines.json")

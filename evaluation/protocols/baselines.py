@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from evaluation.baselines import read_baselines, theory_of
+from evaluation.baselines_record import read_baselines, theory_of
 from evaluation.estimates import Table
 from evaluation.protocol import Section, Subject
 from trainlib.errors import UserError, say
