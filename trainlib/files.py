@@ -57,6 +57,8 @@ def finite_or_null(content: Any) -> Any:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, have reached the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -373,8 +373,11 @@ def _batch_names(arguments: Mapping[str, Any]) -> list[str]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder that is written; the system frees it when the process ends."""
-    import fcntl  # here, so that other systems can read
-
+    try:
+        import fcntl
+    except ImportError:  # Windows: two writers at once are not kept apart there
+        yield
+        return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as e:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -30,8 +31,10 @@ def memory_limit() -> int:
     The least of the machine's memory, the limits of the process's control groups (version 1 or 2)
     and of all groups around them, and `ulimit -v` and `ulimit -d`.
     """
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    return min([*limits, *_group_limits(), *_process_limits()])
+    limits = [*_group_limits(), *_process_limits()]
+    if hasattr(os, "sysconf"):  # Windows has none; there a set is read as if it fitted
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=sys.maxsize)
 
 
 def _group_limits() -> Iterator[int]:
