@@ -12,7 +12,7 @@ from trainlib.gestures import PRESSED
 
 SAME = 5e-4  # two gestures are the same if no number differs by more than this
 _ROUNDING = 1e-7  # of float32 in [0, 1]
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 1024
 _PAIRS_AT_ONCE = 1 << 20
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits as good as random
 
