@@ -1512,12 +1512,7 @@ FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how f
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; flags that were not given are absent from the result."""
-    parser = OneLineParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(description=__doc__, argument_default=argparse.SUPPRESS)
     training = parser.add_argument_group("training")
     training.add_argument("--preset", choices=PRESETS, help="a quick look, the defaults, the best")
     add_flags(training, TrainConfig)

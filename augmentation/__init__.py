@@ -36,7 +36,6 @@ A folder
 
 from augmentation.click_aug import (
     ACTION_TYPES,
-    SEQUENCE_LENGTH,
     Gestures,
     draw_gestures,
     generate_augmented_dataset,
@@ -57,7 +56,6 @@ __all__ = [
     "DATASETS",
     "EVAL_PATTERNS",
     "MANIFEST_NAME",
-    "SEQUENCE_LENGTH",
     "GeneratedDataset",
     "Gestures",
     "draw_gestures",

@@ -20,8 +20,6 @@ from trainlib.gestures import GESTURE_TYPES, MOVES, SEQ_LEN
 from trainlib.knobs import Knobs, as_type, flag
 from trainlib.memory import memory_named
 
-SEQUENCE_LENGTH = SEQ_LEN
-
 ACTION_TYPES: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in MOVES},
     "swipe": ("diagonal",),
@@ -39,7 +37,7 @@ class Recipe(Knobs):
     """
 
     num_sequences: int = flag(5000, "number of sequences", low=1)
-    sequence_length: int = flag(SEQUENCE_LENGTH, "frames per sequence, L", low=1)
+    sequence_length: int = flag(SEQ_LEN, "frames per sequence, L", low=1)
     action_type: str = flag("mixed", "which gestures", choices=tuple(ACTION_TYPES))
     min_delta_t: int = flag(5, "shortest touch, frames; 0 = no action", low=0)
     max_delta_t: int = flag(50, "longest touch, frames, included", low=0)
@@ -105,7 +103,7 @@ def draw_gestures(
     action_type: str,
     min_delta_t: int,
     max_delta_t: int,
-    sequence_length: int = SEQUENCE_LENGTH,
+    sequence_length: int = SEQ_LEN,
 ) -> Gestures:
     """Draw the parameters of N gestures.
 
@@ -144,7 +142,7 @@ def _draw(rng: np.random.Generator, recipe: Recipe) -> Gestures:
     return Gestures(kind, onset, delta_t, start, end)
 
 
-def render(gestures: Gestures, sequence_length: int = SEQUENCE_LENGTH) -> np.ndarray:
+def render(gestures: Gestures, sequence_length: int = SEQ_LEN) -> np.ndarray:
     """Turn gesture parameters into frames.
 
         x(frame) = start + (end - start)·(frame - onset) / (delta_t - 1)   while touched, else 0
@@ -175,7 +173,7 @@ def generate_augmented_dataset(
     num_sequences: int,
     min_delta_t: int,
     max_delta_t: int,
-    sequence_length: int = SEQUENCE_LENGTH,
+    sequence_length: int = SEQ_LEN,
     action_type: str = "mixed",
     sequences_per_file: int = 100,
     *,

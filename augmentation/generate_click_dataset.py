@@ -89,7 +89,6 @@ def _make_parser() -> argparse.ArgumentParser:
         prog="python -m augmentation.generate_click_dataset",
         description="Write a data set of synthetic touch gestures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--output_dir", required=True, help="folder to write, made if missing")

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from augmentation.click_aug import SEQUENCE_LENGTH, folder_name
+from augmentation.click_aug import folder_name
 from trainlib.errors import UserError, check_choice, first_line
 from trainlib.gesture_files import GeneratedDataset, as_folder, write_gestures
+from trainlib.gestures import SEQ_LEN
 from trainlib.knobs import as_type, check_range
 
 Point = tuple[float, float]
@@ -129,7 +130,7 @@ def write_eval_patterns(
     names = [spec["pattern"] for spec, part in zip(EVAL_PATTERNS, made, strict=True) for _ in part]
     arguments = {
         "num_sequences": len(sequences),
-        "sequence_length": SEQUENCE_LENGTH,
+        "sequence_length": SEQ_LEN,
         "sequences_per_file": len(sequences),
         "patterns": json.loads(json.dumps(EVAL_PATTERNS)),  # tuples become lists, as when read
         "seed": None,
@@ -145,13 +146,13 @@ def write_eval_patterns(
 def _trace(waypoints: Sequence[Point], delta_t: int) -> np.ndarray:
     """Return one touch that visits the waypoints in equal times, (1, 250, 3) float32."""
     delta_t = as_type("delta_t", delta_t, int)
-    check_range("delta_t", delta_t, low=1, high=SEQUENCE_LENGTH)
+    check_range("delta_t", delta_t, low=1, high=SEQ_LEN)
     points = np.array(waypoints, dtype=np.float64)
     if points.ndim != 2 or not np.all((points >= 0) & (points <= 1)):
         raise UserError(f"coordinates must be in [0, 1], got {points.tolist()}")
-    onset = (SEQUENCE_LENGTH - delta_t) // 2
+    onset = (SEQ_LEN - delta_t) // 2
     leg = np.linspace(0, len(points) - 1, delta_t)  # position along the path, in legs
-    sequence = np.zeros((1, SEQUENCE_LENGTH, 3), dtype=np.float32)
+    sequence = np.zeros((1, SEQ_LEN, 3), dtype=np.float32)
     for axis in (0, 1):
         path = np.interp(leg, np.arange(len(points)), points[:, axis])
         sequence[0, onset : onset + delta_t, axis] = path

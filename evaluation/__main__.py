@@ -33,12 +33,7 @@ QUICK_GESTURES = 64
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OneLineParser(
-        prog="python -m evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog="python -m evaluation", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="checkpoint or run folder")
     add("--data_dir", metavar="DIR", help="gestures to judge on; default: the run's val_data_dir")

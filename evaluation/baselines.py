@@ -304,12 +304,7 @@ def run_all(c: Comparison) -> dict[str, Table]:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OneLineParser(
-        prog="python -m evaluation.baselines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog="python -m evaluation.baselines", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="checkpoint or run folder")
     add("--output_dir", required=True, metavar="DIR", help="weights and tables; resumes from them")

@@ -38,7 +38,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from augmentation.click_aug import ACTION_TYPES, SEQUENCE_LENGTH, Recipe, draw_gestures, render
+from augmentation.click_aug import ACTION_TYPES, SEQ_LEN, Recipe, draw_gestures, render
 from trainlib.gestures import GESTURE_TYPES, MOVES
 
 FloatArray = npt.NDArray[np.float64]
@@ -62,7 +62,7 @@ class GesturePrior:
         ValueError: a duration out of order or range, or an unknown action type.
     """
 
-    sequence_length: int = SEQUENCE_LENGTH
+    sequence_length: int = SEQ_LEN
     min_delta_t: int = 5
     max_delta_t: int = 75
     action_type: str = "mixed"

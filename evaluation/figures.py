@@ -17,15 +17,14 @@ from matplotlib.ticker import NullFormatter
 
 from evaluation.criteria import PLAN_LINES, number_of
 from evaluation.estimates import Estimate
-from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.gestures import PRESSED
+from trainlib.gestures import TABLE as GESTURE_TABLE
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, GREY = "#CC79A7", "#56B4E9", "#767676"
-TYPE_COLORS = dict(zip(GESTURE_TYPES, (GREY, VERMILION, BLUE, GREEN, PINK), strict=True))
-TYPE_LABELS = {
-    name: {"none": "no touch", "click": "click"}.get(name, f"{name} swipe")
-    for name in GESTURE_TYPES
-}
+COLORS = {"grey": GREY, "vermilion": VERMILION, "blue": BLUE, "green": GREEN, "pink": PINK}
+TYPE_COLORS = {row.name: COLORS[row.color] for row in GESTURE_TABLE}
+TYPE_LABELS = {row.name: row.label for row in GESTURE_TABLE}
 FRAME_MS = 2.0  # 500 Hz
 NOISE_LABEL = "noise added to the gesture: std, share of the screen"
 PLAN_GOALS = {metric: [(number_of(line), "plan's line")] for metric, line in PLAN_LINES.items()}

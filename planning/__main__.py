@@ -36,12 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OneLineParser(
-        prog="python -m planning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog="python -m planning", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", metavar="PATH", help="denoiser; default: the newest run under runs/")
     add("--goals", metavar="DIR", help="what python -m planning.goals left; default: runs/goals")

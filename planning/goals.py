@@ -328,12 +328,7 @@ def load_policy(folder: Path) -> GoalPolicy:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; UserError for options that cannot be."""
-    parser = OneLineParser(
-        prog="python -m planning.goals",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog="python -m planning.goals", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="denoiser to start from")
     add("--output_dir", required=True, metavar="DIR", help="where to keep it all")

@@ -22,7 +22,7 @@ def disk_faults_named(path: Path, num_bytes: int = 0, cure: str = "make room") -
     except OSError as e:
         free = shutil.disk_usage(path.parent).free
         fault = f"{e.strerror} ({num_bytes} bytes needed, {free} free)"
-        raise OSError(e.errno, f"cannot write {path}: {fault}; {cure}") from None
+        raise OSError(f"cannot write {path}: {fault}; {cure}") from None
 
 
 def write_whole(path: Path, content: bytes, cure: str = "make room") -> None:

@@ -9,14 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from augmentation import (
-    COMPLEXITY_LEVELS,
-    EVAL_PATTERNS,
-    SEQUENCE_LENGTH,
-    draw_gestures,
-    make_pattern,
-    render,
-)
+from augmentation import COMPLEXITY_LEVELS, EVAL_PATTERNS, draw_gestures, make_pattern, render
 from evaluation.controls import Recreation, interpolation, nearest_training_item
 from evaluation.criteria import PLAN_LINES, lines_met, number_of
 from evaluation.estimates import Estimate, Table
@@ -33,7 +26,7 @@ from evaluation.figures import (
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import score_recreations
 from train_diffusion_ddim import classify_gestures, has_press_edge, recreate
-from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.gestures import GESTURE_TYPES, PRESSED, SEQ_LEN
 from trainlib.process import progress
 
 LEVEL_SEED = 20210506
@@ -51,7 +44,7 @@ def run(s: Subject, num: int) -> list[Section]:
     groups = {
         "by_type": split_by_type(s.x_val[: 3 * num]),
         "by_level": draw_levels(num, length),
-        "patterns": make_patterns() if length == SEQUENCE_LENGTH else {},
+        "patterns": make_patterns() if length == SEQ_LEN else {},
     }
     tables, recreated = {}, {}
     for name, group in groups.items():
