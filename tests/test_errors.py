@@ -33,6 +33,14 @@ def ending_with(error):
         (OSError(errno.ENOSPC, "cannot write x"), 1, "[Errno 28] cannot write x"),
         (MemoryError("a data set\nis too large"), 1, "a data set is too large"),
         (MemoryError(), 1, "out of memory"),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes\nmore"
+            ),
+            1,
+            "out of memory ([enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes); "
+            "lower the size of what is asked",
+        ),
         (UserError(os.fsdecode(b"\xff")), 2, "\\udcff"),
     ],
 )
@@ -46,8 +54,9 @@ def test_signals_and_success(capsys):
     assert run_program(ending_with(KeyboardInterrupt()), stopped="stopped") == 130
     assert run_program(ending_with(KeyboardInterrupt(signal.SIGTERM))) == 143
     assert capsys.readouterr() == ("", "stopped\n")
-    with pytest.raises(KeyError):  # a fault of ours keeps its traceback
-        run_program(ending_with(KeyError("x")))
+    for fault in (KeyError("x"), RuntimeError("x")):  # a fault of ours keeps its traceback
+        with pytest.raises(type(fault)):
+            run_program(ending_with(fault))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

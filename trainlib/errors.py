@@ -77,6 +77,13 @@ def run_program(program: Callable[[], Any], *, stopped: str = "") -> int:
     except (FloatingPointError, OSError, MemoryError) as e:
         say(f"error: {' '.join(str(e).splitlines()) or 'out of memory'}", err=True)
         return 1
+    except RuntimeError as e:
+        from trainlib.memory import is_out_of_memory  # which needs this module
+
+        if not is_out_of_memory(e):
+            raise
+        say(f"error: out of memory ({first_line(e)}); lower the size of what is asked", err=True)
+        return 1
     except KeyboardInterrupt as e:
         if stopped:
             say(stopped, err=True)
