@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from trainlib.errors import UserError
 
@@ -12,26 +11,28 @@ from trainlib.errors import UserError
 def all_sequences(loader: DataLoader) -> Tensor:
     """Return the gestures that a loader visits in an epoch, float32 (N, L, 3), in data set order.
 
-    UserError for a sampler that leaves open which they are, or for items that are not gestures.
+    UserError for a sampler that leaves open which they are, or for batches that are not gestures.
     """
-    dataset: Any = loader.dataset
-    sampler: Any = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    kind = "SequentialSampler" if sampler is None else type(sampler).__name__
+    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if type(sampler) is BatchSampler:
+        sampler = sampler.sampler
+    kind = type(sampler).__name__
     if kind == "SubsetRandomSampler":
         rows: Any = sorted(int(i) for i in sampler.indices)
     elif kind == "SequentialSampler" or (kind == "RandomSampler" and _is_whole(sampler)):
-        rows = range(len(dataset))
+        rows = range(len(sampler.data_source))
     else:
         raise UserError(f"a loader with a {kind} is not supported; use torch.utils.data.Subset")
-    items = (dataset[i] for i in rows)
-    items = (x[0] if isinstance(x, tuple | list) and len(x) == 1 else x for x in items)
+    items = [loader.dataset[i] for i in rows]
     try:
-        x_0 = torch.stack([torch.as_tensor(x).detach().cpu().float() for x in items])
+        batch = loader.collate_fn(items)
+        x_0 = batch[0] if isinstance(batch, tuple | list) and len(batch) == 1 else batch
+        x_0 = x_0.detach().cpu().float()
         fits = x_0.ndim == 3 and x_0.shape[2] == 3 and bool(((x_0 >= 0) & (x_0 <= 1)).all())
-    except (TypeError, ValueError, RuntimeError):
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
         fits = False
     if not fits:
-        raise UserError("a loader must give gestures [L, 3] in [0, 1], all of one length")
+        raise UserError("a loader must give gestures [B, L, 3] in [0, 1], all of one length")
     return x_0
 
 
