@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trainlib import process, tensors
-from trainlib.checkpoint import load_checkpoint, load_weights, newest_checkpoint
+from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
 from trainlib.data_gate import check_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
 from trainlib.figures import visualize_action_sequences, visualize_noise_comparison
@@ -849,7 +849,8 @@ def load_model(
     content = load_checkpoint(path)
     config = config_of(content, TrainConfig)
     model = build_model(config)
-    load_weights(model, content, "ema_state_dict" if ema else "model_state_dict")
+    with fitting(content["path"]):
+        model.load_state_dict(content["ema_state_dict" if ema else "model_state_dict"])
     model.eval().requires_grad_(False)
     return model.to(device), build_scheduler(config).to(device), config
 

@@ -7,11 +7,12 @@ code from it: only `weights_only=True`, and only what passed its CRC.
 import io
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from trainlib.errors import UserError, first_line, say
 from trainlib.files import write_whole
@@ -55,7 +56,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of this trainer")
     made = content["format"]
     if made == 5:
-        content = upgrade(content)
+        with fitting(path):
+            content = upgrade(content)
     elif made != CHECKPOINT_FORMAT:
         age = "a newer" if made > CHECKPOINT_FORMAT else "an older"
         reason = f"has format {made}, this version's is {CHECKPOINT_FORMAT}"
@@ -82,13 +84,13 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"config": config, "steps_per_epoch": steps_per_epoch}
 
 
-def load_weights(model: nn.Module, content: dict[str, Any], key: str) -> None:
-    """Load the weights `key` of a checkpoint into a model; UserError if they do not fit it."""
+@contextmanager
+def fitting(path: str | Path) -> Iterator[None]:
+    """Turn what a checkpoint with missing or strange content raises into UserError."""
     try:
-        model.load_state_dict(content[key])
-    except Exception as e:  # what is missing or strange shows as many kinds of exception
-        reason = f"{content['path']} does not fit this version ({first_line(e)})"
-        raise UserError(reason) from None
+        yield
+    except Exception as e:  # of many kinds
+        raise UserError(f"{path} does not fit this version ({first_line(e)})") from None
 
 
 def checked_archive(path: Path) -> io.BytesIO:

@@ -9,7 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from trainlib.checkpoint import CHECKPOINT_NAME, find_checkpoints, newest_valid, save_checkpoint
+from trainlib.checkpoint import (
+    CHECKPOINT_NAME,
+    find_checkpoints,
+    fitting,
+    newest_valid,
+    save_checkpoint,
+)
 from trainlib.errors import UserError, first_line, say
 from trainlib.knobs import changed
 from trainlib.memory import memory_named
@@ -98,11 +104,8 @@ def failures_named(config: Any, batch: Tensor) -> Iterator[None]:
 
 def config_of(content: dict[str, Any], config_class: type) -> Any:
     """Return the config of a loaded checkpoint; UserError if this version has no such run."""
-    try:
+    with fitting(content["path"]):
         return config_class(**content["config"])
-    except (KeyError, TypeError, ValueError) as e:
-        path = content.get("path", "the checkpoint")
-        raise UserError(f"{path} does not fit this version ({first_line(e)})") from None
 
 
 def resume_run(

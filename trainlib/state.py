@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainlib.checkpoint import fitting
 from trainlib.errors import UserError, say
 from trainlib.muon import make_optimizers
 from trainlib.process import StopSignal, process_rank
@@ -108,15 +109,19 @@ class TrainState:
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take up what `load_checkpoint` returned; UserError if the data has another size now."""
-        if content["steps_per_epoch"] != self.steps_per_epoch:
-            change = f"{content['steps_per_epoch']} steps, now {self.steps_per_epoch}"
-            raise UserError(f"an epoch of {content['path']} had {change}; restore its data set")
-        self.model.load_state_dict(content["model_state_dict"])
-        self.ema.load_state_dict(content["ema_state_dict"])
-        for optimizer, saved in zip(self.optimizers, content["optimizer_state_dict"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.task_loss.copy_(content["task_loss"])
-        self.loss_sum.copy_(content["loss_sum"])
-        self.step = content["step"]
-        if content["data_sha256"] not in (None, self.data_sha256):
+        path = content["path"]
+        with fitting(path):
+            before = content["steps_per_epoch"]
+            self.model.load_state_dict(content["model_state_dict"])
+            self.ema.load_state_dict(content["ema_state_dict"])
+            states = content["optimizer_state_dict"]
+            for optimizer, saved in zip(self.optimizers, states, strict=True):
+                optimizer.load_state_dict(saved)
+            self.task_loss.copy_(content["task_loss"])
+            self.loss_sum.copy_(content["loss_sum"])
+            self.step = content["step"]
+        if before != self.steps_per_epoch:
+            change = f"{before} steps, now {self.steps_per_epoch}"
+            raise UserError(f"an epoch of {path} had {change}; restore its data set")
+        if content.get("data_sha256") not in (None, self.data_sha256):
             say("warning: the training data is not that of the checkpoint", err=True)
