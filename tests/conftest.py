@@ -104,6 +104,13 @@ def without_clock(rows):
     return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows]
 
 
+def content_of(path):
+    """The content of a checkpoint but for where it lies."""
+    content = torch.load(path, weights_only=True)
+    content["config"].pop("save_dir")
+    return content
+
+
 def python(*argv, timeout=120, **env):
     """Run the interpreter in a new process; env entries of None are removed."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT), **env}
@@ -168,6 +175,19 @@ def tiny_config(data):
         return tdd.TrainConfig(**{**TINY, **sets, **changes})
 
     return config
+
+
+@pytest.fixture
+def new_state(tiny_config):
+    """Return f(total_steps, **changes): the state of a new tiny run in this process."""
+
+    def make(total_steps=10, **changes):
+        config = tiny_config(**changes)
+        torch.manual_seed(0)
+        model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
+        return TrainState(model, scheduler, config, total_steps, tdd.NUM_TASKS)
+
+    return make
 
 
 @pytest.fixture

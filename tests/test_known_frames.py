@@ -1,4 +1,4 @@
-"""Which frames are given: each strategy against a plain loop, and the law of the training masks.
+"""Which frames are given: each strategy against a plain loop, and how training masks are drawn.
 
 Why: the headline protocol rests on "both sides of every press edge and nothing else". A frame too
 many leaks the answer, a frame too few makes it a guess.
@@ -22,7 +22,7 @@ from train_diffusion_ddim import (
     touch_down,
 )
 
-P_MIN = 1e-3  # the seeds are fixed, so a right program passes always
+P_MIN = 1e-3  # the seeds are fixed, so a correct program always passes
 SPANS = {
     # name: (pressed spans, frames at press edges, frames at touch-downs)
     "one": ([(4, 8)], [3, 4, 8, 9], [3, 4]),

@@ -26,7 +26,6 @@ from train_diffusion_ddim import (
     SPACINGS,
     DDIMScheduler,
     MinimalDiffusionTransformer,
-    min_snr_weight,
     to_data_units,
     to_model_units,
 )
@@ -178,7 +177,6 @@ def test_spacings_by_definition():
         return [t for t, _ in DDIMScheduler(1000, spacing=spacing).timestep_pairs(num)]
 
     assert ts(5, "trailing") == [999, 799, 599, 399, 199]
-    assert ts(5, "leading") == [800, 600, 400, 200, 0]
     assert ts(4, "linspace") == [999, 666, 333, 0]
     scheduler = DDIMScheduler(1000, spacing="log_sigma")
     sigmas = [scheduler.sigma(t) for t in ts(5, "log_sigma")]
@@ -263,24 +261,6 @@ def test_clipping_keeps_x_0_in_range_and_eps_consistent(prediction_type):
     torch.testing.assert_close(scheduler.add_noise(x_0_pred, t, eps)[0], x_t)
     free = DDIMScheduler(T, prediction_type=prediction_type, clip_sample=False)
     assert free.predict_x_0(5 * noise(4), x_t, t).abs().max() > 1.5
-
-
-@pytest.mark.parametrize("gamma", [1.0, 5.0])
-def test_min_snr_weighs_x_0_alike_for_all_predictions(gamma):
-    # An error d of x_0_pred, whatever the net predicts, must cost min(snr, gamma)·d².
-    t = torch.arange(0, T, 7)
-    bar = torch.from_numpy(numpy_alpha_bar("linear", T))[t][:, None, None]
-    x_t, x_0 = noise(5, (len(t), L, 3)), noise(6, (len(t), L, 3))
-    for prediction_type in PREDICTION_TYPES:
-        scheduler = DDIMScheduler(T, prediction_type=prediction_type)
-        outputs = []
-        for candidate in (x_0, x_0 + 0.1):
-            eps = (x_t - bar.sqrt() * candidate) / (1 - bar).sqrt()
-            outputs.append(scheduler.target(candidate, eps, t))
-        weight = min_snr_weight(scheduler, t, gamma)[:, None, None]
-        cost = weight * (outputs[1] - outputs[0]) ** 2
-        expected = 0.01 * (bar / (1 - bar)).clamp(max=gamma).expand_as(cost)
-        torch.testing.assert_close(cost.double(), expected, rtol=1e-4, atol=0)
 
 
 # ---- one step --------------------------------------------------------------------------
@@ -653,17 +633,12 @@ def assert_same_sample(ours, theirs):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("schedule", BETA_SCHEDULES)
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
-def test_ddim_agrees_with_diffusers(network, spacing, schedule, prediction_type, clip):
-    num_timesteps, num = 1000, 10  # N divides T: there their t_prev is right
+def test_ddim_agrees_with_diffusers(network, schedule, prediction_type, clip):
+    num = 10  # N divides T: there their t_prev is right
     scheduler = DDIMScheduler(
-        num_timesteps,
-        beta_schedule=schedule,
-        prediction_type=prediction_type,
-        spacing=spacing,
-        clip_sample=clip,
+        1000, beta_schedule=schedule, prediction_type=prediction_type, clip_sample=clip
     )
-    peer = theirs("DDIMScheduler", scheduler, clip_sample=clip, timestep_spacing=spacing)
+    peer = theirs("DDIMScheduler", scheduler, clip_sample=clip, timestep_spacing="trailing")
     peer.set_timesteps(num)
     assert peer.timesteps.tolist() == [t for t, _ in scheduler.timestep_pairs(num)]
     x = x_T = noise(26)

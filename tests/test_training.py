@@ -2,29 +2,28 @@
 
 Why: every number of an ablation assumes that a run is a function of its config. So a run is cut
 at a checkpoint and by kill -9, resumed in new processes, and compared to the bit; validated more or
-less, run on two processes, and given losses that are not finite.
+less, run on two processes, and given losses that are not finite. The loss of a batch is compared
+with its formula, computed here from what was drawn.
 
     python -m pytest tests/test_training.py
 """
 
 import copy
-import json
 import math
 import shutil
 import signal
 import sys
-from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import (
     ROOT,
     SCRIPT,
     L,
     as_flags,
     assert_same_tree,
+    content_of,
     make_gestures,
     python,
     read_jsonl,
@@ -34,17 +33,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import train_diffusion_ddim as tdd
-from train_diffusion_ddim import epoch_order, lr_at, train_step
-from trainlib.state import TrainState, ema_decay_at
+from train_diffusion_ddim import Drawn, draw, epoch_order, lr_at, train_step
+from trainlib import process
+from trainlib.checkpoint import load_checkpoint
+from trainlib.run_log import NullLogger
+from trainlib.state import WEIGHT_DECAY, ema_decay_at
 
 LAST = "diffusion_checkpoint_epoch_5.pth"
-
-
-def content_of(path):
-    """A checkpoint but for where it lies."""
-    content = torch.load(path, weights_only=True)
-    content["config"].pop("save_dir")
-    return content
 
 
 def assert_same_run(a, b):
@@ -60,19 +55,6 @@ def weights(folder, name=LAST):
 
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.fixture
-def fresh(tiny_config):
-    """Return f(total_steps, **changes): state, scheduler and config of a new run here."""
-
-    def make(total_steps=10, **changes):
-        config = tiny_config(**changes)
-        torch.manual_seed(0)
-        model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
-        return TrainState(model, scheduler, config, total_steps, tdd.NUM_TASKS), scheduler, config
-
-    return make
 
 
 # ---- resume ----------------------------------------------------------------------------
@@ -115,139 +97,6 @@ def test_a_killed_run_resumes_to_the_same(straight_run, tmp_path, tiny_flags):
     assert_same_run(straight_run, folder)
 
 
-def test_resuming_a_finished_run_changes_nothing(cli, straight_run, tmp_path):
-    folder = shutil.copytree(straight_run, tmp_path / "run")
-    before = content_of(folder / LAST)
-    code, out, err = cli("--resume", folder)
-    assert code == 0 and "epoch" not in out.split("All")[0], err
-    assert_same_tree(content_of(folder / LAST), before)
-
-
-def test_nothing_to_resume_starts_afresh(cli, tiny_flags, tmp_path):
-    code, out, _ = cli(*tiny_flags(num_epochs=1, save_dir=tmp_path / "run"), "--resume")
-    assert code == 0 and out.startswith("note: nothing to resume")
-    assert (tmp_path / "run" / "diffusion_checkpoint_epoch_0.pth").exists()
-
-
-OTHER_MODELS = {
-    **{"d_model": 32, "num_layers": 2, "nhead": 4, "seq_len": 10, "dim_feedforward": 8},
-    **{"patch_size": 10, "adaln": False, "rotary": False, "token_overlap": False},
-    **{"num_timesteps": 60, "beta_schedule": "linear", "prediction_type": "epsilon"},
-    "optimizer": "adamw",
-}
-
-
-@pytest.mark.parametrize("name", OTHER_MODELS)
-def test_another_model_is_refused_with_both_values(refused, straight_run, name):
-    was = json.loads((straight_run / "config.json").read_text())[name]
-    message = refused("--resume", straight_run, *as_flags(**{name: OTHER_MODELS[name]}))
-    assert f"--{name}" in message and f"{was} -> {OTHER_MODELS[name]}" in message
-
-
-def test_all_that_makes_a_model_is_checked(tiny_config):
-    config, refused = tiny_config(), set()
-    for name in asdict(config):
-        try:
-            tdd.check_same_model(config, asdict(config) | {name: "another"}, "x.pth")
-        except tdd.UserError as error:
-            assert f"--{name}" in str(error)
-            refused.add(name)
-    assert refused == {*OTHER_MODELS, "known_frames", "noise_units", "gates", "context_dim"}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("lr", 0.005), ("weight_decay", 0.5), ("seed", 1), ("num_epochs", 7)]
-)
-def test_another_run_is_allowed_with_a_warning(cli, straight_run, tmp_path, name, value):
-    shutil.copy(straight_run / "diffusion_checkpoint_epoch_2.pth", tmp_path)
-    code, _, err = cli("--resume", tmp_path, f"--{name}", value)
-    assert code == 0 and err.count("\n") == 1
-    assert err.startswith("warning: ") and f"--{name}" in err and f"-> {value}" in err
-    content = tdd.load_checkpoint(tmp_path)
-    config, groups = content["config"], content["optimizers"][0]["param_groups"]
-    assert config[name] == value and groups[0]["weight_decay"] == config["weight_decay"]
-    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "train/lr" in row]
-    total = math.ceil(10 / config["batch_size"]) * config["num_epochs"]
-    expected = [lr_at(row["step"] - 1, total, tdd.TrainConfig(**config)) for row in rows]
-    assert [row["train/lr"] for row in rows] == expected and rows[0]["step"] > 9
-
-
-def test_another_batch_size_goes_on_with_the_same_epoch(cli, straight_run, tmp_path):
-    # 15 steps of 2 gestures are 3 epochs, and stay so with 2 steps of 5 to the epoch
-    shutil.copy(straight_run / "diffusion_checkpoint_epoch_2.pth", tmp_path)
-    code, _, err = cli("--resume", tmp_path, "--batch_size", 5)
-    assert code == 0 and err.count("\n") == 1 and "--batch_size" in err
-    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "val/epoch" in row]
-    assert [row["val/epoch"] for row in rows] == [3, 4, 5]
-
-
-@pytest.mark.parametrize("what", ["missing", "empty", "damaged"])
-def test_an_explicit_resume_of_nothing_is_refused(refused, tmp_path, what):
-    path = tmp_path / "run"
-    if what != "missing":
-        path.mkdir()
-    if what == "damaged":
-        (path / LAST).write_bytes(b"PK\x03\x04 not a checkpoint")
-    assert str(path) in refused("--resume", path)
-
-
-def test_a_used_folder_is_refused(refused, straight_run, tiny_flags):
-    before = (straight_run / "metrics.jsonl").read_bytes()
-    message = refused(*tiny_flags(save_dir=straight_run))
-    assert str(straight_run) in message and "--resume" in message
-    assert (straight_run / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_folder_that_cannot_be_written_is_refused(refused, tmp_path, tiny_flags):
-    (tmp_path / "file").write_text("")
-    assert "--save_dir" in refused(*tiny_flags(save_dir=tmp_path / "file"))
-
-
-@pytest.mark.parametrize(("save_every", "steps"), [(0.4, range(2, 13, 2)), (1, (5, 10, 12))])
-def test_checkpoints_come_at_parts_of_an_epoch(fresh, tmp_path, monkeypatch, save_every, steps):
-    state, _, _ = fresh(total_steps=12, batch_size=2, num_epochs=2, save_every=save_every)
-    state.steps_per_epoch, saved = 5, []
-    log = tdd.RunLogger(tmp_path, state.config)
-    monkeypatch.setattr(tdd, "save_checkpoint", lambda _, content: saved.append(content["step"]))
-    for step in range(1, 13):
-        state.step = step
-        tdd.save_or_stop(state, log)
-    assert saved == list(steps)
-
-
-def test_the_final_scores_of_a_resumed_run_replace_the_old(straight_run, cli, tmp_path):
-    folder = shutil.copytree(straight_run, tmp_path / "run")
-    for name in ("metrics.jsonl", "reconstructions.jsonl"):
-        before = without_clock(read_jsonl(folder / name))
-        if name == "metrics.jsonl":  # killed while it scored the whole set
-            (folder / name).write_text("".join(map("{}\n".format, map(json.dumps, before[:-1]))))
-        assert cli("--resume", folder)[0] == 0
-        assert without_clock(read_jsonl(folder / name)) == before
-
-
-class Dropping(nn.Module):
-    """Answers with what its dropout makes of ones."""
-
-    def __init__(self):
-        super().__init__()
-        self.answers = []
-
-    def forward(self, x_t, t):
-        self.answers.append(F.dropout(torch.ones_like(x_t), 0.5))
-        return self.answers[-1]
-
-
-def test_processes_draw_their_dropout_apart(fresh):
-    _, scheduler, config = fresh()
-    model, x_0 = Dropping(), make_gestures(6)
-    for rank, world in ((0, 2), (0, 2), (1, 2), (2, 3)):
-        torch.manual_seed(7)
-        tdd.gesture_losses(model, scheduler, x_0, config, slice(rank, None, world))
-    first, again, second, third = (answer[:2] for answer in model.answers)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, second) and not torch.equal(second, third)
-
-
 # ---- a run is a function of its config -------------------------------------------------
 
 
@@ -269,13 +118,15 @@ def test_the_seed_draws_the_first_weights(cli, tiny_flags, tmp_path):
     assert (runs[0]["blocks.0.up.weight"] - runs[1]["blocks.0.up.weight"]).abs().max() > 0.01
 
 
-def test_validation_does_not_change_training(cli, tiny_flags, tmp_path):
+def test_validation_does_not_change_training(cli, tiny_flags, tmp_path, monkeypatch):
     runs = []
-    for changes in (
-        {"val_sequences": 1, "figure_every": 1, "num_inference_steps": 2},
-        {"val_sequences": 6, "figure_every": 99, "eta": 1.0, "log_interval": 3, "save_every": 1},
+    for changes, constants in (
+        ({"num_inference_steps": 2}, {"VAL_SEQUENCES": 1, "FIGURE_EVERY": 1}),
+        ({"eta": 1.0, "log_interval": 3, "save_every": 1}, {"FIGURE_EVERY": 99}),
     ):
         folder = tmp_path / str(len(runs))
+        for name, value in constants.items():
+            monkeypatch.setattr(tdd, name, value)
         assert cli(*tiny_flags(save_dir=folder, **changes))[0] == 0
         runs.append(weights(folder, "diffusion_checkpoint_epoch_1.pth"))
     assert same(*runs)
@@ -288,8 +139,8 @@ def test_the_order_of_an_epoch_is_a_permutation_of_seed_and_epoch():
     assert epoch_order(100, 1, 1).tolist() == orders[3]
 
 
-def test_an_epoch_sees_each_gesture_once(fresh, monkeypatch):
-    state, _, config = fresh(total_steps=8, batch_size=3, num_epochs=2)
+def test_an_epoch_sees_each_gesture_once(new_state, monkeypatch):
+    state = new_state(total_steps=8, batch_size=3, num_epochs=2)
     x_train, seen = make_gestures(10), []
 
     def recording(state, x_0, *context):
@@ -298,11 +149,12 @@ def test_an_epoch_sees_each_gesture_once(fresh, monkeypatch):
         return {"train/loss": torch.tensor(float(len(x_0)))}
 
     monkeypatch.setattr(tdd, "train_step", recording)
+    tdd.train_epochs(state, x_train, x_train, None, NullLogger())
+    assert [len(x) for x in seen] == [3, 3, 3, 1] * 2 and state.step == 8
     for epoch in range(2):
-        seen.clear()
-        tdd.train_epoch(state, x_train, None)
-        assert [len(x) for x in seen] == [3, 3, 3, 1] and state.step == 4 * (epoch + 1)
-        assert torch.equal(torch.cat(seen), x_train[epoch_order(10, config.seed, epoch)])
+        order = epoch_order(10, state.config.seed, epoch)
+        assert torch.equal(torch.cat(seen[4 * epoch : 4 * epoch + 4]), x_train[order])
+    assert state.loss_sum == 3 * 3 * 3 + 1  # of the last epoch, over gestures
 
 
 def test_the_steps_of_a_run_are_counted_from_its_data(tiny_config, tmp_path, monkeypatch):
@@ -335,14 +187,13 @@ def test_one_process_and_two_agree(tmp_path, tiny_flags):
                 assert b[key] == pytest.approx(a[key], abs=1e-4), key
 
 
-# ---- learning rate, EMA, one step ------------------------------------------------------
+# ---- learning rate, one step ------------------------------------------------------
 
 
 @pytest.mark.parametrize(("total", "warmup_steps"), [(100, 5), (100, 50), (1000, 200), (9, 200)])
-def test_the_learning_rate_is_its_formula(tiny_config, total, warmup_steps):
-    config = tiny_config(lr=0.01, warmup_steps=warmup_steps)
+def test_the_learning_rate_is_its_formula(total, warmup_steps):
     warmup = min(warmup_steps, total // 10)
-    lrs = [lr_at(step, total, config) for step in range(total + 1)]
+    lrs = [lr_at(step, total, 0.01, warmup_steps) for step in range(total + 1)]
     for step, lr in enumerate(lrs):
         if step < warmup:
             assert lr == pytest.approx(0.01 * (step + 1) / warmup)
@@ -354,33 +205,70 @@ def test_the_learning_rate_is_its_formula(tiny_config, total, warmup_steps):
     assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
 
 
-def test_the_ema_forgets_its_start():
-    decays = [ema_decay_at(step, 10_000, 0.999) for step in range(10_000)]
-    assert decays[0] == 0 and decays[-1] == 0.998 and decays == sorted(decays)
-    assert decays[90] == pytest.approx(1 - 10 / 100)
-    assert max(ema_decay_at(step, 10**6, 0.9) for step in range(1000)) == 0.9
-    assert ema_decay_at(9, 10, 0.999) == 0  # a run of ten steps is not averaged
-
-
-def seed_of_step(config, step):
+def drawn_for(x_0, config, step=0):
+    """What a step draws, as it draws it."""
     torch.manual_seed(config.seed * 1_000_003 + step)
+    return draw(x_0, config.num_timesteps, config.known_share)
 
 
-def test_one_step_is_adamw_then_lerp(fresh):
-    recipe = {"optimizer": "adamw", "balance_loss": False, "augment": False}
-    state, scheduler, config = fresh(total_steps=300, grad_clip=0.01, **recipe)
-    state.step, total, x_0 = 150, 300, make_gestures(4)
+def squared_errors(model, scheduler, x_0, drawn, **options):
+    """The loss of each gesture by its formula, from what was drawn: eps, v or x_0 at x_t.
+
+    Returns them, and what else the model answers.
+    """
+    bar = torch.from_numpy(numpy_alpha_bar(scheduler))[drawn.t].float()[:, None, None]
+    x = 2 * x_0 - 1
+    x_t = bar.sqrt() * x + (1 - bar).sqrt() * drawn.eps
+    target = {"epsilon": drawn.eps, "v": bar.sqrt() * drawn.eps - (1 - bar).sqrt() * x, "x0": x}
+    answer = model(x_t, drawn.t, x, drawn.known_mask, **options)
+    output, rest = answer if isinstance(answer, tuple) else (answer, None)
+    return ((output - target[scheduler.prediction_type]) ** 2).mean(dim=(1, 2)), rest
+
+
+def numpy_alpha_bar(scheduler):
+    """ᾱ of the cosine schedule (2102.09672, eq. 17)."""
+    T = scheduler.num_timesteps
+    f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
+
+
+@pytest.mark.parametrize("prediction_type", tdd.PREDICTION_TYPES)
+def test_the_loss_is_a_function_of_what_was_drawn(new_state, prediction_type):
+    """By hand, from t, eps and masks that no step would draw; twice the same."""
+    x_0 = make_gestures(6)
+    drawn = Drawn(
+        t=torch.tensor([0, 49, 7, 7, 25, 48]),
+        eps=torch.linspace(-3, 3, 6 * L * 3).reshape(6, L, 3).sin() * 2,
+        known_mask=torch.arange(L) < torch.arange(0, 24, 4)[:, None],
+        task=torch.arange(6),
+        context=None,
+    )
+    options = {"prediction_type": prediction_type, "balance_loss": False, "augment": False}
+    for seed in (0, 1):
+        state = new_state(dropout=0.0, seed=seed, **options)
+        torch.nn.init.normal_(state.model.output_projection.weight, std=0.5)
+        reference = copy.deepcopy(state.model)
+        expected, _ = squared_errors(reference, state.scheduler, x_0, drawn)
+        scalars = train_step(state, x_0, drawn=drawn)
+        assert float(scalars["train/loss"]) == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_one_step_is_adamw_then_lerp(new_state, monkeypatch):
+    recipe = {"optimizer": "adamw", "balance_loss": False, "augment": False, "dropout": 0.0}
+    state = new_state(total_steps=300, **recipe)
+    monkeypatch.setattr(tdd, "GRAD_CLIP", 0.01)
+    state.step, total, x_0, config = 150, 300, make_gestures(4), state.config
     reference, ema_before = copy.deepcopy(state.model), copy.deepcopy(state.ema)
     scalars = train_step(state, x_0)
 
-    seed_of_step(config, 150)
-    loss = tdd.gesture_losses(reference, scheduler, x_0, config)[0].mean()
+    drawn = drawn_for(x_0, config, 150)
+    loss = squared_errors(reference, state.scheduler, x_0, drawn)[0].mean()
     loss.backward()
     norm = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
     for p in reference.parameters():
         p.grad *= 0.01 / norm
-    lr = lr_at(150, total, config)
-    torch.optim.AdamW(reference.parameters(), lr, weight_decay=config.weight_decay).step()
+    lr = lr_at(150, total, config.lr)
+    torch.optim.AdamW(reference.parameters(), lr, weight_decay=WEIGHT_DECAY).step()
     assert norm > 0.01 and state.step == 151
     assert float(scalars["train/grad_norm"]) == pytest.approx(norm.item(), rel=1e-4)
     assert float(scalars["train/loss"]) == pytest.approx(loss.item(), rel=1e-5)
@@ -394,90 +282,39 @@ def test_one_step_is_adamw_then_lerp(fresh):
         torch.testing.assert_close(ema, decay * old + (1 - decay) * new)
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(fresh):
-    state, _, _ = fresh(optimizer="muon")
-    adamw, muon = ([p for g in o.param_groups for p in g["params"]] for o in state.optimizers)
-    named = dict(state.model.named_parameters())
-    assert {id(p) for p in adamw + muon} == {id(p) for p in named.values()}
-    assert len(adamw) + len(muon) == len(named)
-    kinds = {name.split(".", 2)[2] for name, p in named.items() if any(p is q for q in muon)}
-    layers = ("attention.qkv", "attention.out", "up", "down")
-    assert kinds == {f"{layer}.weight" for layer in layers}
-
-
-def test_a_muon_step_is_the_polar_factor_of_the_gradient(fresh):
-    """Singular values all near lr·0.2·sqrt(max(m, n)), the same singular vectors."""
-    state, _, config = fresh(optimizer="muon", weight_decay=0.0)
-    muon, weight = state.optimizers[1], state.model.blocks[0].up.weight
-    torch.manual_seed(0)
-    before, weight.grad = weight.detach().clone(), torch.randn_like(weight)
-    U, _, Vh = torch.linalg.svd(weight.grad, full_matrices=False)
-    muon.step()
-    step = (before - weight.detach()) / (config.lr * 0.2 * max(weight.shape) ** 0.5)
-    assert (torch.linalg.svdvals(step) - 1).abs().max() < 0.4  # after five Newton-Schulz steps
-    assert F.cosine_similarity(step.flatten(), (U @ Vh).flatten(), dim=0) > 0.95
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_muon_is_that_of_torch(monkeypatch, weight_decay):
-    """Kept in float32. Tall, wide, square, a zero gradient and none; then a step from its state."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
-    torch.manual_seed(0)
-    shapes = [(48, 16), (16, 48), (16, 16), (48, 16), (16, 16)]
-    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    theirs, lr = copy.deepcopy(ours), 0.1
-    muon = tdd.Muon(ours, lr, weight_decay)
-    options = {"weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    reference = torch.optim.Muon(theirs, lr, **options)
-    for step in range(4):
-        for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
-            p.grad = torch.randn_like(p) * 10.0**-i
-            p.grad = [p.grad, 0 * p.grad, None][max(0, i - 2)]
-            q.grad = copy.deepcopy(p.grad)
-        if step == 3:
-            muon.load_state_dict(copy.deepcopy(reference.state_dict()))
-        muon.step()
-        reference.step()
-    for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-4 * lr)
-    for p, q in zip(ours[:-1], theirs[:-1], strict=True):
-        torch.testing.assert_close(*(o.state[x] for o, x in ((muon, p), (reference, q))))
-
-
-def test_symmetries_change_the_batch_and_nothing_else(fresh, monkeypatch):
+def test_augment_changes_the_batch_and_nothing_else(new_state, monkeypatch):
     x_0, seen = make_gestures(8), []
-    real = tdd.gesture_losses
+    real = tdd.per_sample_loss
 
-    def recording(model, scheduler, x_0, *rest):
+    def recording(scheduler, output, x_0, *rest):
         seen.append(x_0)
-        return real(model, scheduler, x_0, *rest)
+        return real(scheduler, output, x_0, *rest)
 
-    monkeypatch.setattr(tdd, "gesture_losses", recording)
-    for symmetries in (False, True):
-        state, _, config = fresh(augment=symmetries)
+    monkeypatch.setattr(tdd, "per_sample_loss", recording)
+    for augment in (False, True):
+        state = new_state(augment=augment)
         train_step(state, x_0)
-    seed_of_step(config, 0)
+    torch.manual_seed(0)
     assert torch.equal(seen[0], x_0) and torch.equal(seen[1], tdd.augment(x_0))
 
 
-@pytest.mark.parametrize("loss_weighting", tdd.LOSS_WEIGHTINGS)
-def test_the_gradient_is_that_of_the_weighted_mean(fresh, loss_weighting):
-    state, scheduler, config = fresh(grad_clip=1e9, loss_weighting=loss_weighting, augment=False)
+@pytest.mark.parametrize("balance_loss", [False, True])
+def test_the_gradient_is_that_of_the_weighted_mean(new_state, monkeypatch, balance_loss):
+    monkeypatch.setattr(tdd, "GRAD_CLIP", 1e9)
+    state = new_state(balance_loss=balance_loss, augment=False, dropout=0.0)
     reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
     state.task_loss.uniform_(0.1, 3.0)
     before = state.task_loss.clone()
     scalars = train_step(state, x_0)
 
-    seed_of_step(config, 0)
-    loss, task, t, _ = tdd.gesture_losses(reference, scheduler, x_0, config)
-    weight = {
-        "none": torch.ones(8),
-        "min_snr": tdd.min_snr_weight(scheduler, t, config.snr_gamma),
-        "balanced": tdd.balanced_weight(before, loss.detach(), task),
-    }[loss_weighting]
+    drawn = drawn_for(x_0, state.config)
+    loss, _ = squared_errors(reference, state.scheduler, x_0, drawn)
+    weight = torch.ones(8)
+    if balance_loss:
+        weight = tdd.balanced_weight(before, loss.detach(), drawn.task)
     (weight * loss).mean().backward()
     for p, q in zip(state.model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
     assert float(scalars["train/loss"]) == pytest.approx(loss.mean().item(), rel=1e-5)
 
 
@@ -511,10 +348,10 @@ def everything(state):
     return [one.state_dict() for one in trained]
 
 
-@pytest.mark.parametrize("loss_weighting", tdd.LOSS_WEIGHTINGS)
+@pytest.mark.parametrize("balance_loss", [False, True])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_touches_no_weight(fresh, value, loss_weighting):
-    state, _, _ = fresh(loss_weighting=loss_weighting)
+def test_a_loss_that_is_not_finite_touches_no_weight(new_state, value, balance_loss):
+    state = new_state(balance_loss=balance_loss)
     before = copy.deepcopy(everything(state))
     x_0 = make_gestures(4)
     x_0[2, 5, 1] = value
@@ -534,56 +371,80 @@ def test_a_diverging_run_ends_in_one_line(cli, tiny_flags, tmp_path):
     read_jsonl(tmp_path / "run" / "metrics.jsonl")
 
 
-# ---- the loss --------------------------------------------------------------------------
+# ---- what is drawn ---------------------------------------------------------------------
+
+
+def test_what_is_drawn_for_a_batch():
+    torch.manual_seed(0)
+    x_0, T = make_gestures(25), 50
+    drawn = draw(x_0, T, 0.5)
+    assert sorted((drawn.t // 2).tolist()) == list(range(25))  # one t in each 25th of [0, 50)
+    assert drawn.t.tolist() != sorted(drawn.t.tolist())
+    mask = drawn.known_mask
+    assert mask.shape == (25, L) and mask.dtype == torch.bool and 0 < mask.any(dim=1).sum() < 25
+    assert drawn.eps.shape == x_0.shape and drawn.context is None
+    assert abs(drawn.eps.mean()) < 0.1 and abs(drawn.eps.std() - 1) < 0.1
+    num_t_bins = tdd.NUM_T_BINS
+    assert torch.equal(drawn.task % num_t_bins, drawn.t * num_t_bins // T)
+    strategy = drawn.task // num_t_bins
+    assert not mask[strategy == 0].any() and mask[strategy == 1].any(dim=1).all()
+    assert 0 <= drawn.task.min() and drawn.task.max() < tdd.NUM_TASKS
+
+
+def test_contexts_are_dropped_for_a_tenth_of_the_batch():
+    torch.manual_seed(0)
+    given = torch.rand(4000, 2) + 1
+    context = draw(torch.zeros(4000, 2, 3), 50, 0.0, given).context
+    dropped = ~context.any(dim=1)
+    assert torch.equal(context[~dropped], given[~dropped])
+    assert abs(dropped.float().mean() - tdd.CONTEXT_DROPOUT) < 3 * (0.1 * 0.9 / 4000) ** 0.5
+
+
+def test_the_rows_of_several_processes_are_those_of_one(new_state, monkeypatch):
+    """The mean of two processes' gradients, as torch averages them, is that of one process."""
+    monkeypatch.setattr(tdd, "GRAD_CLIP", 1e9)
+    options = {"dropout": 0.0, "gates": True, "prediction_type": "x0"}
+    x_0, grads, losses = make_gestures(7), [], []
+    gather = process.gather_rows
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        state = new_state(**options)
+        monkeypatch.setattr(process, "process_rank", lambda r=rank, w=world: (r, w))
+        monkeypatch.setattr(process, "own_rows", lambda r=rank, w=world: slice(r, None, w))
+
+        def gathered(values, num, rank=rank, world=world):
+            if world == 1:
+                losses.append(gather(values, num))
+            torch.testing.assert_close(values, losses[0][rank::world])
+            return losses[0]
+
+        monkeypatch.setattr(process, "gather_rows", gathered)
+        train_step(state, x_0)
+        grads.append([p.grad for p in state.model.parameters()])
+    for whole, even, odd in zip(*grads, strict=True):
+        torch.testing.assert_close((even + odd) / 2, whole, rtol=1e-4, atol=1e-6)
 
 
 class Recorder(nn.Module):
     """Answers with zeros; remembers what it was asked."""
 
-    known_frames = True
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
     def forward(self, x_t, t, known, known_mask):
-        self.calls.append((x_t, t, known, known_mask))
-        return torch.zeros_like(x_t)
+        self.asked = x_t, t, known, known_mask
+        return torch.zeros_like(x_t, requires_grad=True)
 
 
-def test_what_the_model_is_asked_in_training(fresh):
-    _, scheduler, config = fresh(prediction_type="epsilon", known_share=0.5)
-    model, x_0 = Recorder(), make_gestures(25)
-    torch.manual_seed(0)
-    loss, task, t, entropy = tdd.gesture_losses(model, scheduler, x_0, config)
-    assert not entropy.any()
-    x_t, given_t, known, mask = model.calls[0]
-    assert torch.equal(t, given_t)
-    assert sorted((t // 2).tolist()) == list(range(25))  # one t in each 25th of [0, 50)
-    assert t.tolist() != sorted(t.tolist()) and t.min() >= 0 and t.max() < 50
+def test_what_the_model_is_asked_in_training(new_state):
+    state, x_0 = new_state(prediction_type="epsilon", augment=False), make_gestures(8)
+    drawn, state.forward = drawn_for(x_0, state.config), Recorder()
+    scalars = train_step(state, x_0)
+    x_t, t, known, mask = state.forward.asked
+    assert torch.equal(t, drawn.t) and torch.equal(mask, drawn.known_mask)
     torch.testing.assert_close(known, 2 * x_0 - 1)
-    assert mask.shape == (25, L) and mask.dtype == torch.bool and 0 < mask.any(dim=1).sum() < 25
-    eps = scheduler.eps_from_x_0(2 * x_0 - 1, x_t, t)
-    torch.testing.assert_close(loss, (eps**2).mean(dim=(1, 2)), rtol=1e-3, atol=1e-3)
-    assert abs(eps.mean()) < 0.1 and abs(eps.std() - 1) < 0.1
-    assert torch.equal(task % tdd.NOISE_LEVELS, t * tdd.NOISE_LEVELS // 50)
-    drawn = task // tdd.NOISE_LEVELS
-    assert not mask[drawn == 0].any() and mask[drawn == 1].any(dim=1).all()
-    assert 0 <= task.min() and task.max() < tdd.NUM_TASKS
+    expected, _ = state.scheduler.add_noise(2 * x_0 - 1, t, drawn.eps)
+    assert torch.equal(x_t, expected)
+    assert float(scalars["train/loss"]) == pytest.approx((drawn.eps**2).mean().item(), rel=1e-5)
 
 
-def test_the_rows_of_several_processes_are_those_of_one(fresh):
-    state, scheduler, config = fresh(dropout=0.0)
-    x_0, parts = make_gestures(7), []
-    for rows in (slice(None), slice(0, None, 2), slice(1, None, 2)):
-        torch.manual_seed(0)
-        parts.append(tdd.gesture_losses(state.model, scheduler, x_0, config, rows))
-    for whole, even, odd in zip(*parts, strict=True):
-        if even.is_floating_point():  # of the share of a process; task and t are of the whole batch
-            torch.testing.assert_close(whole[0::2], even)
-            torch.testing.assert_close(whole[1::2], odd)
-        else:
-            assert torch.equal(whole, even) and torch.equal(whole, odd)
+# ---- gates, precision ------------------------------------------------------------------
 
 
 def test_the_gates_are_scored_by_their_cross_entropy():
@@ -601,29 +462,33 @@ def test_the_gates_are_scored_by_their_cross_entropy():
     torch.testing.assert_close(tdd.gate_loss(logits, x_0), expected)
 
 
-def test_the_gates_are_trained_by_their_own_loss_too(fresh):
+def test_the_gates_are_trained_by_their_own_loss_too(new_state, monkeypatch):
+    monkeypatch.setattr(tdd, "GRAD_CLIP", 1e9)
     recipe = {"gates": True, "prediction_type": "x0", "dropout": 0.0, "balance_loss": False}
-    state, scheduler, config = fresh(**recipe, augment=False, grad_clip=1e9, gate_weight=0.5)
+    state = new_state(**recipe, augment=False)
     reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
     scalars = train_step(state, x_0)
-    seed_of_step(config, 0)
-    loss, _, _, entropy = tdd.gesture_losses(reference, scheduler, x_0, config)
-    (loss + 0.5 * entropy).mean().backward()
+    drawn = drawn_for(x_0, state.config)
+    loss, logits = squared_errors(reference, state.scheduler, x_0, drawn, return_gates=True)
+    entropy = tdd.gate_loss(logits, x_0)
+    (loss + tdd.GATE_WEIGHT * entropy).mean().backward()
     for p, q in zip(state.model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
     assert float(scalars["train/gate_loss"]) == pytest.approx(entropy.mean().item(), rel=1e-5)
     assert entropy.mean().item() == pytest.approx(2 * math.log(2), rel=1e-5)  # undecided at first
 
 
-def test_bf16_is_near_float32(fresh):
-    state, scheduler, config = fresh(dropout=0.0)
+def test_bf16_is_near_float32(new_state):
     losses = []
     for amp in (False, True):
-        torch.manual_seed(0)
-        chosen = replace(config, amp=amp)
-        losses.append(tdd.gesture_losses(state.model, scheduler, make_gestures(8), chosen)[0])
+        state = new_state(dropout=0.0, amp=amp)
+        losses.append(train_step(state, make_gestures(8))["train/loss"])
+        assert losses[-1].dtype == torch.float32
+        assert all(p.dtype == torch.float32 for p in state.model.parameters())
     torch.testing.assert_close(*losses, rtol=0.03, atol=0.01)
-    assert losses[1].dtype == torch.float32
+
+
+# ---- whole runs ------------------------------------------------------------------------
 
 
 def test_the_loss_falls(cli, tmp_path):
@@ -650,7 +515,6 @@ def test_every_architecture_and_option_trains(cli, tiny_flags, tmp_path):
         "beta_schedule": "linear",
         "prediction_type": "epsilon",
         "balance_loss": False,
-        "snr_gamma": 3.0,
         "spacing": "trailing",
         "sampler": "dpmpp",
         "dim_feedforward": 24,
@@ -670,7 +534,7 @@ def test_every_architecture_and_option_trains(cli, tiny_flags, tmp_path):
 
 def test_train_from_python_returns_the_ema(tiny_config, tmp_path):
     model = tdd.train(tiny_config(save_dir=str(tmp_path / "run")))
-    content = tdd.load_checkpoint(tmp_path / "run")
+    content = load_checkpoint(tmp_path / "run")
     assert same(model.state_dict(), content["ema_state_dict"]) and not model.training
     assert not same(content["model_state_dict"], content["ema_state_dict"]) or content["step"] < 20
 
@@ -690,7 +554,7 @@ def test_the_loaders_batch_size_and_the_arguments_win(tiny_config, tmp_path):
         save_dir=tmp_path / "run",
         config=config,
     )
-    saved = tdd.load_checkpoint(tmp_path / "run")["config"]
+    saved = load_checkpoint(tmp_path / "run")["config"]
     assert (saved["batch_size"], saved["num_epochs"], saved["lr"]) == (5, 1, 1e-3)
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2
 

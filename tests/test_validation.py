@@ -34,6 +34,7 @@ from train_diffusion_ddim import (
     validate,
     validation_loss,
 )
+from trainlib.errors import UserError
 from trainlib.tensors import in_batches
 
 X_0 = make_gestures(5)
@@ -75,17 +76,6 @@ def test_the_noise_bank_is_the_same_standard_normal_numbers():
     state = torch.get_rng_state()
     noise_bank((3, 3, 3))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_in_batches_is_the_function():
-    x, y = torch.randn(7, 2), torch.randn(7, 2)
-    sizes = []
-
-    def add(a, b):
-        sizes.append(len(a))
-        return a + b
-
-    assert torch.equal(in_batches(add, x, y, batch_size=3), x + y) and sizes == [3, 3, 1]
 
 
 def test_keyframes_hand_over_the_press_edges_and_nothing_else(network):
@@ -185,7 +175,7 @@ def test_two_validations_agree_and_touch_no_other_randomness(network):
 def test_scores_do_not_depend_on_the_batch_size(network, monkeypatch):
     model, scheduler = network
     whole, x = validate(model, scheduler, X_0, SAMPLING)
-    monkeypatch.setattr(tdd.in_batches, "__kwdefaults__", {"batch_size": 2})
+    monkeypatch.setattr(in_batches, "__kwdefaults__", {"batch_size": 2})
     parts, y = validate(model, scheduler, X_0, SAMPLING)
     torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     for key in whole.keys() - {"time_per_sample"}:
@@ -255,14 +245,19 @@ def test_comprehensive_evaluation_is_per_gesture(network, batch_size):
     assert scores["action_timing_accuracy_mean"] == pytest.approx(np.mean(iou), rel=1e-5)
 
 
-def test_model_diagnostics_by_hand(network):
-    model, scheduler = network
-    scores = tdd.model_diagnostics(model, X_0)
-    total = sum((p.detach().double() ** 2).sum().item() for p in model.parameters())
-    assert scores["model/weight_norm"] == pytest.approx(math.sqrt(total), rel=1e-5)
-    constant = Oracle(scheduler, X_0)
-    constant.forward = lambda x_t, t: constant.output_projection(torch.full_like(x_t, -0.5))
-    assert tdd.model_diagnostics(constant, X_0)["model/activation_stats"] == pytest.approx(0.5)
+def test_recreations_with_eta_are_the_same_twice():
+    model = tdd.MinimalDiffusionTransformer(
+        seq_len=60, d_model=16, nhead=2, num_layers=1, known_frames=True
+    ).eval()
+    scheduler, x_0 = tdd.DDIMScheduler(100), make_gestures(2, length=60)
+    first, second = (tdd.recreate(model, scheduler, x_0, 3, eta=1.0) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_gestures_without_an_edge_earn_no_score():
+    idle = DataLoader(list(torch.zeros(2, 250, 3)))
+    with pytest.raises(UserError, match="press edge"):
+        tdd.comprehensive_evaluation(torch.nn.Identity(), tdd.DDIMScheduler(), idle, "cpu")
 
 
 def test_units_of_what_comes_back():

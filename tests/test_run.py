@@ -1,0 +1,137 @@
+"""A run in its folder: what is refused, what is resumed, what is saved when, how a step fails.
+
+Why: a folder that is used twice mixes two records; a resumed run that is not the one that was
+interrupted must say so; and a run of hours must say in one line why it ended.
+
+    python -m pytest tests/test_run.py
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+from conftest import as_flags, assert_same_tree, content_of, read_jsonl, without_clock
+
+import train_diffusion_ddim as tdd
+from train_diffusion_ddim import lr_at
+from trainlib import run
+from trainlib.checkpoint import load_checkpoint
+from trainlib.run import save_if_due
+from trainlib.run_log import RunLogger
+
+LAST = "diffusion_checkpoint_epoch_5.pth"
+
+
+def test_nothing_to_resume_starts_from_the_beginning(cli, tiny_flags, tmp_path):
+    code, out, _ = cli(*tiny_flags(num_epochs=1, save_dir=tmp_path / "run"), "--resume")
+    assert code == 0 and out.startswith("note: nothing to resume")
+    assert (tmp_path / "run" / "diffusion_checkpoint_epoch_0.pth").exists()
+
+
+def test_a_run_without_a_checkpoint_yet_can_be_resumed(cli, tiny_flags, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    code, out, err = cli(*tiny_flags(save_dir=tmp_path, num_epochs=1), "--resume")
+    assert code == 0, err
+    assert "starting from the beginning" in out
+    rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/loss"] for row in rows if row["step"] == 1] != [1.0]
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+
+
+def test_resuming_into_the_folder_of_another_run_is_refused(refused, straight_run, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    message = refused("--resume", straight_run, "--save_dir", tmp_path)
+    assert "another run" in message
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_files_of_the_user_in_the_run_folder_are_left_alone(cli, tiny_flags, tmp_path):
+    (tmp_path / "notes.jsonl").write_text('{"mine": 1}\nnot json\n')
+    code, _, err = cli(*tiny_flags(save_dir=tmp_path, num_epochs=1))
+    assert code == 0, err
+    assert (tmp_path / "notes.jsonl").read_text() == '{"mine": 1}\nnot json\n'
+
+
+OTHER_MODELS = {
+    **{"d_model": 32, "num_layers": 2, "nhead": 4, "seq_len": 10, "dim_feedforward": 8},
+    **{"patch_size": 10, "adaln": False, "rotary": False, "token_overlap": False},
+    **{"num_timesteps": 60, "beta_schedule": "linear", "prediction_type": "epsilon"},
+    **{"optimizer": "adamw", "batch_size": 5},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_another_model_is_refused_with_both_values(refused, straight_run, name):
+    was = json.loads((straight_run / "config.json").read_text())[name]
+    message = refused("--resume", straight_run, *as_flags(**{name: OTHER_MODELS[name]}))
+    assert f"--{name}" in message and f"{was} -> {OTHER_MODELS[name]}" in message
+
+
+def test_all_that_a_checkpoint_fixes_is_checked():
+    assert tdd.FIXED == {*OTHER_MODELS, "known_frames", "noise_units", "gates", "context_dim"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.005), ("seed", 1), ("num_epochs", 7)])
+def test_another_run_is_allowed_with_a_warning(cli, straight_run, tmp_path, name, value):
+    shutil.copy(straight_run / "diffusion_checkpoint_epoch_2.pth", tmp_path)
+    code, _, err = cli("--resume", tmp_path, f"--{name}", value)
+    assert code == 0 and err.count("\n") == 1
+    assert err.startswith("warning: ") and f"--{name}" in err and f"-> {value}" in err
+    config = load_checkpoint(tmp_path)["config"]
+    assert config[name] == value
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "train/lr" in row]
+    expected = [lr_at(row["step"] - 1, 5 * config["num_epochs"], config["lr"]) for row in rows]
+    assert [row["train/lr"] for row in rows] == expected and rows[0]["step"] == 16
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "damaged"])
+def test_an_explicit_resume_of_nothing_is_refused(refused, tmp_path, what):
+    path = tmp_path / "run"
+    if what != "missing":
+        path.mkdir()
+    if what == "damaged":
+        (path / LAST).write_bytes(b"PK\x03\x04 not a checkpoint")
+    assert str(path) in refused("--resume", path)
+
+
+def test_a_used_folder_is_refused(refused, straight_run, tiny_flags):
+    before = (straight_run / "metrics.jsonl").read_bytes()
+    message = refused(*tiny_flags(save_dir=straight_run))
+    assert str(straight_run) in message and "--resume" in message
+    assert (straight_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused(refused, tmp_path, tiny_flags):
+    (tmp_path / "file").write_text("")
+    assert "--save_dir" in refused(*tiny_flags(save_dir=tmp_path / "file"))
+
+
+@pytest.mark.parametrize(("save_every", "steps"), [(0.4, range(2, 13, 2)), (1, (5, 10, 12))])
+def test_checkpoints_come_at_parts_of_an_epoch(new_state, tmp_path, monkeypatch, save_every, steps):
+    state = new_state(total_steps=12, batch_size=2, num_epochs=2, save_every=save_every)
+    state.steps_per_epoch, saved = 5, []
+    log = RunLogger(tmp_path, asdict(state.config))
+    monkeypatch.setattr(run, "save_checkpoint", lambda _, content: saved.append(content["step"]))
+    for step in range(1, 13):
+        state.step = step
+        save_if_due(state, log)
+    assert saved == list(steps)
+
+
+def test_the_final_scores_of_a_resumed_run_replace_the_old(straight_run, cli, tmp_path):
+    folder = shutil.copytree(straight_run, tmp_path / "run")
+    for name in ("metrics.jsonl", "reconstructions.jsonl"):
+        before = without_clock(read_jsonl(folder / name))
+        if name == "metrics.jsonl":  # killed while it scored the whole set
+            (folder / name).write_text("".join(map("{}\n".format, map(json.dumps, before[:-1]))))
+        assert cli("--resume", folder)[0] == 0
+        assert without_clock(read_jsonl(folder / name)) == before
+
+
+def test_resuming_a_finished_run_changes_nothing(cli, straight_run, tmp_path):
+    folder = shutil.copytree(straight_run, tmp_path / "run")
+    before = content_of(folder / LAST)
+    code, out, err = cli("--resume", folder)
+    assert code == 0 and "epoch" not in out.split("All")[0], err
+    assert_same_tree(content_of(folder / LAST), before)
