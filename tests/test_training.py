@@ -33,11 +33,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import train_diffusion_ddim as tdd
-from train_diffusion_ddim import Drawn, draw, epoch_order, lr_at, train_step
+from train_diffusion_ddim import Drawn, draw, lr_at, train_step
 from trainlib import process
 from trainlib.checkpoint import load_checkpoint
 from trainlib.run_log import NullLogger
-from trainlib.state import WEIGHT_DECAY, ema_decay_at
+from trainlib.state import WEIGHT_DECAY, ema_decay_at, epoch_order
 
 LAST = "diffusion_checkpoint_epoch_5.pth"
 

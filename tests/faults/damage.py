@@ -19,6 +19,9 @@ import torch
 import train_diffusion_ddim as tdd
 from tests.conftest import L, flipped, make_gestures
 from tests.faults.lab import LAST, Lab, end_state, fault, tensors_of, wait
+from trainlib.checkpoint import load_checkpoint
+from trainlib.errors import UserError
+from trainlib.gesture_files import read_actions
 
 SLOWEST = 2  # seconds that reading a bad file may take
 
@@ -41,7 +44,7 @@ def in_a_child(lab: Lab, cases: list[bytes], path: Path, read: Callable[[], str]
                     began = time.process_time()  # a busy machine is no slow reader
                     try:
                         reason = read()
-                    except tdd.UserError as e:
+                    except UserError as e:
                         good = str(path) in str(e) and "\n" not in str(e)
                         reason = "" if good else f"the message: {e}"
                     except BaseException as e:
@@ -173,7 +176,8 @@ def payloads(good: dict, canary: Path) -> dict[str, bytes]:
     """Return hostile checkpoints by name."""
     bomb = Canary(canary)
     with_config = {**good, "config": {**good["config"], "data_dir": bomb}}
-    optimizers = [{**good["optimizers"][0], "state": bomb}, *good["optimizers"][1:]]
+    adamw, muon = good["optimizer_state_dict"]
+    in_optimizer = {**good, "optimizer_state_dict": [{**adamw, "state": bomb}, muon]}
     objects = np.array([bomb], dtype=object)
     deflated = io.BytesIO()
     with zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -181,9 +185,9 @@ def payloads(good: dict, canary: Path) -> dict[str, bytes]:
         archive.writestr("archive/data/0", bytes(200_000_000))
     return {
         "reduce": saved(bomb),
-        "in the dictionary": saved({**good, "model": bomb}),
+        "in the dictionary": saved({**good, "model_state_dict": bomb}),
         "in the config": saved(with_config),
-        "in the optimizer": saved({**good, "optimizers": optimizers}),
+        "in the optimizer": saved(in_optimizer),
         "as a key": saved({**good, "more": [(1, bomb)]}),
         "eval": saved(Evaluator(canary)),
         "subprocess": saved(Importer(canary)),
@@ -206,11 +210,11 @@ def hostile_checkpoints(lab: Lab, num: int) -> Iterator[str]:
     for name, payload in [*payloads(good, canary).items()][:num]:
         path = lab.new().with_suffix(".pth")
         path.write_bytes(payload)
-        (reason,) = in_a_child(lab, [payload], path, lambda p=path: tdd.load_checkpoint(p) and "")
+        (reason,) = in_a_child(lab, [payload], path, lambda p=path: load_checkpoint(p) and "")
         try:
-            tdd.load_checkpoint(path)
+            load_checkpoint(path)
             reason = "loaded"
-        except tdd.UserError:
+        except UserError:
             pass
         yield f"{name}: {reason or 'it ran'}" if reason or canary.exists() else ""
 
@@ -255,7 +259,8 @@ def fuzzed_checkpoints(lab: Lab, num: int) -> Iterator[str]:
 @fault("fuzzed pickles with right CRCs: loaded or one line, no crash", quick=50, long=1000)
 def fuzzed_pickles(lab: Lab, num: int) -> Iterator[str]:
     content = torch.load(lab.straight / LAST, weights_only=True)
-    content = {k: v for k, v in content.items() if k not in ("optimizers", "ema")}
+    unread = ("optimizer_state_dict", "model_state_dict")
+    content = {k: v for k, v in content.items() if k not in unread}
     buffer = io.BytesIO(saved(content))
     with zipfile.ZipFile(buffer) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -286,7 +291,7 @@ def fuzzed_arrays(lab: Lab, num: int) -> Iterator[str]:
     path = lab.new().with_name("fuzz_actions.npy")
 
     def read() -> str:
-        x = tdd.read_actions(path, L)
+        x = read_actions(path, L)
         by_numpy = np.load(path, allow_pickle=False).reshape(-1, L, 3)
         same = np.abs(x - by_numpy).max() < 2e-6
         return "" if same and x.dtype == np.float32 and 0 <= x.min() and x.max() <= 1 else "changed"

@@ -27,6 +27,8 @@ from tests.faults.lab import (
     tensors_of,
     wait,
 )
+from trainlib.checkpoint import load_checkpoint, save_checkpoint
+from trainlib.state import TrainState
 
 # ---- kill -9 -----------------------------------------------------------------------------
 
@@ -60,7 +62,7 @@ def kill_at_every_step(lab: Lab, num: int) -> Iterator[str]:
     real = tdd.train_step
     for step in lab.rng.permutation(range(1, STEPS))[:num]:
 
-        def dies(state: tdd.TrainState, x_0: torch.Tensor, *_: None, step: int = step) -> dict:
+        def dies(state: TrainState, x_0: torch.Tensor, *_: None, step: int = step) -> dict:
             if state.step == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(state, x_0)
@@ -71,7 +73,7 @@ def kill_at_every_step(lab: Lab, num: int) -> Iterator[str]:
 
         folder = lab.new()
         wait(lab.fork(lab.flags(folder, save_every=0.01), before))
-        newest = tdd.load_checkpoint(folder)
+        newest = load_checkpoint(folder)
         lost = step - newest["step"]
         # the frequency of saves is part of the config, so of the state that is compared
         yield (f"{lost} steps lost" if lost else "") or lab.resumed(folder, *lab.flags(folder))
@@ -101,7 +103,7 @@ def save_in_child(lab: Lab, folder: Path, content: dict, options: str) -> tuple[
         try:
             os.setsid()
             os.kill(os.getpid(), signal.SIGSTOP)
-            tdd.save_checkpoint(folder / LAST, content)
+            save_checkpoint(folder / LAST, content)
             code = 0
         except OSError:
             code = 1
@@ -119,7 +121,7 @@ def save_in_child(lab: Lab, folder: Path, content: dict, options: str) -> tuple[
 def kill_in_a_save(lab: Lab, num: int) -> Iterator[str]:
     need("strace")
     folder = lab.copy()
-    old = tdd.load_checkpoint(folder / LAST)
+    old = load_checkpoint(folder / LAST)
     old.pop("path")
     new = {**old, "step": 999}
     digests = {tensors_of(folder / LAST)}
@@ -128,7 +130,7 @@ def kill_in_a_save(lab: Lab, num: int) -> Iterator[str]:
     calls = re.findall(r"^(?:\d+ +)?(\w+)\(", log, re.MULTILINE)
     assert len(digests) == 2 and len(calls) >= 6, log
     for i in lab.rng.permutation(len(calls))[:num]:
-        tdd.save_checkpoint(folder / LAST, old)
+        save_checkpoint(folder / LAST, old)
         when = calls[: i + 1].count(calls[i])
         inject = f"-e inject={calls[i]}:signal=KILL:when={when}"
         code, _ = save_in_child(lab, folder, new, inject)
@@ -173,7 +175,7 @@ def errors_in_a_save(lab: Lab, num: int) -> Iterator[str]:
 def order_of_a_save(lab: Lab, num: int) -> Iterator[str]:
     need("strace")
     folder = lab.copy()
-    content = tdd.load_checkpoint(folder / LAST)
+    content = load_checkpoint(folder / LAST)
     content.pop("path")
     _, log = save_in_child(lab, folder, content, "")
     calls = re.findall(r"\b(write|fsync|rename)\(", log)
@@ -196,34 +198,39 @@ def stopped(lab: Lab, number: int, moment: float) -> Iterator[str]:
     code, seconds = wait(pid), time.monotonic() - began
     if code == 0:
         return  # the run was over, which is no try
-    allowed = [128 + number]
-    if number == signal.SIGTERM and (folder / LAST).exists():
-        allowed.append(-number)  # in the final scoring, by default; a shell calls it 143 too
     rows = read_jsonl(folder / "metrics.jsonl")
-    lost = rows[-1]["step"] - tdd.load_checkpoint(folder)["step"]
-    if code not in allowed or lost or seconds > 20 or "Traceback" in lab.output():
+    lost = rows[-1]["step"] - load_checkpoint(folder)["step"]
+    if code != 128 + number or lost or seconds > 20 or "Traceback" in lab.output():
         yield f"code {code}, {lost} steps lost, {seconds:.1f} s, {lab.output()[-200:]}"
     else:
         yield lab.resumed(folder)
     shutil.rmtree(folder)
 
 
-@fault("SIGTERM in the loop: exit code 143, no step lost, the same to the bit", quick=4, long=40)
+def stopped_often(lab: Lab, num: int, *numbers: int) -> Iterator[str]:
+    """Send each of the signals in turn, `num` times in all; a run that was over is no try."""
+    tried = 0
+    while tried < num:
+        number = numbers[tried % len(numbers)]
+        for reason in stopped(lab, number, lab.rng.uniform(0, 0.6 * lab.seconds)):
+            tried += 1
+            yield reason
+
+
+@fault("SIGTERM at a random moment: exit code 143, no step lost, the same to the bit",
+       quick=3, long=40)  # fmt: skip
 def sigterm(lab: Lab, num: int) -> Iterator[str]:
-    tried = 0
-    while tried < num:
-        for reason in stopped(lab, signal.SIGTERM, lab.rng.uniform(0, 0.6 * lab.seconds)):
-            tried += 1
-            yield reason
+    return stopped_often(lab, num, signal.SIGTERM)
 
 
-@fault("SIGINT in the loop: exit code 130, no step lost, the same to the bit", quick=2, long=20)
+@fault("SIGINT, likewise: exit code 130", quick=2, long=20)
 def sigint(lab: Lab, num: int) -> Iterator[str]:
-    tried = 0
-    while tried < num:
-        for reason in stopped(lab, signal.SIGINT, lab.rng.uniform(0, 0.6 * lab.seconds)):
-            tried += 1
-            yield reason
+    return stopped_often(lab, num, signal.SIGINT)
+
+
+@fault("SIGHUP and SIGUSR1, likewise: exit codes 129 and 138", quick=2, long=20)
+def signals_of_batch_systems(lab: Lab, num: int) -> Iterator[str]:
+    return stopped_often(lab, num, signal.SIGHUP, signal.SIGUSR1)
 
 
 @fault("SIGTERM to the group of a process started by a user", quick=1, long=5)
@@ -236,9 +243,7 @@ def sigterm_to_the_group(lab: Lab, num: int) -> Iterator[str]:
         time.sleep(lab.rng.uniform(0, 2))
         os.killpg(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=300)
-        lost = (
-            read_jsonl(folder / "metrics.jsonl")[-1]["step"] - tdd.load_checkpoint(folder)["step"]
-        )
+        lost = read_jsonl(folder / "metrics.jsonl")[-1]["step"] - load_checkpoint(folder)["step"]
         good = process.returncode == 143 and not lost and "Traceback" not in err
         yield "" if good else f"code {process.returncode}, {lost} steps lost, {err[-200:]}"
 
@@ -295,7 +300,7 @@ def on_a_small_disk(lab: Lab, size: str, *command: object) -> tuple[int, str, Pa
 def full_disk(lab: Lab, num: int) -> Iterator[str]:
     kilobytes = (lab.straight / LAST).stat().st_size // 1024
     for saved in range(num):
-        flags = lab.flags("DISK/run", save_every=1, figure_every=99)
+        flags = lab.flags("DISK/run", save_every=1)
         size = f"{int((saved + 0.5) * kilobytes) + 20}k"
         # matplotlib would fill the disk first
         shim = lab.folder / "shim" / "matplotlib"
@@ -308,7 +313,7 @@ def full_disk(lab: Lab, num: int) -> Iterator[str]:
         good = code == 1 and err.count("\n") == 1 and "bytes needed" in err and files == expected
         good = good and not [*(left / "run").glob(".*.tmp")]
         for name in expected:
-            tdd.load_checkpoint(left / "run" / name)
+            load_checkpoint(left / "run" / name)
         yield "" if good else f"code {code}, {files}, {err[-300:]}"
 
 
@@ -423,7 +428,7 @@ def kill_one_of_two(lab: Lab, num: int) -> Iterator[str]:
         os.kill(victim, signal.SIGKILL)
         seconds = gone_within(folder, 60)
         process.communicate()
-        newest = tdd.load_checkpoint(folder)["step"]
+        newest = load_checkpoint(folder)["step"]
         yield "" if seconds is not None and newest else "processes stayed for 60 s"
 
 
@@ -436,7 +441,7 @@ def sigterm_one_of_two(lab: Lab, num: int) -> Iterator[str]:
         os.kill([ranks[1], process.pid, ranks[0]][i % 3], signal.SIGTERM)
         seconds = gone_within(folder, 60)
         _, err = process.communicate()
-        content = tdd.load_checkpoint(folder)
+        content = load_checkpoint(folder)
         lost = read_jsonl(folder / "metrics.jsonl")[-1]["step"] - content["step"]
         good = seconds is not None and not lost
         yield "" if good else f"{lost} steps lost, gone after {seconds} s, {err[-300:]}"

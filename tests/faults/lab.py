@@ -26,6 +26,7 @@ import torch
 
 import train_diffusion_ddim as tdd
 from tests.conftest import ROOT, SCRIPT, TINY, as_flags, make_gestures, read_jsonl, without_clock
+from trainlib.checkpoint import load_checkpoint
 from trainlib.state import TrainState
 
 EPOCHS, STEPS = 3, 18  # of the run that is disturbed: 24 gestures, 4 to a batch
@@ -122,7 +123,7 @@ def end_state(folder: Path, last: str = LAST) -> str:
 
 def tensors_of(path: Path) -> str:
     """Return a digest of what `load_checkpoint` gives."""
-    content = tdd.load_checkpoint(path)
+    content = load_checkpoint(path)
     content.pop("path")
     digest = hashlib.sha256()
     digest_tree(content, digest)

@@ -16,7 +16,8 @@ import train_diffusion_ddim as tdd
 from augmentation import generate_click_dataset
 from tests.faults.death import on_a_small_disk
 from tests.faults.lab import LAST, STEPS, Lab, Skipped, end_state, fault, no_figures, sha256, wait
-from trainlib.state import TrainState
+from trainlib.checkpoint import load_checkpoint
+from trainlib.state import epoch_order
 
 # ---- W&B ---------------------------------------------------------------------------------
 
@@ -123,18 +124,18 @@ def no_terminal(lab: Lab, num: int) -> Iterator[str]:
 def failing_at(step: int, error: Exception | None) -> None:
     """In a forked child: let a step's losses raise, or be NaN."""
     no_figures()
-    real, calls = tdd.gesture_losses, [0]
+    real, calls = tdd.per_sample_loss, [0]
 
-    def losses(*args: object, **options: object) -> tuple:
+    def losses(*args: object) -> torch.Tensor:
         calls[0] += 1
-        loss, *rest = real(*args, **options)
+        loss = real(*args)
         if calls[0] == step + 1:
             if error:
                 raise error
             loss = loss * float("nan")
-        return loss, *rest
+        return loss
 
-    tdd.gesture_losses = losses
+    tdd.per_sample_loss = losses
 
 
 @fault("out of memory at a step: exit 1 with the batch size, and resume", quick=1, long=5)
@@ -154,11 +155,11 @@ def not_finite(lab: Lab, num: int) -> Iterator[str]:
     for step in lab.rng.permutation(range(STEPS))[:num]:
         folder = lab.new()
         code = wait(lab.fork(lab.flags(folder), lambda s=step: failing_at(s, None)))
-        order = tdd.epoch_order(24, 0, step // 6)[step % 6 * 4 :][:4].tolist()
+        order = epoch_order(24, 0, step // 6)[step % 6 * 4 :][:4].tolist()
         words = f"step {step}, lr", "gestures " + ", ".join(map(str, order))
         good = code == 1 and all(word in lab.output() for word in words)
         for path in folder.glob("*.pth"):
-            content = tdd.load_checkpoint(path)
+            content = load_checkpoint(path)
             good = good and all(v.isfinite().all() for v in content["model_state_dict"].values())
         yield lab.resumed(folder) if good else f"{code}, {lab.output()[-300:]}"
 
@@ -167,7 +168,7 @@ def not_finite(lab: Lab, num: int) -> Iterator[str]:
 def diverging(lab: Lab, num: int) -> Iterator[str]:
     folder = lab.new()
     code = wait(lab.fork(lab.flags(folder, lr=1e38, save_every=0.01)))
-    contents = [tdd.load_checkpoint(path) for path in folder.glob("*.pth")]
+    contents = [load_checkpoint(path) for path in folder.glob("*.pth")]
     finite = all(v.isfinite().all() for c in contents for v in c["model_state_dict"].values())
     yield "" if code == 1 and finite and "--lr" in lab.output() else f"{code}, finite {finite}"
 
@@ -202,60 +203,7 @@ def wrong_dates(lab: Lab, num: int) -> Iterator[str]:
         folder = lab.copy()
         os.utime(folder / "diffusion_checkpoint_epoch_0.pth", (oldest, oldest))
         os.utime(folder / LAST, (newest, newest))
-        yield "" if tdd.load_checkpoint(folder)["step"] == STEPS else "an older one"
-
-
-@fault("a resumed run with another batch size sees each gesture of its epoch once", quick=1, long=3)
-def other_batch_size(lab: Lab, num: int) -> Iterator[str]:
-    for new in (8, 3, 5)[:num]:
-        config = tdd.TrainConfig(**{**_tiny(lab), "batch_size": new})
-        state = _state(config, 24)
-        content = tdd.load_checkpoint(_cut_in_epoch(lab))
-        state.data_sha256 = content["data_sha256"]
-        state.restore(content)
-        seen = []
-
-        def step(state: tdd.TrainState, x_0: torch.Tensor, *_: None, seen: list = seen) -> dict:
-            seen += [x.numpy().tobytes() for x in x_0]
-            state.step += 1
-            return {"train/loss": torch.tensor(0.0)}
-
-        real, tdd.train_step = tdd.train_step, step
-        try:
-            x_train = torch.from_numpy(
-                tdd.DiffusionActionDataset(lab.folder / "train", config.seq_len).sequences
-            )
-            tdd.train_epoch(state, x_train, None)
-        finally:
-            tdd.train_step = real
-        order = tdd.epoch_order(24, config.seed, content["epoch"])
-        left = [x_train[i].numpy().tobytes() for i in order[-content["unseen"] :]]
-        whole = state.step == (content["epoch"] + 1) * state.steps_per_epoch
-        yield "" if seen == left and whole and not state.unseen else "other gestures"
-
-
-def _tiny(lab: Lab) -> dict:
-    return torch.load(lab.straight / LAST, weights_only=True)["config"]
-
-
-def _state(config: tdd.TrainConfig, num: int) -> tdd.TrainState:
-    steps = -(-num // config.batch_size) * config.num_epochs
-    return TrainState(
-        tdd.build_model(config), tdd.build_scheduler(config), config, steps, tdd.NUM_TASKS
-    )
-
-
-def _cut_in_epoch(lab: Lab) -> Path:
-    """Return the checkpoint of a run that SIGTERM stopped in the middle of an epoch."""
-    while True:
-        folder = lab.new()
-        pid = lab.fork(lab.flags(folder))
-        while not (folder / "metrics.jsonl").exists():
-            time.sleep(0.001)
-        time.sleep(lab.rng.uniform(0, 0.3 * lab.seconds))
-        os.kill(pid, signal.SIGTERM)
-        if wait(pid) == 143 and tdd.load_checkpoint(folder)["unseen"]:
-            return tdd.newest_checkpoint(folder)
+        yield "" if load_checkpoint(folder)["step"] == STEPS else "an older one"
 
 
 # ---- the generator -----------------------------------------------------------------------
