@@ -447,14 +447,13 @@ class DDIMScheduler(nn.Module):
         UserError for a bad argument, FloatingPointError for a sample that is not finite.
         """
         check_choice("sampler", sampler, SAMPLERS)
-        x_T, *given = tensors.check_given(shape, device, x_T, known, known_mask)
+        dtype = tensors.dtype_of(model, x_T)
+        x_T, *given = tensors.check_given(shape, device, dtype, x_T, known, known_mask)
         pairs = self.timestep_pairs(num_inference_steps, start_t)
         last: Any = None  # x_0_pred of the step before, and its t
-        with (
-            torch.inference_mode(cost_fn is None),
-            tensors.eval_mode(model),
-        ):  # a tenth faster at batch 1
+        with torch.inference_mode(cost_fn is None), tensors.eval_mode(model):  # a tenth faster
             x_t = tensors.draw_eps(shape, device, generator) if x_T is None else x_T.clone()
+            x_t = x_t.to(dtype)
             if given:
                 given[0] = to_model_units(given[0])
             ts = torch.tensor(pairs).to(device, non_blocking=True)[:, :1].expand(-1, len(x_t))

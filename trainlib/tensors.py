@@ -36,10 +36,17 @@ def paired(original: Any, reconstructed: Any) -> tuple[Tensor, Tensor]:
     return a, b
 
 
+def dtype_of(model: Any, x_T: Any) -> torch.dtype:
+    """Return the dtype in which a model samples: of its weights, or without any that of x_T."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    dtypes = [x.dtype for x in (*weights, x_T) if isinstance(x, Tensor) and x.is_floating_point()]
+    return dtypes[0] if dtypes else torch.float32
+
+
 def check_given(
-    shape: tuple[int, ...], device: Any, x_T: Any, known: Any, known_mask: Any
+    shape: tuple[int, ...], device: Any, dtype: Any, x_T: Any, known: Any, known_mask: Any
 ) -> list[Any]:
-    """Return what a sample (B, L, C) is given, on its device, as float32 and bool.
+    """Return what a sample (B, L, C) is given, on its device, of its dtype, the mask as bool.
 
     That is [x_T or None], or with known frames [x_T or None, known, known_mask].
 
@@ -59,7 +66,7 @@ def check_given(
             raise UserError(f"{name} must hold {kind}, got {x.dtype}")
         if x.shape != wanted:
             raise UserError(f"{name} must be {list(wanted)}, got {list(x.shape)}")
-        given.append(x.to(device, None if name == "known_mask" else torch.float32))
+        given.append(x.to(device, None if name == "known_mask" else dtype))
     if given[0] is not None and not is_finite(given[0]):
         raise UserError("x_T must be finite")
     if len(given) > 1 and not is_finite(torch.where(given[2][..., None], given[1], 0)):
