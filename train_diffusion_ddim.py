@@ -666,7 +666,7 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     before = torch.where(known_mask, frame, -1).cummax(dim=1).values
     after = torch.where(known_mask, frame, L).flip(1).cummin(dim=1).values.flip(1)
     has_before, has_after = before >= 0, after < L
-    along = (frame - before) / (after - before).clamp(min=1) * (has_before & has_after)
+    along = (frame - before).to(known) / (after - before).clamp(min=1) * (has_before & has_after)
     given = []
     for index, exists in ((before, has_before), (after, has_after)):
         index = index.clamp(0, L - 1)[..., None].expand(B, L, C)

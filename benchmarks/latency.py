@@ -20,7 +20,7 @@ import torch
 import train_diffusion_ddim as tdd
 from benchmarks.measure import Row, compare, default_model, in_turn, main
 from export import runtime
-from export.__main__ import WholeSampler, check_parity, example_inputs, export
+from export.__main__ import WholeSampler, example_inputs, export
 from trainlib.gestures import ACTION_DIM, SEQ_LEN
 
 OURS = "sample()"
@@ -55,8 +55,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
         functions["sample() of torch.compile(model)"] = partial(half, *inputs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "exported"
-        export(model, scheduler, folder, args.steps, compiled=has_compiler)
-        differences = check_parity(model, scheduler, folder, args.steps)
+        differences = export(model, scheduler, folder, args.steps, compiled=has_compiler)
         for engine in differences:
             sampler = runtime.Sampler(folder, engine, args.threads)
             functions[f"export, {engine}"] = partial(sampler, *arrays)

@@ -4,19 +4,19 @@
 
 writes schedule.json, denoiser.pt2 (torch.export, any batch size), denoiser.onnx where onnxscript
 is installed, sampler.pt2 (all steps at batch 1 as one compiled program) where a C++ compiler is,
-and runtime.py, which samples from them without this project. Then it prints, for each, the
-largest difference to `DDIMScheduler.sample` and the time of one gesture on one thread.
+and runtime.py, which samples from them without this project. Each is compared with
+`DDIMScheduler.sample` first; the folder appears when all is written and agrees.
 """
 
 import argparse
+import copy
 import io
-import json
-import shutil
+import statistics
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,12 @@ from torch import Tensor, nn
 
 import train_diffusion_ddim as tdd
 from export import runtime
-from trainlib.errors import OneLineParser, UserError, say
+from trainlib.errors import OneLineParser, UserError, first_line, run_program, say
+from trainlib.files import make_folder, write_json, write_whole
 from trainlib.gestures import ACTION_DIM, SEQ_LEN
+from trainlib.knobs import as_type
+from trainlib.process import timer
+from trainlib.tensors import is_finite
 
 PARITY = 1e-4  # largest difference that is taken for rounding, data units
 
@@ -47,25 +51,18 @@ class WholeSampler(nn.Module):
 
 
 def describe_schedule(model: nn.Module, scheduler: tdd.DDIMScheduler, steps: int) -> dict[str, Any]:
-    """Return the content of schedule.json; its coefficients are read off the scheduler itself.
-
-    Both maps are linear before clipping, so their values at 1 and 0 are their coefficients.
-    """
-    one, zero = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
-    rows = []
-    for t, t_prev in scheduler.timestep_pairs(steps):
-        values = {
-            "a": scheduler.predict_x_0(one, zero, t, clip=False),
-            "b": scheduler.predict_x_0(zero, one, t, clip=False),
-            "c": scheduler.step(one, zero, t, t_prev),
-            "d": scheduler.step(zero, one, t, t_prev),
-        }
-        rows.append({"t": t, **{name: value.item() for name, value in values.items()}})
+    """Return the content of schedule.json: what runtime.py needs besides the denoiser."""
+    pairs = scheduler.timestep_pairs(steps)
+    alpha_bar = scheduler.alpha_bar
     return {
         "known_frames": tdd.takes_known_frames(model),
         "clip_sample": scheduler.clip_sample,
+        "prediction_type": scheduler.prediction_type,
         "shape": ["B", getattr(model, "seq_len", SEQ_LEN), ACTION_DIM],
-        "steps": rows,
+        "steps": [
+            {"t": t, "alpha_bar_t": alpha_bar(t), "alpha_bar_prev": alpha_bar(t_prev)}
+            for t, t_prev in pairs
+        ],
     }
 
 
@@ -77,11 +74,11 @@ def example_inputs(model: nn.Module, batch: int, seed: int = 0) -> tuple[Tensor,
     """
     generator = torch.Generator().manual_seed(seed)
     L, C = getattr(model, "seq_len", SEQ_LEN), ACTION_DIM
-    x_T = torch.randn((batch, L, C), generator=generator)
+    x_T = torch.randn((batch, L, C), generator=generator, dtype=torch.float32)
     if not tdd.takes_known_frames(model):
         return (x_T,)
-    known = torch.zeros(batch, L, C)
-    known[:, L // 4 : L // 2] = torch.rand((batch, 1, C), generator=generator)
+    known = torch.zeros_like(x_T)
+    known[:, L // 4 : L // 2] = torch.rand((batch, 1, C), generator=generator, dtype=x_T.dtype)
     known[:, L // 4 : L // 2, -1] = 1
     return x_T, known, tdd.press_edges(known)
 
@@ -118,74 +115,102 @@ def write(save: Callable[[io.BytesIO], Any], path: Path) -> None:
     """Write what `save` does: torch's own writer ends the process when the disk is full."""
     buffer = io.BytesIO()
     save(buffer)
-    path.write_bytes(buffer.getvalue())
+    write_whole(path, buffer.getvalue())
+
+
+@contextmanager
+def optional(engine: str, cure: str) -> Iterator[None]:
+    """Do without an engine that cannot be made here, aloud; a full disk is a fault all the same."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:  # a package or a compiler that is missing, or broken in any way
+        say(f"note: no {runtime.FILES[engine]}; {cure} ({type(e).__name__}: {first_line(e)})")
 
 
 def write_denoiser(model: nn.Module, folder: Path) -> None:
-    """Write denoiser.pt2 and, where onnxscript is installed, denoiser.onnx."""
+    """Write denoiser.pt2 and, where it can be, denoiser.onnx."""
     x_t, *given = example_inputs(model, 2)
     inputs = (x_t, torch.tensor([1, 0]), *given)
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.export.export(model, inputs, dynamic_shapes=({0: batch},) * len(inputs))
     write(partial(torch.export.save, program), folder / runtime.FILES["torch"])
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError:
-        say("note: no denoiser.onnx; pip install onnx onnxscript brings it")
-        return
-    names = ("x_t", "t", "known", "known_mask")[: len(inputs)]
-    plain = program.run_decompositions(plain_operators())
-    try:
+    with optional("onnx", "it needs onnx and onnxscript"):
+        plain = program.run_decompositions(plain_operators())
+        names = ("x_t", "t", "known", "known_mask")[: len(inputs)]
         onnx: Any = torch.onnx.export(
             plain, input_names=names, output_names=["output"], dynamo=True, verbose=False
         )
-        onnx.save(folder / runtime.FILES["onnx"])
-    except torch.onnx.OnnxExporterError as e:
-        say(f"note: no denoiser.onnx; torch cannot translate it ({str(e).splitlines()[0]})")
+        write(partial(onnx.save), folder / runtime.FILES["onnx"])
 
 
 def write_sampler(model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, steps: int) -> None:
-    """Write sampler.pt2 where a C++ compiler is; takes a minute."""
-    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        say("note: no sampler.pt2; it needs a C++ compiler")
-        return
-    whole = WholeSampler(model, scheduler, steps).eval()
-    program = torch.export.export(whole, example_inputs(model, 1))
-    package = partial(
-        torch._inductor.aoti_compile_and_package, program, inductor_configs={"freezing": True}
-    )
-    write(lambda buffer: package(package_path=buffer), folder / runtime.FILES["compiled"])
+    """Write sampler.pt2 where it can be; takes a minute."""
+    with optional("compiled", "it needs a C++ compiler"):
+        whole = WholeSampler(model, scheduler, steps).eval()
+        program = torch.export.export(whole, example_inputs(model, 1))
+        package = partial(
+            torch._inductor.aoti_compile_and_package, program, inductor_configs={"freezing": True}
+        )
+        write(lambda buffer: package(package_path=buffer), folder / runtime.FILES["compiled"])
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a denoiser as it is exported: on the CPU, float32, in eval mode, not compiled.
+
+    Raises:
+        FloatingPointError: a weight is not finite.
+    """
+    model = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval()
+    if not all(is_finite(weight) for weight in model.state_dict().values()):
+        raise FloatingPointError("the weights are not finite: did the training diverge?")
+    return model.requires_grad_(False)
 
 
 def export(
     model: nn.Module,
     scheduler: tdd.DDIMScheduler,
-    folder: Path,
+    folder: str | Path,
     steps: int,
     *,
     compiled: bool = True,
-) -> None:
-    """Write all files of a denoiser, on the CPU and in eval mode, into a new folder.
+) -> dict[str, float]:
+    """Write all files of a denoiser into a new folder, which appears whole or not at all.
+
+    Returns: each engine's largest difference to `DDIMScheduler.sample`.
 
     Raises:
         UserError: the folder cannot be made, or so many steps cannot be.
+        FloatingPointError: weights or samples are not finite, or an engine differs.
     """
-    text = json.dumps(describe_schedule(model, scheduler, steps), indent=1)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as e:
-        raise UserError(f"cannot make --output_dir {folder} ({e}); choose another") from None
-    try:
-        (folder / "schedule.json").write_text(text + "\n", "utf-8")
-        shutil.copy(runtime.__file__, folder / "runtime.py")
-        write_denoiser(model, folder)
-        if compiled:
-            write_sampler(model, scheduler, folder, steps)
-    except BaseException as e:
-        shutil.rmtree(folder)  # made above: half an export is none
-        if isinstance(e, OSError):
-            raise OSError(f"cannot write into {folder}: {e}") from None
-        raise
+    folder = Path(as_type("--output_dir", folder, str))
+    steps = as_type("--num_inference_steps", steps, int)
+    model = plain_copy(model)
+    schedule = describe_schedule(model, scheduler, steps)
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"--output_dir {folder} exists; choose another")
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}.", dir=make_folder(folder.parent)
+    ) as hidden:
+        made = Path(hidden) / "made"
+        try:
+            made.mkdir()
+            write_json(made / "schedule.json", schedule)
+            write_whole(made / "runtime.py", Path(runtime.__file__).read_bytes())
+            write_denoiser(model, made)
+            if compiled:
+                write_sampler(model, scheduler, made, steps)
+        except OSError as e:
+            raise OSError(e.errno, str(e.strerror).replace(str(made), str(folder))) from None
+        differences = check_parity(model, scheduler, made, steps)
+        if not all(difference <= PARITY for difference in differences.values()):
+            raise FloatingPointError(f"an engine differs by more than {PARITY}: {differences}")
+        try:
+            made.rename(folder)
+        except OSError as e:
+            raise UserError(f"cannot make --output_dir {folder} ({e}); choose another") from None
+    return differences
 
 
 def check_parity(
@@ -194,15 +219,20 @@ def check_parity(
     """Return each engine's largest difference to `sample`, with and without known frames."""
     whole, found = WholeSampler(model, scheduler, steps).eval(), {}
     for engine, name in runtime.FILES.items():
-        if not ((folder / name).exists() and find_spec(runtime.PACKAGES[engine])):
+        if not (folder / name).exists():
             continue
-        sampler, differences = runtime.Sampler(folder, engine), []
+        try:
+            sampler = runtime.Sampler(folder, engine)
+        except ValueError as e:
+            say(f"note: {name} is not checked, since it does not run here ({first_line(e)})")
+            continue
+        differences = []
         for seed in range(4):
             inputs = example_inputs(model, 1 if engine == "compiled" else 3, seed)
             for arguments in (inputs, inputs[:1]):
-                theirs = sampler(*(a.numpy() for a in arguments))
-                differences.append(np.abs(theirs - whole(*arguments).numpy()).max())
-        found[engine] = float(np.max(differences))  # NaN if any is
+                difference = sampler(*arguments) - whole(*arguments).numpy()
+                differences.append(np.abs(difference).max())
+        found[engine] = float(np.max(differences))
     return found
 
 
@@ -210,37 +240,27 @@ def milliseconds(function: Callable[[], Any], calls: int = 30) -> float:
     """Return the median time of a call."""
     seconds = []
     for _ in range(calls + 3):
-        start = time.perf_counter()
+        taken = timer()
         function()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * sorted(seconds[3:])[calls // 2]
+        seconds.append(taken())
+    return 1000 * statistics.median(seconds[3:])
 
 
-def report(
-    model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, steps: int
-) -> dict[str, float]:
-    """Print parity and time of every engine; return the differences."""
+def report(whole: WholeSampler, folder: Path, differences: dict[str, float]) -> None:
+    """Print the time of one gesture by every engine, and how far it is from `sample`."""
     torch.set_num_threads(1)
-    inputs = example_inputs(model, 1)
-    whole = WholeSampler(model, scheduler, steps).eval()
-    say(f"one gesture, {steps} steps, one thread:")
+    inputs = example_inputs(whole.model, 1)
+    say(f"one gesture, {whole.steps} steps, one thread:")
     say(f"  {'sample()':10} {milliseconds(lambda: whole(*inputs)):7.2f} ms")
-    differences = check_parity(model, scheduler, folder, steps)
+    arrays = [a.numpy() for a in inputs]
     for engine, difference in differences.items():
-        sampler, arrays = runtime.Sampler(folder, engine), [a.numpy() for a in inputs]
-        ms = milliseconds(lambda s=sampler, a=arrays: s(*a))  # type: ignore[misc]
+        ms = milliseconds(partial(runtime.Sampler(folder, engine), *arrays))
         say(f"  {engine:10} {ms:7.2f} ms, largest difference {difference:.1e}")
-    return differences
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OneLineParser(
-        prog="python -m export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog="python -m export", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="checkpoint or run folder")
     add("--output_dir", required=True, metavar="DIR", help="a new folder")
@@ -250,12 +270,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, compare, report.
-
-    Raises:
-        UserError: bad arguments.
-        ArithmeticError: an export differs.
-    """
+    """Export, compare, report."""
     model, scheduler, config = tdd.load_model(args.checkpoint)
     steps = args.num_inference_steps
     steps = config.num_inference_steps if steps is None else steps
@@ -264,26 +279,14 @@ def run(args: argparse.Namespace) -> None:
     if config.context_dim:
         say("note: the export takes no goal")
     folder = Path(args.output_dir)
-    export(model, scheduler, folder, steps, compiled=args.compiled)
-    differences = report(model, scheduler, folder, steps)
-    if not all(difference <= PARITY for difference in differences.values()):
-        raise ArithmeticError(f"an export in {folder} differs by more than {PARITY}")
+    differences = export(model, scheduler, folder, steps, compiled=args.compiled)
+    report(WholeSampler(model, scheduler, steps).eval(), folder, differences)
     say(f"files in {folder}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0 done, 2 the user's mistake, 1 a fault, 130 interrupted."""
-    try:
-        run(parse_args(argv))
-    except UserError as e:
-        say(f"error: {e}", err=True)
-        return 2
-    except (ArithmeticError, OSError) as e:
-        say(f"error: {e}", err=True)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_program(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":
