@@ -202,7 +202,7 @@ def export(
             if compiled:
                 write_sampler(model, scheduler, made, steps)
         except OSError as e:
-            raise OSError(e.errno, str(e.strerror).replace(str(made), str(folder))) from None
+            raise OSError(str(e).replace(str(made), str(folder))) from None
         differences = check_parity(model, scheduler, made, steps)
         if not all(difference <= PARITY for difference in differences.values()):
             raise FloatingPointError(f"an engine differs by more than {PARITY}: {differences}")
