@@ -19,7 +19,7 @@ bench: .venv/bench
 	$(BIN)/python -m benchmarks
 
 test: .venv/development browser
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs -n 2
 
 faults: .venv/development
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
