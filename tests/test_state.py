@@ -7,7 +7,10 @@ loses a buffer of the optimizer resumes another run.
 """
 
 import pytest
+from conftest import read_jsonl
 
+import train_diffusion_ddim as tdd
+from trainlib.checkpoint import load_checkpoint
 from trainlib.state import ema_decay_at
 
 
@@ -17,3 +20,14 @@ def test_the_ema_forgets_its_start():
     assert decays[90] == pytest.approx(1 - 10 / 100)
     assert max(ema_decay_at(step, 10**6, 0.9) for step in range(1000)) == 0.9
     assert ema_decay_at(9, 10, 0.999) == 0  # a run of ten steps is not averaged
+
+
+def test_the_loss_of_a_checkpoint_is_the_mean_of_its_epoch(straight_run, tmp_path, tiny_config):
+    logged = [row for row in read_jsonl(straight_run / "metrics.jsonl") if "val/epoch" in row]
+    content = load_checkpoint(straight_run)
+    assert content["loss"] == pytest.approx(logged[-1]["train/epoch_loss"], rel=1e-6)
+    config = tiny_config(num_epochs=1, batch_size=4, save_dir=str(tmp_path / "run"))
+    tdd.train(config)  # 10 gestures: the last batch has two
+    (logged,) = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "val/epoch" in r]
+    loss = load_checkpoint(tmp_path / "run")["loss"]
+    assert loss == pytest.approx(logged["train/epoch_loss"], rel=1e-6)

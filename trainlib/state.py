@@ -44,7 +44,7 @@ class TrainState:
         self, model: nn.Module, scheduler: Any, config: Any, total_steps: int, num_tasks: int
     ) -> None:
         self.model, self.scheduler, self.config = model, scheduler, config
-        self.step, self.total_steps = 0, total_steps
+        self.step, self.total_steps, self.num_sequences = 0, total_steps, 0
         self.steps_per_epoch = total_steps // config.num_epochs
         self.data_sha256: str | None = None
         self.stop = StopSignal()
@@ -77,7 +77,7 @@ class TrainState:
 
     def batches(self, num: int) -> Sequence[Tensor]:
         """Return what is left of the epoch, of `num` gestures: batches of row numbers, int64."""
-        done = self.step % self.steps_per_epoch
+        done, self.num_sequences = self.step % self.steps_per_epoch, num
         if not done:
             self.loss_sum.zero_()
         order = epoch_order(num, self.config.seed, self.epoch).to(self.device)
@@ -91,6 +91,7 @@ class TrainState:
         of `optimizer_state_dict`.
         """
         seen = (self.step - epoch * self.steps_per_epoch) * self.config.batch_size
+        seen = min(seen, self.num_sequences)  # the last batch may be smaller
         return {
             "epoch": epoch,
             "step": self.step,
