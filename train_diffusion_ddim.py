@@ -49,7 +49,7 @@ from trainlib.figures import visualize_action_sequences, visualize_noise_compari
 from trainlib.files import make_folder
 from trainlib.gesture_files import read_context, read_gestures, write_actions
 from trainlib.gestures import ACTION_DIM, GESTURE_TYPES, PRESSED, SEQ_LEN, classify_moves
-from trainlib.knobs import Knobs, add_flags, changed, flag, knobs_of
+from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
 from trainlib.run import config_of, failures_named, open_run, resume_run, save_if_due
@@ -256,8 +256,8 @@ class DDIMScheduler(nn.Module):
         check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         check_choice("spacing", spacing, SPACINGS)
-        if num_timesteps < 2:
-            raise UserError(f"num_timesteps must be at least 2, got {num_timesteps}")
+        num_timesteps = checked("num_timesteps", num_timesteps, int, low=2, high=1_000_000)
+        beta_start, beta_end = (checked("beta", b, float, low=0) for b in (beta_start, beta_end))
         self.num_timesteps, self.prediction_type = num_timesteps, prediction_type
         self.beta_schedule, self.spacing, self.clip_sample = beta_schedule, spacing, clip_sample
 
@@ -285,7 +285,7 @@ class DDIMScheduler(nn.Module):
         if isinstance(t, Tensor):
             alpha_bar_t = self.alphas_cumprod.to(t.device)[t]
             return torch.where(t < 0, 1.0, alpha_bar_t)[:, None, None]
-        return self._alpha_bar[t]
+        return self._alpha_bar[checked("t", t, int, low=-1, high=self.num_timesteps - 1)]
 
     def sigma(self, t: int) -> float:
         """Return the noise std of x_t / sqrt(ᾱ_t) in data units: 0.5·sqrt((1 - ᾱ_t)/ᾱ_t)."""
@@ -305,11 +305,10 @@ class DDIMScheduler(nn.Module):
 
         The first t is start_t, by default the noisiest of the spacing; N is in [1, start_t + 1].
         """
-        T, N = self.num_timesteps if start_t is None else start_t + 1, num_inference_steps
-        if not 1 <= T <= self.num_timesteps:
-            raise UserError(f"start_t must be in [0, {self.num_timesteps}), got {start_t}")
-        if not 1 <= N <= T:
-            raise UserError(f"num_inference_steps must be in [1, {T}], got {N}")
+        T = self.num_timesteps
+        if start_t is not None:
+            T = checked("start_t", start_t, int, low=0, high=T - 1) + 1
+        N = checked("num_inference_steps", num_inference_steps, int, low=1, high=T)
         if self.spacing == "trailing":
             ts = [T * (N - i) // N - 1 for i in range(N)]
         elif self.spacing == "linspace":
@@ -320,7 +319,7 @@ class DDIMScheduler(nn.Module):
             sigmas = [high * (low / high) ** (i / max(N - 1, 1)) for i in range(N)]
             ts = [self.timestep_at(sigma) for sigma in sigmas]
         if start_t is not None:
-            ts[0] = start_t
+            ts[0] = T - 1
         # Rounding may collide at many steps: make it strictly decreasing within [0, T).
         ts[0] = max(ts[0], N - 1)
         for i in range(1, N):
@@ -388,8 +387,7 @@ class DDIMScheduler(nn.Module):
             eta: 0 = deterministic, 1 = the variance of the DDPM posterior.
             generator: source of z, see `draw_eps`.
         """
-        if not 0 <= eta <= 1:
-            raise UserError(f"eta must be in [0, 1], got {eta}")
+        eta = checked("eta", eta, float, low=0, high=1)
         alpha_bar_t, alpha_bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_prev)
         variance = eta**2 * variance  # σ², eq. 16
@@ -480,10 +478,9 @@ class DDIMScheduler(nn.Module):
 
     def apply_guidance(self, x_0_pred: Tensor, cost_fn: Any, scale: float) -> Tensor:
         """Move x_0_pred down the gradient of its cost, which does not pass through the model."""
-        with torch.enable_grad():
-            actions = to_data_units(x_0_pred).detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(cost_fn(actions).sum(), actions)
-        moved = to_model_units(actions.detach() - scale * gradient)
+        actions = to_data_units(x_0_pred).detach()
+        scale = checked("guidance_scale", scale, float)
+        moved = to_model_units(actions - scale * tensors.cost_gradient(cost_fn, actions))
         return moved.clamp(-1, 1) if self.clip_sample else moved
 
     def invert(
@@ -515,6 +512,7 @@ class DDIMScheduler(nn.Module):
                 alpha_bar_now = self.alpha_bar(now)
                 x_0_pred = (x_t - (1 - alpha_bar_now) ** 0.5 * eps_pred) / alpha_bar_now**0.5
                 x_t, now = self.add_noise(x_0_pred, t, eps_pred)[0], t
+        tensors.require_finite(x_t, "the latent is not finite: did the training diverge?")
         return x_t
 
     @staticmethod
@@ -800,7 +798,7 @@ class MinimalDiffusionTransformer(nn.Module):
             padded = F.pad(x, (0, 0, 1, 1))
             x = torch.cat([padded[:, :-2], x, padded[:, 2:]], dim=-1)
         x = self.pos_encoder(self.action_embedding(x))  # (B, tokens, D)
-        t_emb = self.timestep_mlp(self.timestep_embedding(t))  # (B, D)
+        t_emb = self.timestep_mlp(self.timestep_embedding(t).to(x_t.dtype))  # (B, D)
         if context is not None and self.context_mlp is not None:  # a row of zeros adds nothing
             given = (context != 0).any(dim=1, keepdim=True)
             t_emb = t_emb + self.context_mlp(context) * given
@@ -845,7 +843,7 @@ def load_model(
 
     In eval mode; with the averaged weights, or without `ema` the raw ones.
     """
-    content = load_checkpoint(path)
+    content, device = load_checkpoint(path), tensors.as_device(device)
     config = config_of(content, TrainConfig)
     model = build_model(config)
     with fitting(content["path"]):
@@ -948,7 +946,7 @@ def compute_temporal_iou(orig_active: Tensor, recon_active: Tensor) -> float:
 
     Two gestures without any press agree: 1.
     """
-    a, b = (x > PRESSED for x in tensors.paired(orig_active, recon_active))
+    a, b = (x > PRESSED for x in tensors.paired(orig_active, recon_active, "[B, L]"))
     intersection, union = (a & b).sum(dim=1), (a | b).sum(dim=1)
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean().item()
 
@@ -1183,7 +1181,7 @@ def comprehensive_evaluation(
     Returns `{name}_mean` and `{name}_std` over gestures for reconstruction_quality (MSE),
     action_timing_accuracy (IoU), spatial_accuracy and gesture_type_preservation.
     """
-    x_0 = all_sequences(test_loader).to(device)
+    x_0 = all_sequences(test_loader).to(tensors.as_device(device))
     x_0 = x_0[has_press_edge(x_0)]  # the others give the model nothing to go by
     if len(x_0) == 0:
         raise UserError("no gesture of the test set has a press edge; nothing can be recreated")
@@ -1463,7 +1461,7 @@ def train_diffusion_model(
     given: dict[str, Any] = {"num_epochs": num_epochs, "lr": lr, "log_interval": log_interval}
     given |= {"batch_size": batch_size_of(train_loader), "save_dir": save_dir}
     config = replace(config or TrainConfig(), **given)
-    model = getattr(model, "_orig_mod", model)
+    model, device = getattr(model, "_orig_mod", model), tensors.as_device(device)
     gestures = all_sequences(train_loader), all_sequences(val_loader)
     return train_loop(model.to(device), scheduler.to(device), *gestures, config)
 
@@ -1472,8 +1470,6 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
     """Do a whole run, as the command line does; see `train_loop`. Returns the EMA model."""
     device = process.pick_device(config.device)
     asked_wandb_mode(config.wandb_mode)  # refused before any data is read
-    if config.save_dir:
-        make_folder(config.save_dir, "--save_dir")
     process.join_processes(device)
     torch.manual_seed(config.seed)
     model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)

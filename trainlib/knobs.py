@@ -40,9 +40,15 @@ class Knobs:
     def __post_init__(self) -> None:
         """Convert and check every field."""
         for f in fields(self):
-            value = as_type(f"--{f.name}", getattr(self, f.name), f.type)
-            check_range(f"--{f.name}", value, **f.metadata)
+            value = checked(f"--{f.name}", getattr(self, f.name), f.type, **f.metadata)
             object.__setattr__(self, f.name, value)
+
+
+def checked(name: str, value: Any, kind: Any, **limits: Any) -> Any:
+    """Return `value` as a plain `kind`; UserError if it is none, or not in its range."""
+    value = as_type(name, value, kind)
+    check_range(name, value, **limits)
+    return value
 
 
 def as_type(name: str, value: Any, kind: Any) -> Any:

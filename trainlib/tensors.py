@@ -1,13 +1,14 @@
 """Tensors: what public functions take, draw, and run in batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainlib.errors import UserError
+from trainlib.errors import UserError, first_line
+from trainlib.knobs import as_type
 
 
 def is_finite(x: Tensor) -> bool:
@@ -21,16 +22,20 @@ def require_finite(x: Tensor, words: str) -> None:
         raise FloatingPointError(words)
 
 
-def paired(original: Any, reconstructed: Any) -> tuple[Tensor, Tensor]:
+def paired(original: Any, reconstructed: Any, wanted: str = "[B, L, 3]") -> tuple[Tensor, Tensor]:
     """Return both as float32 tensors on one device; UserError if their shapes differ, or for NaN.
 
-    Both are (B, L, C), or (B, L) where one channel is asked for; they are never broadcast.
+    Both are of the `wanted` shape, "[B, L, 3]" or "[B, L]"; they are never broadcast.
     """
-    a = torch.as_tensor(original).detach().float()
-    b = torch.as_tensor(reconstructed).detach().float().to(a.device)
-    if a.shape != b.shape or a.ndim < 2 or not len(a):
+    try:
+        a, b = (torch.as_tensor(x).detach().float() for x in (original, reconstructed))
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise UserError(f"original and reconstructed must be arrays ({first_line(e)})") from None
+    has_shape = a.ndim == 2 if wanted == "[B, L]" else a.ndim == 3 and a.shape[2] == 3
+    if a.shape != b.shape or not has_shape or not len(a):
         shapes = f"{list(a.shape)} and {list(b.shape)}"
-        raise UserError(f"original and reconstructed must have one shape [B, L, C], got {shapes}")
+        raise UserError(f"original and reconstructed must have one shape {wanted}, got {shapes}")
+    b = b.to(a.device)
     if not (is_finite(a) and is_finite(b)):
         raise UserError("original and reconstructed must be finite")
     return a, b
@@ -55,6 +60,10 @@ def check_given(
     """
     if (known is None) != (known_mask is None):
         raise UserError("known and known_mask must be given together")
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise UserError(f"shape must be (B, L, C), got {shape}")
+    shape = tuple(as_type("shape", size, int) for size in shape)
+    device = as_device(device)
     given: list[Any] = []
     for name, x in (("x_T", x_T), ("known", known), ("known_mask", known_mask)):
         if x is None:
@@ -74,8 +83,31 @@ def check_given(
     return given
 
 
+def as_device(device: Any) -> torch.device:
+    """Return a device that this machine has; UserError for any other."""
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as e:  # of many kinds
+        raise UserError(f"device {device!r} cannot be used ({first_line(e)}); use cpu") from None
+
+
+def cost_gradient(cost_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return the gradient of the summed costs of x; UserError if they do not depend on it."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        costs = cost_fn(x)
+        gradient = None
+        if isinstance(costs, Tensor) and costs.requires_grad:
+            (gradient,) = torch.autograd.grad(costs.sum(), x, allow_unused=True)
+    if gradient is None:
+        raise UserError("cost_fn must return costs, (B,), that can be differentiated by its input")
+    return gradient
+
+
 def check_inputs(model: Any, x_t: Tensor, known: Tensor | None, context: Tensor | None) -> None:
     """Raise UserError for what a denoiser was not built for."""
+    if x_t.ndim != 3 or x_t.shape[2] != model.action_dim:
+        raise UserError(f"x_t must be [B, L, {model.action_dim}], got {[*x_t.shape]}")
     L, longest, width = x_t.shape[1], model.seq_len, model.options["context_dim"]
     if L % model.patch_size or L > longest or (model.rotary and L != longest):
         raise UserError(f"this model takes gestures of {longest} frames, got {L}")
@@ -96,6 +128,8 @@ def draw_eps(
 
     A CPU generator draws the same for every device; on a GPU its own is faster.
     """
+    if not isinstance(generator, torch.Generator | None):
+        raise UserError(f"generator must be a torch.Generator, got {generator!r}")
     at = device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=at, dtype=dtype).to(device)
 
@@ -119,7 +153,9 @@ def in_batches(
 ) -> Tensor:
     """Apply `function` to `batch_size` rows of the arguments at a time, to bound the memory."""
     batches = zip(*(a.split(batch_size) for a in arguments), strict=True)
-    return torch.cat([function(*batch) for batch in batches])
+    whole = torch.cat([function(*batch) for batch in batches])
+    require_finite(whole, "what the model answers is not finite: did the training diverge?")
+    return whole
 
 
 def model_diagnostics(model: nn.Module, x: Tensor) -> dict[str, float]:
