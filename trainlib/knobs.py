@@ -72,7 +72,10 @@ def as_type(name: str, value: Any, kind: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # as of an integer of too many digits
+        text = "one without text"
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
@@ -85,8 +88,10 @@ def check_range(
     elif isinstance(value, int | float) and not isinstance(value, bool):
         low = -math.inf if low is None else low
         high = (LARGEST if isinstance(value, int) else math.inf) if high is None else high
-        if not (math.isfinite(value) and low <= value <= high):
-            raise UserError(f"{name} must be in [{low:g}, {high:g}], got {value:g}")
+        if not (low <= value <= high and abs(value) != math.inf):
+            bits = value.bit_length() if isinstance(value, int) else 0
+            got = f"one of {bits} bits" if bits > 1000 else f"{value:g}"
+            raise UserError(f"{name} must be in [{low:g}, {high:g}], got {got}")
 
 
 def add_flags(parser: Any, config: type[Knobs]) -> None:

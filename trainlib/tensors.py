@@ -28,7 +28,8 @@ def paired(original: Any, reconstructed: Any, wanted: str = "[B, L, 3]") -> tupl
     Both are of the `wanted` shape, "[B, L, 3]" or "[B, L]"; they are never broadcast.
     """
     try:
-        a, b = (torch.as_tensor(x).detach().float() for x in (original, reconstructed))
+        given = (torch.as_tensor(x) for x in (original, reconstructed))
+        a, b = (x.detach().float().contiguous() for x in given)
     except (TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"original and reconstructed must be arrays ({first_line(e)})") from None
     has_shape = a.ndim == 2 if wanted == "[B, L]" else a.ndim == 3 and a.shape[2] == 3
@@ -92,7 +93,10 @@ def as_device(device: Any) -> torch.device:
 
 
 def cost_gradient(cost_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return the gradient of the summed costs of x; UserError if they do not depend on it."""
+    """Return the gradient of the summed costs of x, NaN if a cost is not finite.
+
+    UserError if the costs do not depend on x.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         costs = cost_fn(x)
@@ -101,7 +105,7 @@ def cost_gradient(cost_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             (gradient,) = torch.autograd.grad(costs.sum(), x, allow_unused=True)
     if gradient is None:
         raise UserError("cost_fn must return costs, (B,), that can be differentiated by its input")
-    return gradient
+    return gradient + 0 * costs.detach().sum()
 
 
 def check_inputs(model: Any, x_t: Tensor, known: Tensor | None, context: Tensor | None) -> None:
