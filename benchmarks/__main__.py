@@ -1,11 +1,11 @@
-"""Run all benchmarks, each in its own process, then write docs/BENCHMARKS.md: `make bench`.
+"""Run all benchmarks, each in its own process, then write them into docs/: `make bench`.
 
 python -m benchmarks [NAME ...]
 """
 
 import sys
 
-from benchmarks import report
+from benchmarks import document, report
 from benchmarks.measure import run_child
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.process import timer
@@ -24,6 +24,7 @@ def main() -> None:
         run_child("-m", f"benchmarks.{name}")
         say(f"{name}: {seconds():.0f} s\n")
     report.main()
+    document.main()
 
 
 if __name__ == "__main__":

@@ -87,12 +87,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="which")
     parser.add_argument("--run", type=Path, help="add the row of this run folder, train nothing")
-    parser.add_argument("--name", choices=VARIANTS, help="of its row")
+    parser.add_argument("--name", help="of its row")
     args = parser.parse_args()
     num_epochs = FULL if args.full else SHORT
     if args.run:
         if not args.name:
-            raise UserError("--run FOLDER needs --name VARIANT")
+            raise UserError("--run FOLDER needs --name")
         add_row(ABLATIONS, read_run(args.name, args.run))
     for name in [] if args.run else args.only:
         if not is_there(name, num_epochs, args.seed):

@@ -95,7 +95,8 @@ def train_size(flags: list[str]) -> dict[str, Any]:
 def describe(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row as the table shows it."""
     shown = {"model": row["name"], "parameters": row["parameters"]}
-    shown |= {"MSE": row["keyframes"]["mse"], "SNR, dB": row["keyframes"]["mean_snr_db"]}
+    names = {"mse": "MSE", "mean_snr_db": "SNR, dB", "spatial_accuracy": "spatial"}
+    shown |= {title: row["keyframes"][name] for name, title in names.items()}
     shown |= {f"R at {sigma}": r for sigma, r in row["r"].items()}
     names = {"one_press": "one press", "valid": "valid", "latency_ms": "ms a sample"}
     return shown | {title: row[name] for name, title in names.items()}

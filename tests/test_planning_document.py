@@ -5,7 +5,6 @@ Why: a number that a person typed drifts.
     python -m pytest tests/test_planning_document.py
 """
 
-import re
 import shutil
 import sys
 
@@ -44,8 +43,6 @@ def test_the_documents_quote_the_results(tmp_path, capsys):
     assert capsys.readouterr().out == "", "every block has a place"
     for path, copy in zip(document.DOCUMENTS, again, strict=True):
         assert copy.read_text("utf-8") == path.read_text("utf-8")
-        begun = re.findall(r"<!-- begin (\S+) -->", copy.read_text("utf-8"))
-        assert set(begun) <= set(document.blocks(results, methods)), "a place that nothing fills"
     assert {path.name for path in (tmp_path / "results").glob("*.png")} == {
         path.name for path in results.glob("*.png")
     }

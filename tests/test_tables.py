@@ -33,6 +33,14 @@ def test_columns_line_up():
     ]
 
 
+def test_a_number_within_a_line_is_filled_in_there(tmp_path):
+    path = tmp_path / "document.md"
+    text = "| a | <!-- begin x -->{}<!-- end x -->, <!-- begin y -->{}<!-- end y --> |\n"
+    path.write_text(text.format("", "old"))
+    assert fill_document(path, {"x": "1", "y": "2"}) == {"x", "y"}
+    assert path.read_text() == text.format("1", "2")
+
+
 def test_a_document_is_filled_between_its_marks(tmp_path):
     """By name; a backslash or a group in the text means itself; what has no text stays."""
     path = tmp_path / "document.md"

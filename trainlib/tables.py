@@ -42,18 +42,19 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def fill_document(path: Path, blocks: Mapping[str, str]) -> set[str]:
     """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in a document.
 
-    Returns the names of the blocks that have a place in it.
+    On lines of its own if the first ends its line, else within the line. Returns the names of the
+    blocks that have a place in it.
     """
     found = set()
 
     def fill(match: re.Match[str]) -> str:
-        begin, name, end = match.groups()
+        begin, name, ends_line, end = match.groups()
         if name not in blocks:
             return match[0]
         found.add(name)
-        return f"{begin}\n{blocks[name]}\n\n{end}"
+        return f"{begin}\n\n{blocks[name]}\n\n{end}" if ends_line else f"{begin}{blocks[name]}{end}"
 
-    place = r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)"
+    place = r"(<!-- begin (\S+) -->)(\n?).*?(<!-- end \2 -->)"
     text = re.sub(place, fill, path.read_text("utf-8"), flags=re.DOTALL)
     write_whole(path, text.encode())
     return found
