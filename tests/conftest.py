@@ -24,7 +24,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import train_diffusion_ddim as tdd  # noqa: E402
-from trainlib.checkpoint import save_checkpoint  # noqa: E402
+from trainlib.checkpoint import newest_checkpoint, save_checkpoint  # noqa: E402
 from trainlib.state import TrainState  # noqa: E402
 
 torch.set_num_threads(1)
@@ -111,6 +111,13 @@ def content_of(path):
     return content
 
 
+def assert_same_run(a, b):
+    """Weights, EMA, optimizer and every logged number but the wall-clock ones."""
+    assert_same_tree(content_of(newest_checkpoint(a)), content_of(newest_checkpoint(b)))
+    for name in ("metrics.jsonl", "reconstructions.jsonl"):
+        assert without_clock(read_jsonl(a / name)) == without_clock(read_jsonl(b / name))
+
+
 def python(*argv, timeout=120, **env):
     """Run the interpreter in a new process; env entries of None are removed."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT), **env}
@@ -188,6 +195,35 @@ def new_state(tiny_config):
         return TrainState(model, scheduler, config, total_steps, tdd.NUM_TASKS)
 
     return make
+
+
+@pytest.fixture
+def replace_package(monkeypatch, tmp_path):
+    """Return f(name, source): let the package consist of one file; None: of a folder without any.
+
+    Returns the folder to put on the path of another process.
+    """
+
+    replaced = []
+
+    def loaded(name):
+        return [module for module in sys.modules if (module + ".").startswith(name + ".")]
+
+    def write(name, source):
+        replaced.append(name)
+        package = tmp_path / "packages" / name
+        package.mkdir(parents=True)
+        if source is not None:
+            (package / "__init__.py").write_text(source)
+        for module in loaded(name):
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.syspath_prepend(package.parent)
+        return package.parent
+
+    yield write
+    for name in replaced:  # before monkeypatch brings back the real one
+        for module in loaded(name):
+            del sys.modules[module]
 
 
 @pytest.fixture

@@ -279,6 +279,28 @@ def test_step_is_eq_12_and_16(schedule, eta):
         torch.testing.assert_close(x_prev, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_a_step_of_many_t_is_eq_12_and_16_for_each(eta):
+    """Each row steps from its own t to its own t_prev, in float32, as t and t_prev are tensors."""
+    scheduler, bars = DDIMScheduler(T), numpy_alpha_bar("linear", T)
+    pairs = [(49, 48), (49, 0), (30, 12), (1, 0), (0, -1), (49, -1), (2, 1)]
+    t, t_prev = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    x_0_pred, x_t = (noise(seed, (len(pairs), L, 3)).float() for seed in (31, 32))
+    z = torch.randn(x_t.shape, generator=seeded(33))
+    x_prev = scheduler.step(x_0_pred, x_t, t, t_prev, eta=eta, generator=seeded(33))
+    for i, (now, then) in enumerate(pairs):
+        bar_prev = 1.0 if then < 0 else bars[then]
+        row = (a[i].double() for a in (x_0_pred, x_t))
+        expected = numpy_step(*row, bars[now], bar_prev, eta, z[i].double())
+        torch.testing.assert_close(x_prev[i].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [T, -2, 10**6, 3.0, "3", None])
+def test_an_index_that_is_none_is_refused(t):
+    with pytest.raises(UserError, match=r"^t must be"):
+        DDIMScheduler(T).add_noise(X_0, t)
+
+
 def test_true_noise_steps_along_the_forward_process():
     scheduler, eps = DDIMScheduler(T), noise(10)
     x_t, _ = scheduler.add_noise(X_0, 40, eps)

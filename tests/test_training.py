@@ -22,12 +22,12 @@ from conftest import (
     SCRIPT,
     L,
     as_flags,
+    assert_same_run,
     assert_same_tree,
     content_of,
     make_gestures,
     python,
     read_jsonl,
-    without_clock,
 )
 from torch import nn
 from torch.utils.data import DataLoader
@@ -40,13 +40,6 @@ from trainlib.run_log import NullLogger
 from trainlib.state import WEIGHT_DECAY, ema_decay_at, epoch_order
 
 LAST = "diffusion_checkpoint_epoch_5.pth"
-
-
-def assert_same_run(a, b):
-    """Weights, EMA, optimizer and every logged number but the wall-clock ones."""
-    assert_same_tree(content_of(a / LAST), content_of(b / LAST))
-    for name in ("metrics.jsonl", "reconstructions.jsonl"):
-        assert without_clock(read_jsonl(a / name)) == without_clock(read_jsonl(b / name))
 
 
 def weights(folder, name=LAST):

@@ -28,6 +28,10 @@ def say(text: str, *, err: bool = False) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+# What a package that is optional may raise where it is installed but broken, import or call.
+BROKEN = (Exception, SystemExit)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type without one."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from trainlib.errors import UserError
+from trainlib.errors import BROKEN, UserError
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -130,7 +130,7 @@ def progress(items: Iterable, title: str) -> Iterable:
 
         off = True if process_rank()[0] or not sys.stderr else None  # None: off unless a terminal
         return tqdm(items, title, disable=off, leave=False)
-    except Exception:  # not installed, or broken in any way
+    except BROKEN:  # not installed, or broken in any way
         return items
 
 

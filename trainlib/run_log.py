@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from trainlib.errors import check_choice, first_line, say
+from trainlib.errors import BROKEN, check_choice, first_line, say
 from trainlib.files import disk_faults_named, write_json, write_whole
 from trainlib.provenance import provenance
 
@@ -105,7 +105,7 @@ class RunLogger(NullLogger):
             png = io.BytesIO()
             draw(*data, **options).savefig(png, format="png", dpi=80)
             write_whole(path, png.getvalue())
-        except Exception as e:  # no matplotlib, or one that is broken in any way, or a full disk
+        except BROKEN as e:  # no matplotlib, or one that is broken in any way, or a full disk
             self.draws = False
             reason = f"{type(e).__name__}: {first_line(e)}"
             say(f"warning: no figures from here on ({reason})", err=True)
@@ -127,7 +127,7 @@ class RunLogger(NullLogger):
         """Return what W&B answers to a call; its first fault, or 30 s of silence, switch it off."""
         try:
             return self.worker.submit(call).result(timeout=30)
-        except Exception as e:  # of many kinds, and none may stop a run
+        except BROKEN as e:  # none may stop a run
             reason = first_line(e) if str(e) else "no answer in 30 s"
             say(f"warning: W&B is off from here on ({type(e).__name__}: {reason})", err=True)
             self.wandb = None
@@ -182,7 +182,7 @@ def resolve_wandb_mode(mode: str) -> str:
 
         own = os.environ.get("WANDB_BASE_URL")
         hosts = [own] if own else [wandb.Settings().base_url, "https://api.wandb.ai"]
-    except Exception as e:  # not installed, or broken in any way
+    except BROKEN as e:  # not installed, or broken in any way
         reason = f"{type(e).__name__}: {first_line(e)}"
         say(f"warning: W&B is off, its package does not work ({reason})", err=True)
         return "disabled"
