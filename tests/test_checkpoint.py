@@ -18,13 +18,17 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_tree, flipped
+from conftest import as_format_5, assert_same_tree, flipped
 
 from trainlib.checkpoint import (
     CHECKPOINT_FORMAT,
+    FORMAT_5_KNOBS,
+    find_checkpoints,
     load_checkpoint,
     newest_checkpoint,
+    newest_valid,
     save_checkpoint,
+    upgrade,
 )
 from trainlib.errors import UserError
 
@@ -195,3 +199,117 @@ def test_a_failing_save_leaves_the_old_file(checkpoint, monkeypatch, failing):
         save_checkpoint(checkpoint, {"format": 1})
     assert checkpoint.read_bytes() == before
     assert [path.name for path in checkpoint.parent.iterdir()] == [LAST]
+
+
+# ---- names -----------------------------------------------------------------------------
+
+NOT_OURS = [
+    "diffusion_checkpoint_epoch_9_backup.pth",
+    "diffusion_checkpoint_epoch_9 (1).pth",
+    "diffusion_checkpoint_epoch_9 copy.pth",
+    "Copy of diffusion_checkpoint_epoch_9.pth",
+    "diffusion_checkpoint_epoch_9.pth.bak",
+    "diffusion_checkpoint_epoch_9.pth~",
+    "diffusion_checkpoint_epoch_9.PTH",
+    "diffusion_checkpoint_epoch_.pth",
+    "diffusion_checkpoint_epoch_-9.pth",
+    "diffusion_checkpoint_epoch_9.0.pth",
+    "diffusion_checkpoint_epoch_٩.pth",
+    "diffusion_checkpoint_epoch_9.pth\n",
+    "diffusion_checkpoint_epoch_best.pth",
+    ".diffusion_checkpoint_epoch_9.pth",
+    "._diffusion_checkpoint_epoch_9.pth",
+    ".diffusion_checkpoint_epoch_9.pth.tmp",
+    "model.pth",
+]
+
+
+@pytest.mark.parametrize("name", NOT_OURS, ids=ascii)
+def test_a_file_that_only_looks_like_a_checkpoint_is_not_the_newest(tmp_path, capsys, name):
+    ours = tmp_path / "diffusion_checkpoint_epoch_1.pth"
+    for path in (ours, tmp_path / "diffusion_checkpoint_epoch_0.pth", tmp_path / name):
+        path.touch()
+    assert newest_checkpoint(tmp_path) == ours and len(find_checkpoints(tmp_path)) == 2
+    assert (name in capsys.readouterr().err) == name.endswith(".pth")
+    assert newest_checkpoint(tmp_path / name) == tmp_path / name  # unless it is asked for
+    ours.unlink()
+    (tmp_path / "diffusion_checkpoint_epoch_0.pth").unlink()
+    with pytest.raises(UserError, match="check the path"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_resumed_run_goes_back_to_the_newest_that_is_whole(checkpoint, tmp_path, capsys):
+    for epoch in (6, 7):
+        (tmp_path / f"diffusion_checkpoint_epoch_{epoch}.pth").write_bytes(b"PK\x03\x04" * epoch)
+    (tmp_path / "diffusion_checkpoint_epoch_8.pth").mkdir()
+    assert newest_valid(tmp_path)["path"] == checkpoint
+    err = capsys.readouterr().err
+    assert err.count("going back to the one before") == 3 == err.count("\n")
+    with pytest.raises(UserError, match=r"epoch_8\.pth"):
+        load_checkpoint(tmp_path)  # what is judged or sampled is never an older one in silence
+
+
+# ---- the format before -----------------------------------------------------------------
+
+
+def test_format_5_is_read_under_todays_names(checkpoint):
+    content = load_checkpoint(checkpoint)
+    torch.save(as_format_5(checkpoint, 10), checkpoint)
+    read = load_checkpoint(checkpoint)
+    made_since = ("format", "loss", "optimizers")
+    assert read["format"] == 5 and content["format"] == CHECKPOINT_FORMAT == 6
+    for name in made_since:
+        content.pop(name), read.pop(name, None)
+    assert_same_tree(read, content)
+
+
+def test_the_steps_of_an_epoch_are_found_at_every_step():
+    config = {"symmetries": True, "loss_weighting": "none", "save_dir": ""}
+    for num, batch_size, steps in ((10, 3, 4), (9, 3, 3), (1, 5, 1), (7, 5, 2)):
+        for step in range(1, 4 * steps + 1):
+            epoch, seen = (step - 1) // steps, ((step - 1) % steps + 1) * batch_size
+            knobs = config | {"batch_size": batch_size} | FORMAT_5_KNOBS
+            content = {"epoch": epoch, "step": step, "unseen": max(num - seen, 0), "config": knobs}
+            assert upgrade(content)["steps_per_epoch"] == steps, (num, batch_size, step)
+
+
+OTHER_KNOBS = {
+    **{"ema_decay": 0.99, "snr_gamma": 1.0, "gate_weight": 1.0, "context_dropout": 0.2},
+    **{"warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 0.5, "loss_weighting": "min_snr"},
+    **{"val_sequences": 8, "figure_every": 1},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KNOBS)
+def test_a_knob_that_is_gone_at_another_value_is_refused(refused, checkpoint, tmp_path, name):
+    torch.save(as_format_5(checkpoint, 10, **{name: OTHER_KNOBS[name]}), checkpoint)
+    assert name in refused("--resume", checkpoint)
+    argv = ["--sample", 1, "--checkpoint", checkpoint, "--output_dir", tmp_path / "s"]
+    assert name in refused(*argv)
+
+
+STRANGE = {
+    "nothing else": lambda c: {"format": c["format"]},
+    "no config": lambda c: {k: v for k, v in c.items() if k != "config"},
+    "a config that is none": lambda c: c | {"config": 3},
+    "a config of other options": lambda c: c | {"config": {"alpha": 1}},
+    "a config of other values": lambda c: c | {"config": c["config"] | {"lr": "fast"}},
+    "other weights": lambda c: c | {key: {"w": torch.zeros(2)} for key in WEIGHTS},
+    "weights of another size": lambda c: c | {"config": c["config"] | {"d_model": 32}},
+    "weights that are none": lambda c: c | dict.fromkeys(WEIGHTS),
+    "no optimizers": lambda c: {k: [] if k.startswith("optimizer") else v for k, v in c.items()},
+    "no steps": lambda c: {k: v for k, v in c.items() if k not in ("step", "unseen")},
+}  # fmt: skip
+WEIGHTS = ("model", "ema", "model_state_dict", "ema_state_dict")
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("version", [5, 6])
+def test_a_checkpoint_with_strange_content_is_refused_in_one_line(
+    refused, checkpoint, tmp_path, name, version
+):
+    made = torch.load(checkpoint, weights_only=True)
+    made = as_format_5(checkpoint, 10) if version == 5 else made
+    torch.save(STRANGE[name](made), checkpoint)
+    message = refused("--resume", checkpoint)
+    assert "does not fit this version" in message and LAST in message

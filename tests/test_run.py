@@ -7,17 +7,36 @@ interrupted must say so; and a run of hours must say in one line why it ended.
 """
 
 import json
+import math
+import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
+import numpy as np
 import pytest
-from conftest import as_flags, assert_same_tree, content_of, read_jsonl, without_clock
+import torch
+from conftest import (
+    L,
+    as_flags,
+    as_format_5,
+    assert_same_run,
+    assert_same_tree,
+    content_of,
+    make_gestures,
+    read_jsonl,
+    without_clock,
+)
+from torch.utils.data import DataLoader
 
 import train_diffusion_ddim as tdd
 from train_diffusion_ddim import lr_at
 from trainlib import run
 from trainlib.checkpoint import load_checkpoint
-from trainlib.run import save_if_due
+from trainlib.errors import UserError
+from trainlib.process import locked_folder
+from trainlib.run import failures_named, free_folder, save_if_due
 from trainlib.run_log import RunLogger
 
 LAST = "diffusion_checkpoint_epoch_5.pth"
@@ -135,3 +154,145 @@ def test_resuming_a_finished_run_changes_nothing(cli, straight_run, tmp_path):
     code, out, err = cli("--resume", folder)
     assert code == 0 and "epoch" not in out.split("All")[0], err
     assert_same_tree(content_of(folder / LAST), before)
+
+
+@pytest.mark.parametrize("epoch", [2, 5])
+def test_a_run_of_format_5_is_resumed_to_the_same_bits(cli, straight_run, tmp_path, epoch):
+    name = f"diffusion_checkpoint_epoch_{epoch}.pth"
+    torch.save(as_format_5(straight_run / name, 10), tmp_path / name)
+    rows = read_jsonl(straight_run / "metrics.jsonl")
+    for log in ("metrics.jsonl", "reconstructions.jsonl"):
+        rows = read_jsonl(straight_run / log)
+        kept = [row for row in rows if row["step"] <= 5 * (epoch + 1) and "final/loss" not in row]
+        (tmp_path / log).write_text("".join(json.dumps(row) + "\n" for row in kept))
+    code, _, err = cli("--resume", tmp_path)
+    assert code == 0 and err == ""
+    if epoch == 2:
+        assert_same_run(tmp_path, straight_run)
+
+
+@pytest.mark.parametrize("num", [1, 8, 11, 20])
+def test_data_of_another_size_is_refused_on_resume(refused, straight_run, tmp_path, num):
+    """Its epochs have other steps: one would be counted twice, or not at all."""
+    shutil.copy(straight_run / "diffusion_checkpoint_epoch_2.pth", tmp_path)
+    (tmp_path / "train").mkdir()
+    np.save(tmp_path / "train" / "a_actions.npy", make_gestures(num, seed=1))
+    message = refused("--resume", tmp_path, "--data_dir", tmp_path / "train")
+    assert f"had 5 steps, now {math.ceil(num / 2)}" in message and "data set" in message
+
+
+def test_other_data_of_the_same_size_is_said(cli, straight_run, tmp_path):
+    shutil.copy(straight_run / LAST, tmp_path)
+    (tmp_path / "train").mkdir()
+    np.save(tmp_path / "train" / "a_actions.npy", make_gestures(10, seed=7))
+    code, _, err = cli("--resume", tmp_path, "--data_dir", tmp_path / "train")
+    assert code == 0 and err == "warning: the training data is not that of the checkpoint\n"
+
+
+# ---- two at once, or twice -------------------------------------------------------------
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(free_folder, ["x"] * 40))
+    assert len(set(folders)) == 40 and all(folder.is_dir() for folder in folders)
+    assert str(min(folders)) == "runs/20260101-000000_x"
+
+
+@pytest.mark.parametrize("what", ["a file", "below a file", "a dangling link"])
+def test_a_place_for_runs_that_cannot_be_made_is_refused(monkeypatch, tmp_path, what):
+    monkeypatch.chdir(tmp_path)
+    if what == "a dangling link":
+        (tmp_path / "runs").symlink_to(tmp_path / "gone" / "deep")
+    else:
+        (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="give --save_dir"):
+        free_folder("x/y" if what == "below a file" else "x")
+
+
+def library(folder, **changes):
+    """The library's loop on six gestures."""
+    torch.manual_seed(0)
+    sizes = {"seq_len": L, "d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 32}
+    model = tdd.MinimalDiffusionTransformer(**sizes)
+    loaders = (DataLoader(list(make_gestures(6, seed=i)), batch_size=3) for i in (1, 2))
+    return tdd.train_diffusion_model(
+        model, tdd.DDIMScheduler(50), *loaders, 1, 1e-3, "cpu", 1, folder, **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory):
+    """A folder that the library has trained into."""
+    folder = tmp_path_factory.mktemp("used") / "run"
+    library(folder)
+    return folder
+
+
+def visible(folder):
+    """The files of a folder but for its lock."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "diffusion_checkpoint_epoch_0.pth", "*"])
+@pytest.mark.parametrize("door", ["library", "train", "command line"])
+def test_a_folder_that_holds_a_run_is_refused_by_every_door(
+    used, tiny_config, tiny_flags, refused, tmp_path, left, door
+):
+    folder = shutil.copytree(used, tmp_path / "run")
+    for path in folder.iterdir():
+        if path.is_file() and not path.match(left):
+            path.unlink()
+    before = sorted(visible(folder))
+    if door == "command line":
+        assert "holds a run" in refused(*tiny_flags(save_dir=folder))
+    else:
+        start = library if door == "library" else lambda f: tdd.train(tiny_config(save_dir=f))
+        with pytest.raises(UserError, match="holds a run"):
+            start(str(folder))
+    assert sorted(visible(folder)) == before
+
+
+@pytest.mark.parametrize("door", ["library", "train", "command line"])
+def test_a_folder_that_is_in_use_is_refused_by_every_door(
+    tiny_config, tiny_flags, refused, tmp_path, door
+):
+    with locked_folder(tmp_path):
+        if door == "command line":
+            assert f"in use by process {os.getpid()}" in refused(*tiny_flags(save_dir=tmp_path))
+        else:
+            start = library if door == "library" else lambda f: tdd.train(tiny_config(save_dir=f))
+            with pytest.raises(UserError, match="in use by process"):
+                start(str(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", ".pid"}
+
+
+# ---- how a step fails ------------------------------------------------------------------
+
+FAILURES = {
+    # name: (compile, what a step raises, what it becomes, words of the message)
+    "numbers": (False, FloatingPointError("loss nan"), FloatingPointError, "gestures 3, 1, 4"),
+    "memory": (False, RuntimeError("not enough memory: you tried"), MemoryError, "--batch_size 3"),
+    "memory of a GPU": (False, torch.OutOfMemoryError("CUDA out of memory"), MemoryError, "lower"),
+    "memory, compiled": (True, MemoryError(), MemoryError, "--batch_size 3"),
+    "no compiler": (True, RuntimeError("No working C++ compiler found"), UserError, "--no-compile"),
+    "noexec": (True, ImportError("failed to map segment"), UserError, "--no-compile"),
+    "a compiler that fails": (True, OSError(13, "Permission denied"), UserError, "--no-compile"),
+    "numbers, compiled": (True, FloatingPointError("x"), FloatingPointError, "gestures"),
+    "a fault of ours": (False, KeyError("ours"), KeyError, "ours"),
+    "a mistake": (True, UserError("theirs"), UserError, "^theirs$"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_step_that_fails_says_what_to_change(tiny_config, name):
+    compiled, error, kind, words = FAILURES[name]
+    config = tiny_config(compile=compiled, batch_size=3)
+    with (
+        pytest.raises(kind, match=words) as raised,
+        failures_named(config, torch.tensor([3, 1, 4])),
+    ):
+        raise error
+    assert "\n" not in str(raised.value)

@@ -99,11 +99,14 @@ class StopSignal:
     def caught(self) -> Iterator[None]:
         """Catch the signals inside, but for those that are ignored, as SIGHUP is under nohup.
 
-        Only the main thread can; in any other nothing changes.
+        Only the main thread can; in any other nothing changes. A handler that is not of Python
+        stays: it could not be put back.
         """
         is_main = threading.current_thread() is threading.main_thread()
         numbers = [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]
-        numbers = [n for n in numbers if is_main and signal.getsignal(n) is not signal.SIG_IGN]
+        numbers = [
+            n for n in numbers if is_main and signal.getsignal(n) not in (signal.SIG_IGN, None)
+        ]
         before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield
