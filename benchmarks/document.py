@@ -30,6 +30,8 @@ from trainlib.tables import fill_document, format_number, markdown_table
 REPORTS = ROOT / "docs" / "reports"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
+MANY = 225  # epochs over 1,000 gestures: as many steps as FULL over 5,000
+
 # Label → name of a setting or a metric in results.json.
 PLAN = {
     "MSE": "mse",
@@ -259,7 +261,7 @@ def blocks() -> dict[str, str]:
         made[f"time_{name}"] = training_time(report)
         made[f"made_by_{name}"] = made_by(report)
         made[f"criteria_{name}"] = criteria(report)
-    epochs = {f"ablations_{n}": ablations(n) for n in (SHORT, FULL)}
+    epochs = {f"ablations_{n}": ablations(n) for n in (SHORT, FULL, MANY)}
     others = {"train_log": train_log(), "recipes": recipes(), "speed": speed()}
     others["frontier"] = table([describe(row) for row in read_rows(FRONTIER)])
     return made | epochs | others | reported_blocks()
