@@ -43,6 +43,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainlib import process, tensors
 from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
+from trainlib.contacts import median_shake
 from trainlib.data_gate import check_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
 from trainlib.figures import visualize_action_sequences, visualize_noise_comparison
@@ -1151,6 +1152,7 @@ def validate(
     if scored.any():
         scores |= compute_reconstruction_metrics(x_0[scored], recreated[scored], scheduler)
         scores |= gesture_metrics(x_0[scored], recreated[scored])
+        scores["shake"] = median_shake(recreated[scored].cpu())
     scores["loss"] = validation_loss(model, scheduler, x_0)
     for sigma in DENOISE_SIGMAS:
         mse = F.mse_loss(denoise_one_shot(model, scheduler, x_0, sigma), x_0).item()
@@ -1162,11 +1164,11 @@ def validate(
 
 
 def generation_metrics(samples: Tensor) -> dict[str, float]:
-    """Return the share of samples with exactly one press, and of each gesture type."""
+    """Return the share of samples with exactly one press and of each type, and their shake."""
     types = classify_gestures(samples)
     shares = {f"share_{n}": (types == i).float().mean() for i, n in enumerate(GESTURE_TYPES)}
     shares["one_press"] = has_one_press(samples).float().mean()
-    return {k: float(v) for k, v in shares.items()}
+    return {k: float(v) for k, v in shares.items()} | {"shake": median_shake(samples.cpu())}
 
 
 def comprehensive_evaluation(

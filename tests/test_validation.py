@@ -226,6 +226,8 @@ def test_generation_metrics_by_hand():
         "share_vertical": 0.0,
         "share_diagonal": 0.0,
     }
+    # the swipe of 5 frames rests, then jumps by .4: along x the second differences are 0, 0, .4
+    assert scores.pop("shake") == pytest.approx(1000 * 0.4 / 6)
     assert scores == expected
 
 

@@ -5,6 +5,7 @@
     provenance      which commit, versions and machine made a result
     memory          how much memory there is, and what to say when it is not enough
     gestures        the table of gesture types
+    contacts        touches in a window, one by one; their shake
     gesture_files   `*_actions.npy`, `*_context.npy` and dataset.json: reader and writer
     data_gate       what a training and a validation set must be
     knobs           a dataclass of options as checks and as a command line
@@ -14,5 +15,5 @@
     figures         gestures drawn side by side
     muon            the optimizer
 
-errors, files, provenance, memory, gestures, gesture_files and data_gate need numpy alone.
+errors, files, provenance, memory, gestures, contacts, gesture_files and data_gate need numpy alone.
 """
