@@ -11,6 +11,7 @@ What the protocols share:
     estimates       numbers with intervals, and tables of them
     scores          noised gestures, paired scores, the Bayes answer, latencies
     samples         generated gestures against the exact prior and against real ones
+    events          contacts as a touch screen reports them; classifier, KS distance
     controls        trivial answers, and interpolation, the limit of keyframes
     family          the family of gestures that the prior describes; validity
     bayes           the Bayes oracle: posterior mean, MMSE, exact-score DDIM

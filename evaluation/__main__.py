@@ -16,7 +16,7 @@ import torch
 from evaluation import page, report
 from evaluation.controls import untrained_model
 from evaluation.criteria import headlines, judge, summarise
-from evaluation.family import is_linear_gesture, read_prior
+from evaluation.family import is_linear_gesture, read_prior, read_recipe
 from evaluation.protocol import Section, Subject
 from evaluation.protocols import PROTOCOLS
 from evaluation.replay import make_replay
@@ -81,6 +81,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
         x_val=x_0,
         x_train=torch.from_numpy(x_train).to(device),
         prior=read_prior(args.data_dir, x_0),
+        recipe=read_recipe(args.data_dir, config.seq_len),
     )
 
 

@@ -45,6 +45,14 @@ GENERATE_LINES = {
     "copy_auc": "≤ 0.55",
     "share_near_copies": "≤ 0.05",
 }
+# What gestures should score that neither a person nor a classifier tells from real ones.
+REALISM_LINES = {
+    "auc": "≤ 0.8",
+    "shake_swipes": "≤ 0.15",
+    "excess_deviation": "≤ 0.0005",
+    "excess_deviation_p90": "≤ 0.004",
+    "still_clicks_of_real": "≥ 0.97",
+}
 COMPLEX_FRAMES = next(x["min_delta_t"] for x in COMPLEXITY_LEVELS if x["name"] == "complex")
 LINE_SIGMAS = (0.1, 0.2, 0.4, 0.7)  # noise at which denoising is judged, data units
 
@@ -187,6 +195,19 @@ CRITERIA = (
     )),
     Criterion(BEYOND, "All of these at once",
               "generate", "all_lines", f"all {len(GENERATE_LINES)}"),
+    *(Criterion(BEYOND, words, "realism", metric, REALISM_LINES[metric])
+      for words, metric in (
+        ("A classifier tells generated from real gestures, AUC", "auc"),
+        ("Generated swipes do not shake, thousandths of the screen", "shake_swipes"),
+        ("They are as straight as real ones: largest deviation, median", "excess_deviation"),
+        ("The same, 90th percentile", "excess_deviation_p90"),
+        ("Clicks stay within a pixel as often as real ones, ratio", "still_clicks_of_real"),
+    )),
+    *(Criterion(BEYOND, words, "realism_recreated", metric, REALISM_LINES[metric])
+      for words, metric in (
+        ("A classifier tells recreated from real gestures, AUC", "auc"),
+        ("Recreated swipes do not shake, thousandths of the screen", "shake_swipes"),
+    )),
 )
 # fmt: on
 # Why a table may be missing.
@@ -196,6 +217,8 @@ MISSING = {
     "training": "no whole metrics.jsonl beside the checkpoint",
     "gpu": "not run on a GPU",
     "baselines_lines": "python -m evaluation.baselines was not run",
+    "realism": "no swipe, no click, or no scikit-learn",
+    "realism_recreated": "no press edge, no swipe, or no scikit-learn",
     "eye": "for the eye: see the figures and the replay",
 }
 
@@ -301,6 +324,7 @@ def verdicts_to_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 FROM_FRAMES = "Recreate it from the frames where the finger lands and lifts"
 FROM_NOISE = f"Recreate it from noise of {LINE_SIGMAS[0]} to {LINE_SIGMAS[-1]} of the screen"
 FROM_NOTHING = "Invent one from nothing"
+LIKE_REAL = "Invent one that nobody can tell from a real one"
 LINE_NAMES = {
     "mse": "mean squared error",
     "mean_snr_db": "signal to noise, dB",
@@ -324,7 +348,7 @@ class Headline(NamedTuple):
 def headlines(
     tables: Mapping[str, Table], settings: Mapping[str, str] | None = None
 ) -> list[Headline]:
-    """Return the compact table: the five lines of reconstruction, one of noise, one of invention.
+    """Return the compact table: five lines of reconstruction, one of noise, three of invention.
 
     A row whose table is missing is left out.
     """
@@ -338,6 +362,8 @@ def headlines(
         *plans,
         (FROM_NOISE, ratio, own["denoise_lines", "r"]),
         (FROM_NOTHING, "share that are valid gestures", own["generate", "valid"]),
+        (LIKE_REAL, "a classifier's AUC; 0.5 if it cannot tell", own["realism", "auc"]),
+        (LIKE_REAL, "shake, thousandths of the screen a frame", own["realism", "shake_swipes"]),
     ]
     found = []
     for asked, words, criterion in rows:
@@ -346,7 +372,7 @@ def headlines(
         controls = control_scores(table, metric, verdict.setting, criterion.exempt)
         if verdict.estimate is None or not controls:
             continue
-        best = (min if criterion.line.startswith("<") else max)(
+        best = (min if criterion.line[0] in "<≤" else max)(
             controls, key=lambda name: controls[name].value
         )
         limits = [table[name][metric].value for name in LIMITS if name in table]
@@ -383,4 +409,9 @@ def summarise(verdicts: Sequence[Verdict], rows: Sequence[Headline]) -> list[str
     if FROM_NOTHING in values:
         share = f"{values[FROM_NOTHING]:.0%}"
         rest.append(f"Of the gestures that it generates from nothing, {share} are valid.")
+    for row in rows:
+        if row.asked == LIKE_REAL and row.verdict.criterion.metric == "auc":
+            auc = f"{row.verdict.estimate.value:.2f}" if row.verdict.estimate else "unknown"
+            beside = f" (real from real: {row.limit:.2f})" if row.limit is not None else ""
+            rest.append(f"A classifier tells them from real ones with an AUC of {auc}{beside}.")
     return [answer, " ".join(rest)] if rest else [answer]

@@ -1,7 +1,8 @@
 """Numbers with their intervals: what every table of the evaluation holds.
 
 Every interval is a 95 % percentile bootstrap over sequences. Resamples are the same for all rows
-of a table, and a ratio is resampled as a whole, so what is paired stays paired.
+of a table, and a ratio is resampled as a whole, so what is paired stays paired. That of a quantile
+lies between order statistics.
 """
 
 import math
@@ -59,6 +60,22 @@ def bootstrap(numerator: npt.ArrayLike, denominator: npt.ArrayLike | None = None
     counts = _resample_counts(len(top))
     low, high = np.percentile(counts @ top / (counts @ bottom), [2.5, 97.5])
     return Estimate(value, (float(low), float(high)), len(top))
+
+
+def quantile(values: npt.ArrayLike, share: float) -> Estimate:
+    """Estimate a quantile of N finite values.
+
+    How many of them lie below it is binomial, so its interval is between those of rank
+    share·N ± 1.96·sqrt(share·(1 - share)·N). NaN without any value, no interval below two.
+    """
+    ordered = np.sort(np.asarray(values, dtype=float))
+    n = len(ordered)
+    if n == 0:
+        return Estimate(float("nan"), None, 0)
+    reach = 1.96 * math.sqrt(share * (1 - share) * n)
+    low, high = (ordered[min(max(round(share * n + d), 0), n - 1)] for d in (-reach, reach))
+    ci = (float(low), float(high)) if n > 1 else None
+    return Estimate(float(np.quantile(ordered, share)), ci, n)
 
 
 def shifted(estimate: Estimate, *, by: float = 0.0, scale: float = 1.0) -> Estimate:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from augmentation.click_aug import Recipe
 from evaluation.bayes import GesturePrior
 from evaluation.controls import interpolation
 from train_diffusion_ddim import has_one_press, has_press_edge
@@ -28,6 +29,19 @@ def is_linear_gesture(x_0: Tensor) -> Tensor:
     return has_one_press(x_0) & has_press_edge(x_0) & same
 
 
+def read_recipe(data_dir: str | Path, length: int) -> Recipe | None:
+    """Return what dataset.json says of how gestures of `length` frames were drawn.
+
+    None where it does not say, or was written by another program.
+    """
+    try:
+        made = json.loads((Path(data_dir) / "dataset.json").read_text("utf-8"))["arguments"]
+        said = {name: made[name] for name in ("action_type", "min_delta_t", "max_delta_t")}
+        return Recipe(**said, sequence_length=length)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_prior(data_dir: str | Path, x_0: Tensor) -> GesturePrior:
     """Return the prior of the gestures: from dataset.json, else from the gestures themselves.
 
@@ -36,12 +50,9 @@ def read_prior(data_dir: str | Path, x_0: Tensor) -> GesturePrior:
         x_0: the gestures, (B, L, C), data units.
     """
     length = x_0.shape[1]
-    try:
-        made = json.loads((Path(data_dir) / "dataset.json").read_text("utf-8"))["arguments"]
-        low, high, kind = made["min_delta_t"], made["max_delta_t"], made["action_type"]
-        return GesturePrior(length, max(1, low), high, kind)
-    except (OSError, ValueError, KeyError, TypeError):  # none, or of another program
-        pass
+    made = read_recipe(data_dir, length)
+    if made and made.max_delta_t > 0:
+        return GesturePrior(length, max(1, made.min_delta_t), made.max_delta_t, made.action_type)
     one = x_0[has_one_press(x_0)]
     if not len(one):
         return GesturePrior(length, 1, length)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from augmentation.click_aug import Recipe
 from evaluation.bayes import GesturePrior
 from evaluation.controls import LIMITS, is_control
 from evaluation.estimates import Table
@@ -36,6 +37,7 @@ class Subject:
         x_val: (B, L, C).
         x_train: (N, L, C).
         prior: the distribution of the gestures.
+        recipe: how x_val was drawn; None where its dataset.json does not say.
     """
 
     checkpoint: Path
@@ -49,6 +51,7 @@ class Subject:
     x_val: Tensor
     x_train: Tensor
     prior: GesturePrior
+    recipe: Recipe | None = None
 
     @cached_property
     def recreated(self) -> Tensor:

@@ -56,6 +56,7 @@ TINY = {  # sizes for what only has to run
     "denoise": {"num_ddim": 1},
     "generate": {"limit": 8},
     "infill": {"num_conditions": 2, "num_samples": 2},
+    "realism": {"num": 8, "num_recreated": 4, "steps": (2,)},
     "invert": {"steps": (10,), "budget": 8, "num_exact": 0},
     "quality": {"num": 2},
     "error": {"num_frames": 2, "num_steps": 2},

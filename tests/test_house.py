@@ -230,9 +230,9 @@ def test_what_a_run_prints_to_do_next_exists(straight_run):
         assert find_spec(module) and find_spec(f"{module}.__main__"), module
 
 
-def test_requirements_pin_the_users_list():
+def test_requirements_pin_the_users_list_and_what_the_report_needs():
     lines = (ROOT / "requirements.txt").read_text().split()
     assert sorted(re.split("==", line)[0] for line in lines) == [
-        *("matplotlib", "numpy", "torch", "tqdm", "wandb")
+        *("matplotlib", "numpy", "scikit-learn", "torch", "tqdm", "wandb")
     ]
     assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in lines)

@@ -3,6 +3,7 @@
     keyframes       recreate a gesture from its press edges, from pure noise
     denoise         recreate it from the gesture under noise
     generate        invent one from nothing
+    realism         can it be told from a real one, and does it shake
     infill          complete it from the touch-down alone
     invert          encode it as noise by DDIM and decode it again
     baselines       what python -m evaluation.baselines has left: regression, VAE, look-up, chance
@@ -30,6 +31,7 @@ from evaluation.protocols import (
     keyframes,
     local_tests,
     quality,
+    realism,
     samplers,
     training,
 )
@@ -38,6 +40,12 @@ PROTOCOLS = (
     Protocol("keyframes", keyframes.run),
     Protocol("denoise", denoise.run, full={"num_ddim": 200}, quick={"num_ddim": 4}),
     Protocol("generate", generate.run, quick={"limit": 64}),
+    Protocol(
+        "realism",
+        realism.run,
+        full={"num": 1000, "num_recreated": 500, "steps": realism.STEPS},
+        quick={"num": 200, "num_recreated": 64, "steps": (2, 10)},
+    ),
     Protocol(
         "infill",
         infill.run,
