@@ -75,7 +75,7 @@ def train_variant(name: str, num_epochs: int, seed: int) -> Row:
 
 
 def is_there(name: str, num_epochs: int, seed: int) -> bool:
-    """Tell whether a variant's row is there."""
+    """Return whether a variant's row is there."""
     wanted = {"name": name, "num_epochs": num_epochs, "seed": seed}
     return any(wanted.items() <= row.items() for row in read_rows(ABLATIONS))
 

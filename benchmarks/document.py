@@ -22,6 +22,7 @@ from benchmarks.report import RESULTS, show, table
 from evaluation.bayes import DEFAULT_PRIOR
 from evaluation.estimates import Estimate, Table, format_estimate, tables_from_json
 from evaluation.samples import type_distribution
+from train_diffusion_ddim import KNOWN_STRATEGIES, TrainConfig
 from trainlib.errors import run_program
 from trainlib.gestures import GESTURE_TYPES
 from trainlib.provenance import ROOT
@@ -257,6 +258,8 @@ def blocks() -> dict[str, str]:
     """Return all that is written, by name."""
     shares = zip(GESTURE_TYPES, type_distribution(DEFAULT_PRIOR), strict=True)
     made = {f"share_{name}": format_number(float(share)) for name, share in shares}
+    made["known_share"] = f"{TrainConfig().known_share:.0%}"
+    made |= {f"strategy_{name}": f"{share:.0%}" for name, (_, share) in KNOWN_STRATEGIES.items()}
     for name, report in (("default", "default"), ("gpu", "best")):
         made[f"time_{name}"] = training_time(report)
         made[f"made_by_{name}"] = made_by(report)

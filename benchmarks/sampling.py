@@ -2,7 +2,7 @@
 
     python -m benchmarks.sampling [--rounds 60]
 
-All walk from noise to actions in the same number of DDIM steps with the same default network,
+All go from noise to actions in the same number of DDIM steps with the same default network,
 weights, shapes and threads, without known frames; the spacing is each library's own, ours and
 diffusers' is "trailing", where both must agree. Progress bars are off, and all run in
 torch.inference_mode, the fastest there is, though the libraries would by default in no_grad.
@@ -27,7 +27,7 @@ BARE = "bare forward passes"
 
 
 def is_installed(name: str) -> bool:
-    """Tell whether a library of SAMPLERS can be imported."""
+    """Return whether a library of SAMPLERS can be imported."""
     return find_spec(name.replace("-", "_")) is not None
 
 
