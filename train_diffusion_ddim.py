@@ -1,9 +1,9 @@
 r"""Train a small transformer DDIM that recreates touch gestures, and sample from it.
 
-    # half a minute on a laptop
+    # a quick look, on a laptop
     python train_diffusion_ddim.py --data_dir test_data_mini/train \
         --val_data_dir test_data_mini/val --batch_size 2 --num_epochs 3 --d_model 32 --device cpu
-    # the main job: 5,000 gestures, CUDA if there is one, else under five minutes on two cores
+    # the main job: 5,000 gestures, on CUDA if there is one
     python train_diffusion_ddim.py
 
 Data: a gesture is float32 [L, 3] = [x, y, press] in [0, 1], L = 250 frames at 500 Hz, all zero
