@@ -50,7 +50,7 @@ from trainlib.figures import visualize_action_sequences, visualize_noise_compari
 from trainlib.files import make_folder
 from trainlib.gesture_files import read_context, read_gestures, write_actions
 from trainlib.gestures import ACTION_DIM, GESTURE_TYPES, PRESSED, SEQ_LEN, classify_moves
-from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of
+from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of, options_of
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
 from trainlib.run import config_of, failures_named, open_run, resume_run, save_if_due
@@ -253,7 +253,7 @@ class DDIMScheduler(nn.Module):
         clip_sample: bool = True,
     ) -> None:
         super().__init__()
-        self.options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.options = options_of(locals())
         check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         check_choice("spacing", spacing, SPACINGS)
@@ -351,6 +351,7 @@ class DDIMScheduler(nn.Module):
     def predict_x_0(self, output: Tensor, x_t: Tensor, t: Index, *, clip: bool = True) -> Tensor:
         """Turn the model's output at (x_t, t) into x_0_pred, clipped if `clip_sample`."""
         alpha_bar_t = self.alpha_bar(t)
+        tensors.check_output(output, x_t)
         if self.prediction_type == "epsilon":
             x_0_pred = (x_t - (1 - alpha_bar_t) ** 0.5 * output) / alpha_bar_t**0.5
         elif self.prediction_type == "v":
@@ -446,13 +447,11 @@ class DDIMScheduler(nn.Module):
         UserError for a bad argument, FloatingPointError for a sample that is not finite.
         """
         check_choice("sampler", sampler, SAMPLERS)
-        dtype = tensors.dtype_of(model, x_T)
-        x_T, *given = tensors.check_given(shape, device, dtype, x_T, known, known_mask)
+        start = model, shape, device, generator
+        x_t, *given = tensors.given_tensors(*start, x_T, known, known_mask)
         pairs = self.timestep_pairs(num_inference_steps, start_t)
         last: Any = None  # x_0_pred of the step before, and its t
         with torch.inference_mode(cost_fn is None), tensors.eval_mode(model):  # a tenth faster
-            x_t = tensors.draw_eps(shape, device, generator) if x_T is None else x_T.clone()
-            x_t = x_t.to(dtype)
             if given:
                 given[0] = to_model_units(given[0])
             ts = torch.tensor(pairs).to(device, non_blocking=True)[:, :1].expand(-1, len(x_t))
@@ -500,6 +499,7 @@ class DDIMScheduler(nn.Module):
         above -1, x_0 is first noised to it (dequantised; `generator` as of `draw_eps`), and only
         the indices above it are stepped through.
         """
+        x_0 = tensors.gestures(x_0, model=model)
         eps = tensors.draw_eps(x_0.shape, x_0.device, generator).to(x_0)
         x_t, now = self.add_noise(to_model_units(x_0), start_t, eps)[0], start_t
         with tensors.eval_mode(model):
@@ -727,7 +727,7 @@ class MinimalDiffusionTransformer(nn.Module):
         context_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.options = options_of(locals())
         check_divides("nhead", nhead, "d_model", d_model)
         check_divides("patch_size", patch_size, "seq_len", seq_len)
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
@@ -933,8 +933,8 @@ def classify_gestures(x: Tensor) -> Tensor:
 
     The rule is that of `classify_moves`.
     """
-    pressed = x[..., 2] > PRESSED  # (B, L)
-    L = x.shape[1]
+    x = tensors.gestures(x, "x")
+    pressed, L = x[..., 2] > PRESSED, x.shape[1]  # (B, L)
     first = pressed.int().argmax(dim=1)
     last = L - 1 - pressed.flip(1).int().argmax(dim=1)
     rows = torch.arange(len(x), device=x.device)
@@ -947,7 +947,7 @@ def compute_temporal_iou(orig_active: Tensor, recon_active: Tensor) -> float:
 
     Two gestures without any press agree: 1.
     """
-    a, b = (x > PRESSED for x in tensors.paired(orig_active, recon_active, "[B, L]"))
+    a, b = (x > PRESSED for x in tensors.paired(orig_active, recon_active, channels=()))
     intersection, union = (a & b).sum(dim=1), (a | b).sum(dim=1)
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean().item()
 
@@ -1017,6 +1017,7 @@ def compute_reconstruction_metrics(
 
 def gesture_metrics(original: Tensor, reconstructed: Tensor) -> dict[str, float]:
     """Return the plan's three gesture scores: timing, place, type; each in [0, 1]."""
+    original, reconstructed = tensors.paired(original, reconstructed)
     return {
         "temporal_iou": compute_temporal_iou(original[..., 2], reconstructed[..., 2]),
         "spatial_accuracy": compute_spatial_accuracy(original, reconstructed),
@@ -1026,6 +1027,7 @@ def gesture_metrics(original: Tensor, reconstructed: Tensor) -> dict[str, float]
 
 def recreation_rows(x_0: Tensor, recreated: Tensor, epoch: int) -> list[dict[str, Any]]:
     """Return the plan's reconstruction table, a row per gesture."""
+    x_0, recreated = tensors.paired(x_0, recreated)
     types, recreated_types = classify_gestures(x_0), classify_gestures(recreated)
     rows: list[dict[str, Any]] = []
     for i, pair in enumerate(zip(x_0.split(1), recreated.split(1), strict=True)):
@@ -1041,7 +1043,7 @@ def recreation_rows(x_0: Tensor, recreated: Tensor, epoch: int) -> list[dict[str
 
 def has_one_press(x: Tensor) -> Tensor:
     """Tell which samples press exactly once; (B, L, C) → (B,) bool."""
-    return _press_changes(x)[0].sum(dim=1) == 1
+    return _press_changes(tensors.gestures(x, "x"))[0].sum(dim=1) == 1
 
 
 # ----------------------------------------------------------------------------------------
@@ -1081,16 +1083,16 @@ def generate(
     All noise is of `seed`, the same on every device, or starts at x_T, (B, L, C), model units.
     `known`, `known_mask` and further options are those of `DDIMScheduler.sample`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    if x_T is None:
-        x_T = tensors.draw_eps(shape, next(model.parameters()).device, generator)
+    generator = torch.Generator().manual_seed(checked("seed", seed, int, low=0))
+    start = model, shape, next(model.parameters()).device, generator
+    all_given = tensors.given_tensors(*start, x_T, known, known_mask)
 
     def sample(x_T: Tensor, known: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         given: dict[str, Any] = {"known": known, "known_mask": mask, "generator": generator}
         shape, N = tuple(x_T.shape), num_inference_steps
         return scheduler.sample(model, shape, x_T.device, N, x_T=x_T, **given, **options)
 
-    return tensors.in_batches(sample, x_T, *(a for a in (known, known_mask) if a is not None))
+    return tensors.in_batches(sample, *all_given)
 
 
 def recreate(
@@ -1105,6 +1107,7 @@ def recreate(
     A model without known frames starts instead from x_0 noised to sigma = 0.4, so that its
     recreations, too, are paired with their originals.
     """
+    x_0 = tensors.gestures(x_0, model=model)
     x_T = noise_bank(x_0.shape).to(x_0)
     start: dict[str, Any] = {"known": x_0, "known_mask": press_edges(x_0)}
     if not takes_known_frames(model):
@@ -1116,7 +1119,7 @@ def recreate(
 
 def denoise_one_shot(model: Model, scheduler: DDIMScheduler, x_0: Tensor, sigma: float) -> Tensor:
     """Noise x_0 to `sigma` (data units), predict it in one step; (B, L, C), data units."""
-    t = scheduler.timestep_at(sigma)
+    t, x_0 = scheduler.timestep_at(sigma), tensors.gestures(x_0, model=model)
 
     def predict(x: Tensor, eps: Tensor) -> Tensor:
         x_t, _ = scheduler.add_noise(to_model_units(x), t, eps)
@@ -1129,6 +1132,7 @@ def denoise_one_shot(model: Model, scheduler: DDIMScheduler, x_0: Tensor, sigma:
 
 def validation_loss(model: nn.Module, scheduler: DDIMScheduler, x_0: Tensor) -> float:
     """Return the unweighted, unconditional training loss at fixed noise and evenly spread t."""
+    x_0 = tensors.gestures(x_0, model=model)
     B, T = len(x_0), scheduler.num_timesteps
     t = (torch.arange(B, device=x_0.device) * T + T // 2) // B
     x, eps = to_model_units(x_0), noise_bank(x_0.shape).to(x_0)
@@ -1144,6 +1148,7 @@ def validate(
 
     Returns the scores, without prefix, and the recreations, like x_0.
     """
+    x_0 = tensors.gestures(x_0, model=model)
     seconds = process.timer(x_0.device)
     recreated = recreate(model, scheduler, x_0, **sampling)
     scores = {"time_per_sample": seconds() / len(x_0)}

@@ -10,6 +10,7 @@ import argparse
 import io
 from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
+from enum import Enum, IntEnum
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,6 +24,14 @@ from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.errors import UserError
 from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of
 from trainlib.state import TrainState
+
+
+class Kind(str, Enum):  # noqa: UP042, whose members print as their names
+    LETTER = "y"
+
+
+class Number(IntEnum):
+    THREE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +56,12 @@ TAKEN = {
     "NumPy half": ("rate", np.float16(0.25), 0.25),
     "integer for a number": ("rate", 1, 1.0),
     "NumPy integer for a number": ("rate", np.int32(1), 1.0),
+    "array of no dimensions for a number": ("rate", np.array(0.25), 0.25),
+    "tensor for a number": ("rate", torch.tensor(0.25), 0.25),
+    "tensor for a switch": ("on", torch.tensor(False), False),
     "fraction": ("rate", Fraction(1, 4), 0.25),
+    "member of an enumeration": ("kind", Kind.LETTER, "y"),
+    "member for an integer": ("size", Number.THREE, 3),
     "NumPy bool": ("on", np.bool_(False), False),
     "path": ("text", Path("a/b"), "a/b"),
     "NumPy text": ("text", np.str_("abc"), "abc"),
@@ -69,6 +83,8 @@ REFUSED = {
     "integer for text": ("text", 3, ["text", "3"]),
     "bytes for text": ("text", b"a", ["text"]),
     "a null byte": ("text", "a\0b", ["text"]),
+    "tensor of a switch for an integer": ("size", torch.tensor(True), ["integer"]),
+    "tensor without numbers": ("rate", torch.empty((), device="meta"), ["number"]),
     "list": ("size", [3], ["integer", "[3]"]),
     "array": ("rate", np.array([0.5, 0.5]), ["number", "array"]),
     "complex": ("rate", 0.5 + 0j, ["number"]),
@@ -160,3 +176,29 @@ def test_a_checked_value_is_plain_and_in_its_range():
     assert type(checked("n", np.int64(3), int, low=1)) is int
     with pytest.raises(UserError, match=r"n must be in \[1, 5\], got 6"):
         checked("n", 6, int, low=1, high=5)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: tdd.DDIMScheduler(1000.0), "num_timesteps must be an integer"),
+        (lambda: tdd.DDIMScheduler("1000"), "num_timesteps must be an integer"),
+        (lambda: tdd.DDIMScheduler(beta_end=None), "beta_end must be a number"),
+        (lambda: tdd.DDIMScheduler(beta_schedule=None), "beta_schedule must be text"),
+        (lambda: tdd.DDIMScheduler(clip_sample=1), "clip_sample must be True or False"),
+        (lambda: tdd.MinimalDiffusionTransformer(d_model=8.0), "d_model must be an integer"),
+        (lambda: tdd.MinimalDiffusionTransformer(dropout="0"), "dropout must be a number"),
+        (lambda: tdd.MinimalDiffusionTransformer(adaln=None), "adaln must be True or False"),
+    ],
+)
+def test_constructors_refuse_other_types_too(build, words):
+    with pytest.raises(UserError, match=words):
+        build()
+
+
+def test_what_is_built_of_numpy_scalars_keeps_plain_options():
+    """They go into the checkpoint of the run, which must load."""
+    scheduler = tdd.DDIMScheduler(np.int64(100), np.float32(1e-3), clip_sample=np.True_)
+    model = tdd.MinimalDiffusionTransformer(d_model=np.int64(8), nhead=np.uint8(2))
+    for options in (scheduler.options, model.options):
+        assert {type(value) for value in options.values()} <= {bool, int, float, str}

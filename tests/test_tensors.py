@@ -36,7 +36,10 @@ SCHEDULER = tdd.DDIMScheduler(50)
 VIEWS = {  # of one array
     "a list": lambda x: x.tolist(),
     "NumPy": lambda x: x.numpy(),
-    "reversed twice": lambda x: x.flip(0).numpy()[::-1].copy(),
+    "reversed twice": lambda x: x.numpy()[::-1].copy()[::-1],
+    "another byte order": lambda x: x.numpy().astype(">f4"),
+    "read-only": lambda x: np.broadcast_to(x.numpy(), x.shape),
+    "columns first": lambda x: np.asfortranarray(x.numpy()),
     "double": lambda x: x.double(),
     "of a wider one": lambda x: torch.stack([x, 1 - x], dim=-1)[..., 0],
     "every other row": lambda x: x.repeat_interleave(2, dim=0)[::2],
@@ -49,7 +52,7 @@ def as_view(name, x):
     """`x` as the view of that name; a mask stays of bool."""
     if x.dtype != torch.bool:
         return VIEWS[name](x)
-    if name in ("a list", "NumPy"):
+    if name in ("a list", "NumPy", "reversed twice", "read-only", "columns first"):
         return VIEWS[name](x)
     return torch.stack([x, ~x], dim=-1)[..., 0]
 
@@ -82,6 +85,10 @@ BAD_PAIRS = {
     "infinite": (X_0 + math.inf, X_0),
     "text": ("a", "b"),
     "None": (None, X_0),
+    "complex": (X_0 + 0j, X_0),
+    "masked": (np.ma.masked_array(X_0.numpy()), X_0),
+    "objects": (X_0.numpy().astype(object), X_0),
+    "sparse": (X_0, X_0.to_sparse()),
 }
 
 
@@ -102,7 +109,7 @@ def test_presses_that_do_not_match_are_refused(name):
     pair = (x[..., 2] if isinstance(x, torch.Tensor) else x for x in BAD_PAIRS[name])
     with pytest.raises(UserError, match="original and reconstructed must"):
         tdd.compute_temporal_iou(*pair)
-    with pytest.raises(UserError, match=r"one shape \[B, L\]"):
+    with pytest.raises(UserError, match=r"must be \[B, L\]"):
         tdd.compute_temporal_iou(X_0, X_0)
 
 
@@ -157,6 +164,17 @@ BAD_SAMPLES = {
     "a mask of numbers": ({"known": X_0, "known_mask": EDGES.float()}, "known_mask must hold"),
     "a mask of integers": ({"known": X_0, "known_mask": EDGES.long()}, "known_mask must hold"),
     "a mask for known": ({"known": EDGES, "known_mask": X_0}, "must"),
+    "a negative shape": ({"shape": (-1, L, 3)}, "shape"),
+    "a shape beyond counting": ({"shape": (10**30, L, 3)}, "shape"),
+    "no device": ({"device": None}, "device None"),
+    "steps as a switch": ({"num_inference_steps": True}, "num_inference_steps"),
+    "x_T that is complex": ({"x_T": torch.zeros(SHAPE) + 0j}, "x_T must be a dense array of real"),
+    "x_T that is masked": ({"x_T": np.ma.zeros(SHAPE)}, "x_T must be a dense array of real"),
+    "x_T that is sparse": ({"x_T": torch.zeros(SHAPE).to_sparse()}, "x_T must be a dense array"),
+    "x_T as text": ({"x_T": "noise"}, "x_T must be a dense array"),
+    "a cost that is no function": ({"cost_fn": 3}, "cost_fn must be a function"),
+    "one cost for all": ({"cost_fn": lambda x: x.mean()}, "one cost per action"),
+    "a column of costs": ({"cost_fn": lambda x: x.sum((1, 2))[:, None]}, "one cost per action"),
     "a cost that is None": ({"cost_fn": lambda x: None}, "cost_fn"),
     "a cost without its input": ({"cost_fn": lambda x: torch.zeros(4)}, "cost_fn"),
     "a detached cost": ({"cost_fn": lambda x: x.detach().sum((1, 2))}, "cost_fn"),
@@ -258,6 +276,56 @@ def test_a_compiled_model_samples_as_it_is(model):
     assert torch.equal(drawn(compiled, **given), drawn(model, **given))
     recreated = tdd.recreate(compiled, SCHEDULER, X_0, 3)
     assert torch.equal(recreated, tdd.recreate(model, SCHEDULER, X_0, 3))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, t: x[:1],
+        lambda x, t: x[..., :1],
+        lambda x, t: x.mean(),
+        lambda x, t: (x, t),
+        lambda x, t: x.numpy(),
+        lambda x, t: None,
+    ],
+)
+def test_what_a_model_answers_is_never_broadcast(function):
+    with pytest.raises(UserError, match="the model must return a tensor"):
+        SCHEDULER.sample(function, SHAPE, "cpu", 2)
+    with pytest.raises(UserError, match="the model must return a tensor"):
+        tdd.denoise_one_shot(function, SCHEDULER, X_0, 0.4)
+
+
+PROTOCOLS = {
+    "recreate": lambda model, x: tdd.recreate(model, SCHEDULER, x, 2),
+    "denoise": lambda model, x: tdd.denoise_one_shot(model, SCHEDULER, x, 0.4),
+    "invert": lambda model, x: SCHEDULER.invert(model, x, 2),
+    "loss": lambda model, x: torch.tensor(tdd.validation_loss(model, SCHEDULER, x)),
+    "validate": lambda model, x: tdd.validate(model, SCHEDULER, x, {"num_inference_steps": 2})[1],
+    "generation": lambda _, x: torch.tensor([*tdd.generation_metrics(x).values()]),
+    "rows": lambda _, x: torch.tensor([r["spatial_accuracy"] for r in recreated_rows(x)]),
+    "gesture metrics": lambda _, x: torch.tensor([*tdd.gesture_metrics(x, X_0).values()]),
+}
+
+
+def recreated_rows(x):
+    return tdd.recreation_rows(X_0, x, 0)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols_take_any_view(model, protocol):
+    call = PROTOCOLS[protocol]
+    for name, of in VIEWS.items():
+        assert torch.equal(call(model, of(X_0)), call(model, X_0)), name
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols_refuse_what_is_no_gestures(model, protocol):
+    for name, pair in BAD_PAIRS.items():
+        if name not in ("one for many", "many for one", "other lengths", "infinite"):
+            bad = pair[name in ("NaN", "sparse")]
+            with pytest.raises(UserError, match="must be"):
+                pytest.fail(f"{name}: {PROTOCOLS[protocol](model, bad)}")
 
 
 # ---- what protocols share --------------------------------------------------------------

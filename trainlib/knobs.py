@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
-import numpy as np
-
 from trainlib.errors import UserError, check_choice
 
 LARGEST = 2**31 - 1  # of an integer whose range says no less
@@ -52,11 +50,17 @@ def checked(name: str, value: Any, kind: Any, **limits: Any) -> Any:
 
 
 def as_type(name: str, value: Any, kind: Any) -> Any:
-    """Return `value` as a plain bool, int, float or str; UserError if it is nothing of the kind."""
-    is_bool = isinstance(value, bool | np.bool_)
+    """Return `value` as a plain bool, int, float or str; UserError if it is nothing of the kind.
+
+    NumPy scalars, and arrays and tensors without dimensions, are what they hold.
+    """
+    given = value
     try:
+        if getattr(value, "ndim", None) == 0:
+            value = value.item()
+        is_bool = isinstance(value, bool)
         if kind is bool and is_bool:
-            return bool(value)
+            return value
         if kind is int and not is_bool:
             return operator.index(value)
         if kind is float and not is_bool and isinstance(value, Real):
@@ -64,11 +68,11 @@ def as_type(name: str, value: Any, kind: Any) -> Any:
         if kind is str:
             text = os.fspath(value)
             if isinstance(text, str) and "\0" not in text:
-                return str(text)
-    except (TypeError, ValueError, OverflowError):
+                return "".join(text)  # str() of a member of an enumeration may be its name
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         pass
     names = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
-    raise UserError(f"{name} must be {names[kind]}, got {_shown(value)}")
+    raise UserError(f"{name} must be {names[kind]}, got {_shown(given)}")
 
 
 def _shown(value: Any) -> str:
@@ -103,6 +107,16 @@ def add_flags(parser: Any, config: type[Knobs]) -> None:
         else:
             options |= {"type": f.type, "choices": f.metadata.get("choices")}
         parser.add_argument(f"--{f.name}", **options)
+
+
+def options_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments in the locals() of a constructor, as plain values of their types.
+
+    UserError for a value that is nothing of its type. The constructor must use `super()`, which
+    puts its class there.
+    """
+    declared = inspect.signature(given["__class__"]).parameters.values()
+    return {p.name: as_type(p.name, given[p.name], p.annotation) for p in declared}
 
 
 def knobs_of(constructor: Callable[..., Any], config: Any) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """Tensors: what public functions take, draw, and run in batches."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainlib.errors import UserError, first_line
-from trainlib.knobs import as_type
+from trainlib.gestures import ACTION_DIM
+from trainlib.knobs import checked
+from trainlib.memory import memory_named
 
 
 def is_finite(x: Tensor) -> bool:
@@ -22,24 +25,53 @@ def require_finite(x: Tensor, words: str) -> None:
         raise FloatingPointError(words)
 
 
-def paired(original: Any, reconstructed: Any, wanted: str = "[B, L, 3]") -> tuple[Tensor, Tensor]:
-    """Return both as float32 tensors on one device; UserError if their shapes differ, or for NaN.
+def describe(x: Any) -> str:
+    """Name the type of an argument; of an array, dtype and shape too."""
+    if not isinstance(x, Tensor | np.ndarray):
+        return type(x).__name__
+    kind = "" if type(x) in (Tensor, np.ndarray) else f"{type(x).__name__} of "
+    return f"{kind}{x.dtype} {list(x.shape)}"
 
-    Both are of the `wanted` shape, "[B, L, 3]" or "[B, L]"; they are never broadcast.
+
+def as_tensor(name: str, x: Any) -> Tensor:
+    """Return real numbers as a dense tensor without gradient; UserError for anything else.
+
+    They may be a list, or an array or tensor of any strides, dtype and byte order.
     """
-    try:
-        given = (torch.as_tensor(x) for x in (original, reconstructed))
-        a, b = (x.detach().float().contiguous() for x in given)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise UserError(f"original and reconstructed must be arrays ({first_line(e)})") from None
-    has_shape = a.ndim == 2 if wanted == "[B, L]" else a.ndim == 3 and a.shape[2] == 3
-    if a.shape != b.shape or not has_shape or not len(a):
-        shapes = f"{list(a.shape)} and {list(b.shape)}"
-        raise UserError(f"original and reconstructed must have one shape {wanted}, got {shapes}")
-    b = b.to(a.device)
-    if not (is_finite(a) and is_finite(b)):
-        raise UserError("original and reconstructed must be finite")
-    return a, b
+    given = describe(x)
+    with suppress(TypeError, ValueError, RuntimeError):
+        if not isinstance(x, Tensor | np.ma.MaskedArray):
+            array = np.asarray(x)
+            if array.dtype.kind in "biuf":
+                x = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+    if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
+        raise UserError(f"{name} must be a dense array of real numbers, got {given}")
+    return x.detach().contiguous()
+
+
+def gestures(
+    x: Any, name: str = "x_0", *, model: Any = None, channels: tuple[int, ...] = (ACTION_DIM,)
+) -> Tensor:
+    """Return gestures (B, L, 3), or (B, L) without `channels`, as a tensor in a model's dtype.
+
+    UserError if they are of another shape, or empty, or not finite.
+    """
+    x_0 = as_tensor(name, x)
+    if x_0.ndim != 2 + len(channels) or x_0.shape[2:] != channels or not x_0.numel():
+        wanted = f"[{', '.join(map(str, ('B', 'L', *channels)))}]"
+        raise UserError(f"{name} must be {wanted}, got {describe(x_0)}")
+    if not is_finite(x_0):
+        raise UserError(f"{name} must be finite")
+    return x_0.to(dtype_of(model, x))
+
+
+def paired(original: Any, reconstructed: Any, **channels: Any) -> tuple[Tensor, Tensor]:
+    """Return both as `gestures`, float32, on one device; UserError if their shapes differ."""
+    words = "original and reconstructed"
+    a, b = (gestures(x, words, **channels).float() for x in (original, reconstructed))
+    if a.shape != b.shape:
+        raise UserError(f"{words} must have one shape, got {list(a.shape)} and {list(b.shape)}")
+    return a, b.to(a.device)
 
 
 def dtype_of(model: Any, x_T: Any) -> torch.dtype:
@@ -49,45 +81,52 @@ def dtype_of(model: Any, x_T: Any) -> torch.dtype:
     return dtypes[0] if dtypes else torch.float32
 
 
-def check_given(
-    shape: tuple[int, ...], device: Any, dtype: Any, x_T: Any, known: Any, known_mask: Any
-) -> list[Any]:
-    """Return what a sample (B, L, C) is given, on its device, of its dtype, the mask as bool.
+def given_tensors(
+    model: Any, shape: Any, device: Any, generator: Any, x_T: Any, known: Any, known_mask: Any
+) -> list[Tensor]:
+    """Return what a sample (B, L, C) is given, on its device, in the model's dtype, masks as bool.
 
-    That is [x_T or None], or with known frames [x_T or None, known, known_mask].
+    That is [x_T], drawn if None, or with known frames [x_T, known, known_mask].
 
     Raises:
         UserError: one of them is of another shape or type, or not finite where it is read.
     """
+    if not isinstance(shape, Iterable) or len(shape := tuple(shape)) != 3:
+        raise UserError(f"shape must be (B, L, C), got {shape}")
+    shape = tuple(checked("shape", size, int, low=0) for size in shape)
+    device, dtype = as_device(device, empty=True), dtype_of(model, x_T)
     if (known is None) != (known_mask is None):
         raise UserError("known and known_mask must be given together")
-    if not isinstance(shape, Sequence) or len(shape) != 3:
-        raise UserError(f"shape must be (B, L, C), got {shape}")
-    shape = tuple(as_type("shape", size, int) for size in shape)
-    device = as_device(device)
-    given: list[Any] = []
+    if x_T is None:
+        with memory_named(f"a sample of {list(shape)}", "its shape"):
+            x_T = draw_eps(shape, device, generator)
+    given: list[Tensor] = []
     for name, x in (("x_T", x_T), ("known", known), ("known_mask", known_mask)):
         if x is None:
-            given += [None] if name == "x_T" else []
-            continue
-        x, wanted = torch.as_tensor(x), tuple(shape[:2] if name == "known_mask" else shape)
-        if (x.dtype == torch.bool) != (name == "known_mask"):
-            kind = "bool" if name == "known_mask" else "floats"
-            raise UserError(f"{name} must hold {kind}, got {x.dtype}")
-        if x.shape != wanted:
+            break
+        x, is_mask = as_tensor(name, x), name == "known_mask"
+        if (x.dtype == torch.bool) != is_mask:
+            raise UserError(f"{name} must hold {'bool' if is_mask else 'floats'}, got {x.dtype}")
+        if x.shape != (wanted := shape[:2] if is_mask else shape):
             raise UserError(f"{name} must be {list(wanted)}, got {list(x.shape)}")
-        given.append(x.to(device, None if name == "known_mask" else dtype))
-    if given[0] is not None and not is_finite(given[0]):
+        given.append(x.to(device, None if is_mask else dtype))
+    if not is_finite(given[0]):
         raise UserError("x_T must be finite")
     if len(given) > 1 and not is_finite(torch.where(given[2][..., None], given[1], 0)):
         raise UserError("known must be finite where known_mask is set")
     return given
 
 
-def as_device(device: Any) -> torch.device:
-    """Return a device that this machine has; UserError for any other."""
+def as_device(device: Any, *, empty: bool = False) -> torch.device:
+    """Return a device that this machine has; UserError for any other.
+
+    With `empty`, "meta" will do, whose tensors hold no numbers.
+    """
     try:
-        return torch.empty(0, device=device).device
+        x = torch.empty(1, device=torch.device(device))
+        if not empty:
+            x.cpu()
+        return x.device
     except Exception as e:  # of many kinds
         raise UserError(f"device {device!r} cannot be used ({first_line(e)}); use cpu") from None
 
@@ -99,19 +138,33 @@ def cost_gradient(cost_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        costs = cost_fn(x)
+        costs = cost_fn(x) if callable(cost_fn) else cost_fn
+        if not isinstance(costs, Tensor) or costs.shape != x.shape[:1]:
+            wanted = f"a function that returns a tensor [{len(x)}], one cost per action"
+            raise UserError(f"cost_fn must be {wanted}, got {describe(costs)}")
         gradient = None
-        if isinstance(costs, Tensor) and costs.requires_grad:
+        if costs.requires_grad:
             (gradient,) = torch.autograd.grad(costs.sum(), x, allow_unused=True)
     if gradient is None:
-        raise UserError("cost_fn must return costs, (B,), that can be differentiated by its input")
+        raise UserError("cost_fn must return costs that can be differentiated by its input")
     return gradient + 0 * costs.detach().sum()
+
+
+def check_output(output: Any, x_t: Tensor) -> None:
+    """Raise UserError if what a model returned for x_t is not like it; it is never broadcast."""
+    if not isinstance(output, Tensor) or output.shape != x_t.shape:
+        wanted = f"the model must return a tensor {list(x_t.shape)}"
+        raise UserError(f"{wanted}, got {describe(output)}")
 
 
 def check_inputs(model: Any, x_t: Tensor, known: Tensor | None, context: Tensor | None) -> None:
     """Raise UserError for what a denoiser was not built for."""
     if x_t.ndim != 3 or x_t.shape[2] != model.action_dim:
         raise UserError(f"x_t must be [B, L, {model.action_dim}], got {[*x_t.shape]}")
+    weight = model.output_projection.weight
+    if (x_t.dtype, x_t.device) != (weight.dtype, weight.device):
+        wanted = f"this model takes {weight.dtype} on {weight.device}"
+        raise UserError(f"{wanted}, got {x_t.dtype} on {x_t.device}; use model.to(device, dtype)")
     L, longest, width = x_t.shape[1], model.seq_len, model.options["context_dim"]
     if L % model.patch_size or L > longest or (model.rotary and L != longest):
         raise UserError(f"this model takes gestures of {longest} frames, got {L}")
