@@ -1286,7 +1286,7 @@ def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:
     ones = torch.ones_like(loss)
     count = torch.zeros_like(task_loss).index_add_(0, task, ones)
     mean = torch.zeros_like(task_loss).index_add_(0, task, loss) / count.clamp(min=1)
-    task_loss.lerp_(mean, 0.02 * (count > 0))
+    task_loss.lerp_(mean, 0.02 * (count > 0).float())
     return 1 / (task_loss[task] + 1e-6)
 
 

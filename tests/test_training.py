@@ -10,6 +10,7 @@ with its formula, computed here from what was drawn.
 
 import copy
 import math
+import os
 import shutil
 import signal
 import sys
@@ -36,6 +37,8 @@ import train_diffusion_ddim as tdd
 from train_diffusion_ddim import Drawn, draw, lr_at, train_step
 from trainlib import process
 from trainlib.checkpoint import load_checkpoint
+from trainlib.errors import UserError
+from trainlib.process import StopSignal
 from trainlib.run_log import NullLogger
 from trainlib.state import WEIGHT_DECAY, ema_decay_at, epoch_order
 
@@ -178,6 +181,74 @@ def test_one_process_and_two_agree(tmp_path, tiny_flags):
         for key in ("train/loss", "train/epoch_loss", "val/loss", "train/grad_norm"):
             if key in a:
                 assert b[key] == pytest.approx(a[key], abs=1e-4), key
+
+
+# ---- the loop --------------------------------------------------------------------------
+
+
+def test_the_last_step_of_an_epoch_is_logged_besides_every_third(tiny_config, tmp_path):
+    config = tiny_config(batch_size=2, log_interval=3, save_dir=str(tmp_path / "run"))
+    tdd.train(config)
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == [3, 5, 6, 9, 10]
+    assert [row["train/epoch"] for row in rows if "train/loss" in row] == [0.6, 1, 1.2, 1.8, 2]
+
+
+@pytest.mark.parametrize("name", StopSignal.NAMES)
+def test_a_signal_in_the_loop_saves_the_step_that_it_came_in(
+    cli, tiny_flags, tmp_path, monkeypatch, name
+):
+    number, real = getattr(signal, name), train_step
+
+    def stopped(state, *batch):
+        if state.step == 3:
+            os.kill(os.getpid(), number)
+        return real(state, *batch)
+
+    monkeypatch.setattr(tdd, "train_step", stopped)
+    code, out, err = cli(*tiny_flags(batch_size=2, save_dir=tmp_path / "run"))
+    assert code == 128 + number and err.startswith("stopped; --resume") and "epoch 1" not in out
+    content = load_checkpoint(tmp_path / "run")
+    assert content["step"] == 4 and content["epoch"] == 0
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 4
+
+
+def test_a_signal_in_the_final_scoring_is_heard_after_it(cli, tiny_flags, tmp_path, monkeypatch):
+    real = tdd.generation_metrics
+
+    def stopped(samples):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(samples)
+
+    monkeypatch.setattr(tdd, "generation_metrics", stopped)
+    code, out, _ = cli(*tiny_flags(num_epochs=1, save_dir=tmp_path / "run"))
+    assert code == 143 and "resume    python" in out
+    assert "final/mse" in read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert load_checkpoint(tmp_path / "run")["step"] == 3
+
+
+def test_an_epoch_is_saved_before_anything_is_drawn(tiny_config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyError("drawing")
+
+    monkeypatch.setattr(tdd, "log_figures", fail)
+    with pytest.raises(KeyError, match="drawing"):
+        tdd.train(tiny_config(num_epochs=1, save_dir=str(tmp_path / "run")))
+    assert load_checkpoint(tmp_path / "run")["step"] == 3
+
+
+@pytest.mark.parametrize("gates", [False, True])
+def test_the_default_dtype_of_a_notebook_does_not_stop_a_run(tiny_config, tmp_path, gates):
+    recipe = {"gates": True, "prediction_type": "x0"} if gates else {}
+    torch.set_default_dtype(torch.float64)
+    try:
+        tdd.train(tiny_config(num_epochs=1, save_dir=str(tmp_path / "run"), **recipe))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    content = load_checkpoint(tmp_path / "run")
+    assert all(v.dtype == torch.float32 for v in content["model_state_dict"].values())
+    last = read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert None not in last.values() and "final/mse" in last
 
 
 # ---- learning rate, one step ------------------------------------------------------
@@ -550,6 +621,50 @@ def test_the_loaders_batch_size_and_the_arguments_win(tiny_config, tmp_path):
     saved = load_checkpoint(tmp_path / "run")["config"]
     assert (saved["batch_size"], saved["num_epochs"], saved["lr"]) == (5, 1, 1e-3)
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2
+
+
+def library(folder, model, **changes):
+    """The library's loop on six gestures, with Muon."""
+    loaders = (DataLoader(list(make_gestures(6, seed=i)), batch_size=3) for i in (1, 2))
+    return tdd.train_diffusion_model(
+        model, tdd.DDIMScheduler(50), *loaders, 1, 1e-3, save_dir=folder, **changes
+    )
+
+
+def small_model():
+    torch.manual_seed(0)
+    sizes = {"seq_len": L, "d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 32}
+    return tdd.MinimalDiffusionTransformer(**sizes)
+
+
+def test_of_a_compiled_model_what_it_was_compiled_from_is_trained(tmp_path):
+    models = {"plain": small_model(), "compiled": torch.compile(small_model(), backend="eager")}
+    for name, model in models.items():
+        library(tmp_path / name, model, device="cpu")
+    plain, compiled = (load_checkpoint(tmp_path / name) for name in models)
+    assert compiled["optimizers"] == plain["optimizers"] == ["adamw", "muon"]
+    for key in ("model_state_dict", "ema_state_dict"):
+        assert_same_tree(compiled[key], plain[key])
+    assert tdd.load_model(tmp_path / "compiled")[2].dim_feedforward == 32
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", "meta0", 3.5])
+def test_a_device_that_is_not_there_is_refused_by_the_library(tmp_path, device):
+    with pytest.raises(UserError, match=f"device .*{device}"):
+        library(tmp_path / "run", small_model(), device=device)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_gestures_for_training_and_validation_are_refused(tmp_path):
+    x_0 = make_gestures(6)
+    twice = DataLoader(list(x_0), batch_size=3)
+    for other in (twice, DataLoader(list(x_0[4:]), batch_size=3), DataLoader(list(x_0 * 1.0), 1)):
+        with pytest.raises(UserError, match="allow_overlap"):
+            tdd.train_diffusion_model(
+                small_model(), tdd.DDIMScheduler(50), twice, other, 1, device="cpu",
+                save_dir=tmp_path / "run",
+            )  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu
