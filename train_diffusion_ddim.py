@@ -1170,6 +1170,7 @@ def validate(
 
 def generation_metrics(samples: Tensor) -> dict[str, float]:
     """Return the share of samples with exactly one press and of each type, and their shake."""
+    samples = tensors.gestures(samples, "samples")
     types = classify_gestures(samples)
     shares = {f"share_{n}": (types == i).float().mean() for i, n in enumerate(GESTURE_TYPES)}
     shares["one_press"] = has_one_press(samples).float().mean()
