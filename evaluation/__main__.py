@@ -8,6 +8,7 @@ What is asked of the model: evaluation/protocols/. What a file holds: evaluation
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from evaluation import page, report
 from evaluation.controls import untrained_model
-from evaluation.criteria import headlines, judge, summarise
+from evaluation.criteria import CRITERIA, headlines, judge, summarise
 from evaluation.family import is_linear_gesture, read_prior, read_recipe
 from evaluation.protocol import Section, Subject
 from evaluation.protocols import PROTOCOLS
@@ -43,6 +44,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--train_data_dir", metavar="DIR", help="default: what the checkpoint was trained on")
     add("--num_inference_steps", type=int, default=10, metavar="N", help="default: 10")
     add("--quick", action="store_true", help="at most 64 gestures; wider intervals")
+    names = [protocol.name for protocol in PROTOCOLS]
+    add("--only", nargs="+", choices=names, metavar="PROTOCOL", help=f"of {', '.join(names)}")
     add("--device", default="auto", choices=DEVICES, help="default: auto")
     add("--wandb_mode", default="disabled", choices=WANDB_MODES, help="default: disabled")
     add("--wandb_project", metavar="NAME", help="default: that of the checkpoint's run")
@@ -90,6 +93,7 @@ def describe(args: argparse.Namespace, argv: list[str], s: Subject) -> dict[str,
     return {
         "checkpoint": str(s.checkpoint),
         "weights": "EMA; model_raw_weights: without",
+        "training_seed": s.config.seed,
         "parameters": sum(p.numel() for p in s.model.parameters()),
         "data_dir": args.data_dir,
         "train_data_dir": args.train_data_dir,
@@ -103,8 +107,10 @@ def describe(args: argparse.Namespace, argv: list[str], s: Subject) -> dict[str,
     }
 
 
-def run_protocols(s: Subject, *, quick: bool) -> tuple[list[Section], dict[str, float]]:
-    """Run every protocol; return what they found, and the seconds that each took."""
+def run_protocols(
+    s: Subject, *, quick: bool, only: Sequence[str] | None = None
+) -> tuple[list[Section], dict[str, float]]:
+    """Run every protocol, or `only` some; return what they found, and the seconds each took."""
     if not len(s.linear):
         say(
             "note: no gesture is of the family that the Bayes oracle knows; its limits are left out"
@@ -112,6 +118,8 @@ def run_protocols(s: Subject, *, quick: bool) -> tuple[list[Section], dict[str, 
     sections: list[Section] = []
     seconds = {}
     for protocol in PROTOCOLS:
+        if only and protocol.name not in only:
+            continue
         passed = timer(s.x_val.device)
         sections += protocol.run(s, **(protocol.quick if quick else protocol.full))
         seconds[protocol.name] = round(passed(), 1)
@@ -128,11 +136,14 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     wandb_mode = resolve_wandb_mode(args.wandb_mode)  # a wrong one is refused before any work
     passed = timer()
     s = load_subject(args)
-    sections, seconds = run_protocols(s, quick=args.quick)
+    sections, seconds = run_protocols(s, quick=args.quick, only=args.only)
     tables = {section.name: section.table for section in sections}
     settings = {section.name: section.judged for section in sections}
     verdicts, rows = judge(tables, settings), headlines(tables, settings)
     summary = summarise(verdicts, rows)
+    if args.only:
+        verdicts = [v for v in verdicts if v.criterion.table in tables]
+        summary = [f"Only {', '.join(args.only)}: {len(verdicts)} of {len(CRITERIA)} criteria."]
     if args.quick:
         summary.append(f"A quick look at {len(s.x_val)} gestures: the intervals are wide.")
     epoch = load_checkpoint(s.checkpoint)["epoch"]

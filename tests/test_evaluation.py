@@ -412,6 +412,18 @@ def test_a_protocol_is_its_function_and_a_row(checkpoint, tmp_path, monkeypatch)
     assert {v["verdict"] for v in results["verdicts"]} == {"not measured"}
 
 
+def test_only_some_protocols(checkpoint, tmp_path, monkeypatch, capsys):
+    make_tiny(monkeypatch)
+    data = str(ROOT / "test_data_mini/val")
+    argv = ["--checkpoint", str(checkpoint), "--data_dir", data, "--output_dir", str(tmp_path)]
+    assert main([*argv, "--quick", "--only", "realism"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert list(results["protocols"]) == ["realism", "realism_recreated"]
+    assert {v["protocol"] for v in results["verdicts"]} == set(results["protocols"])
+    assert "Only realism: 7 of " in capsys.readouterr().out
+    assert main([*argv, "--only", "realms"]) == 2
+
+
 def test_only_what_draws_imports_matplotlib():
     names = ("bayes", "family", "criteria", "samples", "scores", "touch_down", "few_steps")
     code = f"import sys, {', '.join(f'evaluation.{name}' for name in names)};"
