@@ -7,9 +7,11 @@ in the documents must exist, imports must go one way, and functions fit a screen
 """
 
 import ast
+import io
 import re
 import shlex
 import subprocess
+import tokenize
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 
@@ -124,6 +126,29 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 # ---- what can be read ------------------------------------------------------------------
+
+
+def code_lines(source):
+    """The numbers of the lines that hold code: no blanks, comments or docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent | {tokenize.ENDMARKER}:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return lines
+
+
+def test_the_script_is_read_in_one_sitting():
+    source = SCRIPT.read_text("utf-8")
+    assert len(source.splitlines()) <= 1600 and len(code_lines(source)) <= 1050
+    example = (
+        'def f():\n    """Doc.\n\n    More.\n    """\n    # why\n\n    return """a\n    b"""\n'
+    )
+    assert code_lines(example) == {1, 8, 9}
 
 
 @pytest.mark.parametrize("name", product_files())

@@ -317,6 +317,20 @@ def full_disk(lab: Lab, num: int) -> Iterator[str]:
         yield "" if good else f"code {code}, {files}, {err[-300:]}"
 
 
+@fault("the disk is full under a figure or a sample: path and bytes are named, no half file",
+       quick=0, long=2)  # fmt: skip
+def full_disk_elsewhere(lab: Lab, num: int) -> Iterator[str]:
+    kilobytes = (lab.straight / LAST).stat().st_size // 1024
+    figure = [SCRIPT, *lab.flags("DISK/run", num_epochs=1, save_every=1)]
+    sample = [SCRIPT, "--sample", 2000, "--checkpoint", lab.straight, "--output_dir", "DISK/run"]
+    for argv, size, expected in ((figure, kilobytes + 60, 0), (sample, 100, 1))[:num]:
+        code, err, left = on_a_small_disk(lab, f"{size}k", sys.executable, *argv)
+        good = code == expected and err.count("\n") == 1
+        good = good and "/run/" in err and "bytes needed" in err
+        half = [*left.rglob("*.npy"), *left.rglob("*.tmp")]
+        yield "" if good and not half else f"code {code}, {half}, {err[-300:]}"
+
+
 @fault("a file size limit (ulimit -f) below a checkpoint's: exit 1, one line", quick=0, long=1)
 def file_size_limit(lab: Lab, num: int) -> Iterator[str]:
     folder = lab.new()

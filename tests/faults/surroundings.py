@@ -14,8 +14,20 @@ import torch
 
 import train_diffusion_ddim as tdd
 from augmentation import generate_click_dataset
+from tests.conftest import ROOT, L
 from tests.faults.death import on_a_small_disk
-from tests.faults.lab import LAST, STEPS, Lab, Skipped, end_state, fault, no_figures, sha256, wait
+from tests.faults.lab import (
+    LAST,
+    STEPS,
+    Lab,
+    Skipped,
+    end_state,
+    fault,
+    need,
+    no_figures,
+    sha256,
+    wait,
+)
 from trainlib.checkpoint import load_checkpoint
 from trainlib.state import epoch_order
 
@@ -118,6 +130,77 @@ def no_terminal(lab: Lab, num: int) -> Iterator[str]:
         yield ends_like_the_undisturbed(lab, folder, process)
 
 
+@fault("a run folder whose name is not UTF-8: exit 0, resumed, the same bits", quick=1, long=3)
+def strange_names(lab: Lab, num: int) -> Iterator[str]:
+    for name in (b"\xff\xfe", b"two\nlines", "ᾱ ·".encode())[:num]:
+        folder = lab.new() / os.fsdecode(name)
+        folder.parent.mkdir()
+        code = wait(lab.fork(lab.flags(folder)))
+        same = code == 0 and end_state(folder) == lab.digest
+        yield lab.resumed(folder) if same else f"{name!r}: {code}, {lab.output()[-300:]}"
+
+
+# ---- packages that are optional ----------------------------------------------------------
+
+PACKAGES = {  # how each of them is broken
+    "matplotlib": "raise AttributeError('_ARRAY_API not found')",
+    "wandb": "raise TypeError('Descriptors cannot be created directly.')",
+    "tqdm": "raise ImportError('no tqdm')",  # torch imports it too
+    "matplotlib/figure": "import sys; sys.exit(3)",
+    "wandb/sdk": "raise OSError('libprotobuf.so')",
+}
+
+
+@fault("matplotlib, wandb or tqdm installed but broken: a warning, exit 0, the same bits",
+       quick=1, long=5)  # fmt: skip
+def broken_packages(lab: Lab, num: int) -> Iterator[str]:
+    for name, source in [*PACKAGES.items()][:num]:
+        package, folder = lab.new(), lab.new()
+        for part in (package / name, *(package / name).relative_to(package).parents):
+            (package / part).mkdir(parents=True, exist_ok=True)
+            (package / part / "__init__.py").touch()
+        (package / name / "__init__.py").write_text(source)
+        path = f"{package}{os.pathsep}{ROOT}"
+        flags = lab.flags(folder, wandb_mode="offline" if "wandb" in name else "disabled")
+        process = lab.train(*flags, env={"PYTHONPATH": path})
+        reason = ends_like_the_undisturbed(lab, folder, process)
+        yield f"{name}: {reason}" if reason else ""
+
+
+@fault("--compile without a compiler, or in a temporary folder that is noexec: one line, exit 2",
+       quick=0, long=2)  # fmt: skip
+def no_compiler(lab: Lab, num: int) -> Iterator[str]:
+    need("unshare")
+    empty = lab.new()
+    empty.mkdir()
+    noexec = f'mount -t tmpfs -o noexec none {empty} && exec "$@"'
+    shell = ["unshare", "-m", "sh", "-c", noexec, "sh"]
+    caches = {"TMPDIR": str(empty), "TORCHINDUCTOR_CACHE_DIR": str(empty / "cache")}
+    for prefix, env in (([], {"PATH": str(empty), "CXX": None}), (shell, caches))[:num]:
+        process = lab.train(*lab.flags(lab.new(), compile=True), prefix=prefix, env=env)
+        _, err = process.communicate(timeout=300)
+        good = process.returncode == 2 and err.count("\n") == 1 and "--no-compile" in err
+        yield "" if good else f"code {process.returncode}, {err[-300:]}"
+
+
+# ---- two at once -------------------------------------------------------------------------
+
+
+@fault("runs of the same second without --save_dir: a folder each, the same bits", quick=0, long=3)
+def same_second(lab: Lab, num: int) -> Iterator[str]:
+    for _ in range(num):
+        place = lab.new()
+        place.mkdir()
+        flags = lab.flags(place)
+        at = flags.index("--save_dir")
+        del flags[at : at + 2]
+        started = [lab.train(*flags, cwd=place) for _ in range(3)]
+        codes = [process.communicate(timeout=300) and process.returncode for process in started]
+        folders = [*(place / "runs").iterdir()]
+        same = all(end_state(folder) == lab.digest for folder in folders)
+        yield "" if codes == [0, 0, 0] and len(folders) == 3 and same else f"{codes}, {folders}"
+
+
 # ---- memory and numbers ------------------------------------------------------------------
 
 
@@ -171,6 +254,38 @@ def diverging(lab: Lab, num: int) -> Iterator[str]:
     contents = [load_checkpoint(path) for path in folder.glob("*.pth")]
     finite = all(v.isfinite().all() for c in contents for v in c["model_state_dict"].values())
     yield "" if code == 1 and finite and "--lr" in lab.output() else f"{code}, finite {finite}"
+
+
+@fault("a batch, a model or a sample larger than ulimit -v: exit 1, one line, what to lower",
+       quick=0, long=3)  # fmt: skip
+def address_space(lab: Lab, num: int) -> Iterator[str]:
+    limited = ["bash", "-c", 'ulimit -v 4000000; exec "$@"', "bash"]
+    large = {"num_timesteps": 1000, "seq_len": L, "patch_size": 1}
+    sample = ["--checkpoint", str(lab.straight), "--output_dir", str(lab.new())]
+    for argv, words in (
+        (lab.flags(lab.new(), d_model=40_000, **large), "--d_model"),
+        (["--sample", "90000000", *sample], "--sample 90000000"),
+        (lab.flags(lab.new(), dim_feedforward=2_000_000_000), "--dim_feedforward"),
+    )[:num]:
+        process = lab.train(*argv, prefix=limited, env={"WANDB_MODE": "disabled"})
+        _, err = process.communicate(timeout=300)
+        good = process.returncode == 1 and err.count("\n") == 1 and words in err
+        yield "" if good else f"{argv[:4]}: code {process.returncode}, {err[-300:]}"
+
+
+@fault("a sample from weights that diverged, finite or not: exit 1, no file", quick=2, long=3)
+def diverged_sample(lab: Lab, num: int) -> Iterator[str]:
+    content = torch.load(lab.straight / LAST, weights_only=True)
+    for value in (float("nan"), 1e38, float("inf"))[:num]:
+        for weights in content["ema_state_dict"].values():
+            weights.fill_(value)
+        folder, output = lab.new(), lab.new()
+        folder.mkdir()
+        torch.save(content, folder / LAST)
+        argv = ["--sample", "4", "--checkpoint", str(folder), "--output_dir", str(output)]
+        code = wait(lab.fork(argv))
+        good = code == 1 and lab.output().count("\n") == 1 and not [*output.glob("*.npy")]
+        yield "" if good else f"{value}: {code}, {lab.output()[-300:]}"
 
 
 # ---- what a run reads and writes ---------------------------------------------------------
