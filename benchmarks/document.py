@@ -69,6 +69,22 @@ GENERATE = {
     "near copies of training gestures": "share_near_copies",
 }
 SAMPLES = {f"{n} steps": f"model_steps_{n}" for n in (10, 20, 50)} | {"real": "validation_data"}
+REALISM = {
+    "told from real ones by a classifier, AUC": "auc",
+    "shake of swipes, thousandths of the screen": "shake_swipes",
+    "deviation of swipes from their chord, median": "deviation",
+    "... 90th percentile": "deviation_p90",
+    "clicks that stay within a pixel": "still_clicks",
+    "swipes that keep their axis to a pixel": "axis_swipes",
+    "largest KS distance of a feature": "ks_max",
+}
+REALISM_BY = {
+    "generated, 10 steps": "model_steps_10",
+    "50 steps": "model_steps_50",
+    "recreated, 10 steps": "recreated",
+    "two pixels of jitter": "jittered_real",
+    "real": "validation_data",
+}
 INFILL = {
     "valid": "valid",
     "MSE": "mse",
@@ -114,9 +130,9 @@ SPEED = (  # what is asked: benchmark, row of its first table, column
 SPEED_COLUMN = {"training": "times faster", "sampling": "ratio", "latency": "ms"}
 
 
-def read_report(name: str) -> dict[str, Any]:
+def read_report(name: str, file: str = "results.json") -> dict[str, Any]:
     """Return a results.json; its protocols as tables of estimates."""
-    report = json.loads((REPORTS / name / "results.json").read_text("utf-8"))
+    report = json.loads((REPORTS / name / file).read_text("utf-8"))
     return report | {"protocols": tables_from_json(report["protocols"])}
 
 
@@ -171,9 +187,9 @@ def train_log() -> str:
     return "\n".join(["```", *shown, "```"])
 
 
-def made_by(name: str) -> str:
+def made_by(name: str, file: str = "results.json") -> str:
     """Return what made a report."""
-    about = read_report(name)["about"]
+    about = read_report(name, file)["about"]
     machine, how = about["machine"], about["sampling"].items()
     commit, day = (about["commit"] or "unknown")[:7], about["date"][:10]
     return (
@@ -206,6 +222,13 @@ def recipes() -> str:
         found = [one(p["generate"], SAMPLES["10 steps"], key) for p in protocols]
         rows.append([f"drawn from noise: {metric}", *found, format_number(float(limit))])
     return markdown_table(["", "default", "`--preset gpu`", "limit"], rows)
+
+
+def realism() -> str:
+    """Return what tells the default's gestures from real ones."""
+    tables = read_report("default", "realism.json")["protocols"]
+    recreated = {"recreated": tables["realism_recreated"]["model_steps_10"]}
+    return grid(tables["realism"] | recreated, REALISM, REALISM_BY, metric_first)
 
 
 def speed() -> str:
@@ -266,6 +289,7 @@ def blocks() -> dict[str, str]:
         made[f"criteria_{name}"] = criteria(report)
     epochs = {f"ablations_{n}": ablations(n) for n in (SHORT, FULL, MANY)}
     others = {"train_log": train_log(), "recipes": recipes(), "speed": speed()}
+    others |= {"realism": realism(), "made_by_realism": made_by("default", "realism.json")}
     others["frontier"] = table([describe(row) for row in read_rows(FRONTIER)])
     return made | epochs | others | reported_blocks()
 
