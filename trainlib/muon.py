@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from trainlib.errors import UserError
+
 FLOOR = 1e-8  # keeps the zero matrix finite
 
 
@@ -67,5 +69,9 @@ def make_optimizers(
     for name, p in model.named_parameters():
         is_matrix = p.ndim == 2 and name.startswith("blocks.") and "modulation" not in name
         (matrices if is_matrix and muon else others).append(p)
-    adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)
+    try:
+        adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)
+    except OSError as e:  # torch's first optimizer makes the compiler's cache folder
+        cure = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written"
+        raise UserError(f"torch cannot make its cache folder ({e}); {cure}") from None
     return [adamw, Muon(matrices, lr, weight_decay)] if matrices else [adamw]

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from trainlib.errors import BROKEN, UserError
+from trainlib.errors import BROKEN, UserError, first_line
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -158,6 +157,11 @@ def locked_folder(folder: Path, option: str = "--save_dir") -> Iterator[None]:
 
     The system frees the lock when the process ends, however it ends.
     """
+    try:
+        from filelock import FileLock, Timeout
+    except BROKEN as e:
+        reason = f"the package filelock does not work ({type(e).__name__}: {first_line(e)})"
+        raise UserError(f"{reason}; install it again") from None
     owner = folder / ".pid"
     lock = FileLock(folder / ".lock", timeout=0)
     try:

@@ -86,8 +86,9 @@ class RunLogger(NullLogger):
 
     @property
     def wandb_id(self) -> str | None:  # type: ignore[override]
-        """The id of the W&B run; None without one."""
-        return getattr(self.wandb, "id", None)
+        """The id of the W&B run, as text, so that a checkpoint can hold it; None without one."""
+        wandb_id = getattr(self.wandb, "id", None)
+        return None if wandb_id is None else str(wandb_id)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl; a value that is not finite becomes null."""
@@ -128,7 +129,7 @@ class RunLogger(NullLogger):
         try:
             return self.worker.submit(call).result(timeout=30)
         except BROKEN as e:  # none may stop a run
-            reason = first_line(e) if str(e) else "no answer in 30 s"
+            reason = "no answer in 30 s" if isinstance(e, TimeoutError) else first_line(e)
             say(f"warning: W&B is off from here on ({type(e).__name__}: {reason})", err=True)
             self.wandb = None
 
