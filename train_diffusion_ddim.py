@@ -933,7 +933,7 @@ def classify_gestures(x: Tensor) -> Tensor:
 
     The rule is that of `classify_moves`.
     """
-    x = tensors.gestures(x, "x")
+    x = tensors.gestures(x, "x", least=0)
     pressed, L = x[..., 2] > PRESSED, x.shape[1]  # (B, L)
     first = pressed.int().argmax(dim=1)
     last = L - 1 - pressed.flip(1).int().argmax(dim=1)
@@ -1043,7 +1043,7 @@ def recreation_rows(x_0: Tensor, recreated: Tensor, epoch: int) -> list[dict[str
 
 def has_one_press(x: Tensor) -> Tensor:
     """Tell which samples press exactly once; (B, L, C) → (B,) bool."""
-    return _press_changes(tensors.gestures(x, "x"))[0].sum(dim=1) == 1
+    return _press_changes(tensors.gestures(x, "x", least=0))[0].sum(dim=1) == 1
 
 
 # ----------------------------------------------------------------------------------------
@@ -1084,7 +1084,7 @@ def generate(
     `known`, `known_mask` and further options are those of `DDIMScheduler.sample`.
     """
     generator = torch.Generator().manual_seed(checked("seed", seed, int, low=0))
-    start = model, shape, next(model.parameters()).device, generator
+    start = model, shape, tensors.device_of(model, x_T), generator
     all_given = tensors.given_tensors(*start, x_T, known, known_mask)
 
     def sample(x_T: Tensor, known: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

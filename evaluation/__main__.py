@@ -153,7 +153,7 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     about = describe(args, argv, s) | times
     found = report.Report(about, summary, rows, verdicts, sections, recreations)
     folder = s.folders[-1]
-    report.write_report(folder, found)
+    found = report.write_report(folder, found)
     path = page.write_page(folder, found, replay)
     project = args.wandb_project or s.config.wandb_project
     report.log_to_wandb(found, folder, wandb_mode, project)

@@ -8,17 +8,18 @@ and needs no closing.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import NullFormatter
 
 from evaluation.criteria import PLAN_LINES, number_of
 from evaluation.estimates import Estimate
 from trainlib.gestures import PRESSED
 from trainlib.gestures import TABLE as GESTURE_TABLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, GREY = "#CC79A7", "#56B4E9", "#767676"
@@ -53,7 +54,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 # ----------------------------------------------------------------------------------------
 
 
-def strip(ax: Axes) -> None:
+def new_figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
+    """Return an empty figure, inches; it belongs to no window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def strip(ax: "Axes") -> None:
     """Leave the axes that carry a scale."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
@@ -64,7 +72,7 @@ def values_of(estimates: Sequence[Estimate]) -> np.ndarray:
     return np.array([(e.value, *(e.ci or (e.value,) * 2)) for e in estimates]).T
 
 
-def label_right(ax: Axes, labels: Sequence[tuple[float, str, str]], gap: float = 0.065) -> None:
+def label_right(ax: "Axes", labels: Sequence[tuple[float, str, str]], gap: float = 0.065) -> None:
     """Write labels right of the axes, led to their curves' ends, without overlap.
 
     Args:
@@ -91,8 +99,10 @@ def label_right(ax: Axes, labels: Sequence[tuple[float, str, str]], gap: float =
         ax.annotate(text, (1.035, height), va="center", color=color, fontsize=9, **place)
 
 
-def plain_ticks(ax: Axes) -> None:
+def plain_ticks(ax: "Axes") -> None:
     """Label a short logarithmic y axis by plain numbers, a long one by powers of ten."""
+    from matplotlib.ticker import NullFormatter
+
     low, high = ax.get_ylim()
     if high / low < 50:
         ticks = [m * 10.0**e for e in range(-9, 9) for m in (1, 1.5, 2, 3, 5, 7)]
@@ -122,7 +132,7 @@ class Panel(NamedTuple):
     ylim: tuple[float | None, float | None] = (None, None)
 
 
-def draw_panel(ax: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
+def draw_panel(ax: "Axes", panel: Panel, curves: Sequence[Curve]) -> None:
     """Draw curves with their 95 % bands, goals in dashed grey, limits in black, all labelled."""
     ends = []
     for goal, label in panel.goals:
@@ -147,7 +157,7 @@ def draw_panel(ax: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
     label_right(ax, [end for end in ends if end[1] and np.isfinite(end[0])])
 
 
-def scale_by(ax: Axes, ticks: Sequence[float], label: str) -> None:
+def scale_by(ax: "Axes", ticks: Sequence[float], label: str) -> None:
     """Make the x axis logarithmic, with ticks at just these values."""
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -160,7 +170,7 @@ def scale_by(ax: Axes, ticks: Sequence[float], label: str) -> None:
 # ----------------------------------------------------------------------------------------
 
 
-def draw_signal(ax: Axes, x: np.ndarray, *, ghost: bool = False) -> None:
+def draw_signal(ax: "Axes", x: np.ndarray, *, ghost: bool = False) -> None:
     """Draw x, y and press against time; a ghost is a wide pale line to be drawn over."""
     ms = FRAME_MS * np.arange(len(x))
     style: dict[str, Any] = {"lw": 5.0, "alpha": 0.25} if ghost else {"lw": 1.6}
@@ -175,7 +185,7 @@ def draw_signal(ax: Axes, x: np.ndarray, *, ghost: bool = False) -> None:
     strip(ax)
 
 
-def handles_by_label(*axes: Axes) -> tuple[list, list]:
+def handles_by_label(*axes: "Axes") -> tuple[list, list]:
     """Collect one handle per label of the axes, for a legend."""
     pairs = [ax.get_legend_handles_labels() for ax in axes]
     found = {
@@ -184,8 +194,10 @@ def handles_by_label(*axes: Axes) -> tuple[list, list]:
     return list(found.values()), list(found)
 
 
-def draw_phone(ax: Axes, aspect: float, bottom: float = 1.03, **style: Any) -> None:
+def draw_phone(ax: "Axes", aspect: float, bottom: float = 1.03, **style: Any) -> None:
     """Make axes the screen of a phone, y downwards, as far as `bottom`; `style` is its edge's."""
+    from matplotlib.patches import FancyBboxPatch
+
     ax.set_xlim(-0.06, 1.06)
     ax.set_ylim(bottom, -0.03)
     ax.set_aspect(aspect)
@@ -195,7 +207,7 @@ def draw_phone(ax: Axes, aspect: float, bottom: float = 1.03, **style: Any) -> N
     ax.add_patch(FancyBboxPatch((0, 0), 1, 1, boxstyle=box, mutation_aspect=1 / aspect, **style))
 
 
-def draw_path(ax: Axes, x: np.ndarray, color: str, lw: float) -> None:
+def draw_path(ax: "Axes", x: np.ndarray, color: str, lw: float) -> None:
     """Draw where the finger is down, with a ring where it lands and a dot where it lifts."""
     down = x[:, 2] > PRESSED
     path = x[down, :2]

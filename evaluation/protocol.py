@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from augmentation.click_aug import Recipe
@@ -19,6 +18,9 @@ from evaluation.controls import LIMITS, is_control
 from evaluation.estimates import Table
 from evaluation.family import is_linear_gesture
 from train_diffusion_ddim import DDIMScheduler, TrainConfig, recreate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,19 @@ class Subject:
         return self.sampling["num_inference_steps"]
 
 
-class Picture(NamedTuple):
-    """A figure, the file that it is saved to, and one line that says what it shows."""
+class Picture:
+    """A figure, the file that it is saved to, and one line that says what it shows.
 
-    name: str
-    caption: str
-    figure: Figure
+    It is drawn, as `draw(*data)`, when the report is written: nothing is measured with matplotlib.
+    """
+
+    def __init__(self, name: str, caption: str, draw: Callable[..., "Figure"], *data: Any) -> None:
+        self.name, self.caption, self.draw, self.data = name, caption, draw, data
+
+    @property
+    def figure(self) -> "Figure":
+        """The figure, drawn again each time."""
+        return self.draw(*self.data)
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,15 @@ reconstructions, one row per gesture.
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from evaluation.criteria import MISSING, Headline, Verdict, verdicts_to_json
 from evaluation.estimates import Table, format_estimate, tables_to_json
 from evaluation.protocol import Picture, Section
-from trainlib.errors import say
+from trainlib.errors import BROKEN, first_line, say
 from trainlib.files import finite_or_null, write_json, write_whole
 from trainlib.provenance import provenance
 from trainlib.tables import format_number, markdown_table
@@ -79,8 +77,8 @@ def describe_run(program: str, argv: Sequence[str]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------
 
 
-def write_report(folder: Path, report: Report) -> None:
-    """Write all files but the page into an existing folder."""
+def write_report(folder: Path, report: Report) -> Report:
+    """Write all files but the page into an existing folder; return the report, as far as drawn."""
     results = {
         "format": RESULTS_FORMAT,
         "about": report.about,
@@ -94,18 +92,41 @@ def write_report(folder: Path, report: Report) -> None:
     if report.reconstructions:
         rows = [list(row.values()) for row in report.reconstructions]
         write_csv(folder / "reconstructions.csv", list(report.reconstructions[0]), rows)
-    for section in report.sections:
-        for picture in section.pictures:
-            save_picture(picture, folder)
+    report = replace(report, sections=save_pictures(folder, report.sections))
     write_whole(folder / "report.md", to_markdown(report).encode())
+    return report
 
 
-def save_picture(picture: Picture, folder: Path) -> None:
-    """Save a figure as a PNG of a few colours: a quarter of the bytes, and looks the same."""
-    data = io.BytesIO()
-    picture.figure.savefig(data, format="png", dpi=130)
-    few_colors = Image.open(data).convert("RGB").quantize(200)
-    few_colors.save(folder / picture.name, optimize=True)
+def save_pictures(folder: Path, sections: Sequence[Section]) -> list[Section]:
+    """Save the pictures of sections; return these without what could not be drawn.
+
+    The first fault of matplotlib or Pillow, which are optional, is one warning and ends drawing.
+    """
+    drawn: list[Section] = []
+    works = True
+    for section in sections:
+        pictures: list[Picture] = []
+        for picture in section.pictures:
+            try:
+                png = to_png(picture) if works else None
+            except BROKEN as e:
+                say(f"warning: no more figures ({type(e).__name__}: {first_line(e)})", err=True)
+                png, works = None, False
+            if png:
+                write_whole(folder / picture.name, png)
+                pictures.append(picture)
+        drawn.append(replace(section, pictures=pictures))
+    return drawn
+
+
+def to_png(picture: Picture) -> bytes:
+    """Return a figure as a PNG of a few colours: a quarter of the bytes, and looks the same."""
+    from PIL import Image
+
+    full, small = io.BytesIO(), io.BytesIO()
+    picture.figure.savefig(full, format="png", dpi=130)
+    Image.open(full).convert("RGB").quantize(200).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 CSV_COLUMNS = ["setting", "metric", "value", "ci_low", "ci_high", "n"]
@@ -122,8 +143,9 @@ def csv_rows(table: Table) -> list[list[Any]]:
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a CSV; None is an empty cell."""
-    with open(path, "w", newline="", encoding="utf-8") as f:
-        csv.writer(f).writerows([header, *rows])
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    write_whole(path, text.getvalue().encode())
 
 
 def log_to_wandb(report: Report, folder: Path, mode: str, project: str) -> None:

@@ -71,9 +71,7 @@ def make_tiny(patch):
     tiny = tuple(replace(p, quick=TINY.get(p.name, p.quick)) for p in PROTOCOLS)
     patch.setattr("evaluation.__main__.PROTOCOLS", tiny)
     patch.setattr("evaluation.__main__.QUICK_GESTURES", 8)
-    patch.setattr(
-        "evaluation.report.save_picture", lambda p, folder: (folder / p.name).write_bytes(dot)
-    )
+    patch.setattr("evaluation.report.to_png", lambda _: dot)
 
 
 def gestures(n, seed=0, low=5, high=75):

@@ -10,6 +10,8 @@ against a stand-in for it.
 import json
 import math
 import sys
+import types
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +19,7 @@ import torch
 from conftest import ROOT
 from test_evaluation import PRIOR, SMALL, gestures
 
-from evaluation import criteria, report
+from evaluation import criteria, figures, report
 from evaluation.controls import make_controls, untrained_model
 from evaluation.criteria import GENERATE_LINES, PLAN_LINES, Criterion, Verdict, lines_met, meets
 from evaluation.estimates import Estimate, tables_from_json, tables_to_json
@@ -410,3 +412,50 @@ def test_wandb_never_stops_the_evaluation(monkeypatch, tmp_path, small_report, c
     monkeypatch.setitem(sys.modules, "wandb", None)  # does not import
     report.log_to_wandb(small_report, tmp_path, "offline", "project")
     report.log_to_wandb(small_report, tmp_path, "disabled", "project")
+
+
+class Broken(types.ModuleType):
+    """A module that is there and does not work."""
+
+    def __init__(self, name, fault):
+        super().__init__(name)
+        self.__dict__["fault"] = fault
+
+    def __getattr__(self, name):
+        raise self.__dict__["fault"]
+
+
+def fine_figure():
+    return figures.new_figure(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "fault"),
+    [
+        ("matplotlib.figure", AttributeError("_ARRAY_API not found")),
+        ("matplotlib.figure", SystemExit(1)),
+        ("matplotlib.backends.backend_agg", OSError("no fonts")),
+        ("PIL", ImportError("libjpeg.so.62")),
+    ],
+)
+def test_what_draws_is_optional(tmp_path, monkeypatch, capsys, small_report, module, fault):
+    pictures = [Picture(f"{i}.png", "caption", fine_figure) for i in range(2)]
+    sections = [replace(small_report.sections[0], pictures=pictures)]
+    given = replace(small_report, sections=sections)
+    monkeypatch.setitem(sys.modules, module, Broken(module, fault))
+    written = report.write_report(tmp_path, given)
+    assert [section.pictures for section in written.sections] == [[]]
+    assert capsys.readouterr().err.count("warning: no more figures") == 1
+    assert ".png" not in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "results.json").exists() and not [*tmp_path.glob("*.png")]
+
+
+def test_pictures_before_a_fault_are_kept(tmp_path, small_report, capsys):
+    names = "good.png", "bad.png", "unknown.png"
+    faulty = lambda: 1 / 0  # noqa: E731
+    pictures = [Picture(name, "", faulty if name == "bad.png" else fine_figure) for name in names]
+    sections = [replace(small_report.sections[0], pictures=pictures)]
+    drawn = report.save_pictures(tmp_path, sections)
+    assert [p.name for p in drawn[0].pictures] == ["good.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["good.png"]
+    assert "division by zero" in capsys.readouterr().err

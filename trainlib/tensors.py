@@ -50,14 +50,20 @@ def as_tensor(name: str, x: Any) -> Tensor:
 
 
 def gestures(
-    x: Any, name: str = "x_0", *, model: Any = None, channels: tuple[int, ...] = (ACTION_DIM,)
+    x: Any,
+    name: str = "x_0",
+    *,
+    model: Any = None,
+    channels: tuple[int, ...] = (ACTION_DIM,),
+    least: int = 1,
 ) -> Tensor:
     """Return gestures (B, L, 3), or (B, L) without `channels`, as a tensor in a model's dtype.
 
-    UserError if they are of another shape, or empty, or not finite.
+    UserError if they are of another shape, or fewer than `least`, or not finite.
     """
     x_0 = as_tensor(name, x)
-    if x_0.ndim != 2 + len(channels) or x_0.shape[2:] != channels or not x_0.numel():
+    fits = x_0.ndim == 2 + len(channels) and x_0.shape[2:] == channels and x_0.shape[1] > 0
+    if not fits or len(x_0) < least:
         wanted = f"[{', '.join(map(str, ('B', 'L', *channels)))}]"
         raise UserError(f"{name} must be {wanted}, got {describe(x_0)}")
     if not is_finite(x_0):
@@ -72,6 +78,12 @@ def paired(original: Any, reconstructed: Any, **channels: Any) -> tuple[Tensor, 
     if a.shape != b.shape:
         raise UserError(f"{words} must have one shape, got {list(a.shape)} and {list(b.shape)}")
     return a, b.to(a.device)
+
+
+def device_of(model: Any, x_T: Any) -> torch.device:
+    """Return where a model samples: where its weights are, or without any where x_T is."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((x.device for x in (*weights, x_T) if isinstance(x, Tensor)), torch.device("cpu"))
 
 
 def dtype_of(model: Any, x_T: Any) -> torch.dtype:

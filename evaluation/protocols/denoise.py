@@ -5,22 +5,34 @@ of DDIM with the exact score over the same timesteps. The limit of both is 1.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior, exact_ddim
 from evaluation.controls import nearest, zeros
 from evaluation.criteria import LINE_SIGMAS
 from evaluation.estimates import Estimate, Table, bootstrap
-from evaluation.figures import BLUE, GREY, METHODS, NOISE_LABEL, Curve, Panel, draw_panel, scale_by
+from evaluation.figures import (
+    BLUE,
+    GREY,
+    METHODS,
+    NOISE_LABEL,
+    Curve,
+    Panel,
+    draw_panel,
+    new_figure,
+    scale_by,
+)
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import add_noise, bayes_mean, sequence_mse, to_numpy
 from train_diffusion_ddim import DDIMScheduler, denoise_one_shot
 from trainlib.process import progress
 from trainlib.tensors import in_batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.7, 0.9)  # noise std in data units
 COLUMNS = {
@@ -51,7 +63,7 @@ def run(s: Subject, num_ddim: int) -> list[Section]:
     )
     title = "Denoise: recreated from the gesture under noise"
     caption = "The error of the model between the Bayes limit and doing nothing."
-    picture = Picture("denoise_curve.png", caption, draw_denoise_curve(table, steps))
+    picture = Picture("denoise_curve.png", caption, draw_denoise_curve, table, steps)
     shown = Section("denoise", table, title, text, COLUMNS, "noise", [picture])
     return [shown, Section("denoise_lines", denoise_lines(table))]
 
@@ -158,7 +170,7 @@ CURVES: Mapping[str, tuple[str, dict[str, Any]]] = {  # metric: (label, style)
 }
 
 
-def draw_denoise_curve(table: Table, num_inference_steps: int) -> Figure:
+def draw_denoise_curve(table: Table, num_inference_steps: int) -> "Figure":
     """Draw error against noise, between the limit and doing nothing, and its ratio to the limit.
 
     Args:
@@ -180,7 +192,7 @@ def draw_denoise_curve(table: Table, num_inference_steps: int) -> Figure:
         (Panel("", "mean squared error", log=True), curves({m: m for m in CURVES})),
         (Panel("", "error / least possible error", goal, limit, log=True), ratios),
     ][: 2 if ratios else 1]
-    figure = Figure(figsize=(6.5 * len(panels) + 1, 5), layout="constrained")
+    figure = new_figure(6.5 * len(panels) + 1, 5)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (panel, lines) in zip(axes, panels, strict=True):
         draw_panel(ax, panel, lines)

@@ -1,12 +1,10 @@
 """error: where the error sits, frame by frame around the edges and along the denoising steps."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior
@@ -20,6 +18,7 @@ from evaluation.figures import (
     Panel,
     draw_panel,
     label_right,
+    new_figure,
     strip,
     values_of,
 )
@@ -34,6 +33,10 @@ from train_diffusion_ddim import (
 )
 from trainlib.gestures import PRESSED
 from trainlib.process import progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FRAME_SPAN = {"touch_down": range(-10, 26), "lift_off": range(-25, 11)}  # frames from the edge
 FRAME_SIGMA = 0.4  # of the denoise protocol in error_by_frame
@@ -50,12 +53,14 @@ def run(s: Subject, num_frames: int, num_steps: int) -> list[Section]:
     frame_picture = Picture(
         "error_by_frame.png",
         "Where in a gesture the error sits, with its edges given and not.",
-        draw_error_by_frame(by_frame),
+        draw_error_by_frame,
+        by_frame,
     )
     step_picture = Picture(
         "error_by_step.png",
         "How the estimate of the gesture sharpens from step to step.",
-        draw_error_by_step(by_step),
+        draw_error_by_step,
+        by_step,
     )
     return [
         Section(
@@ -227,13 +232,13 @@ FRAME_ROWS = {  # protocol: (label, methods, smallest RMS error drawn)
 GIVEN = (-1.5, 0.5)  # the frames on both sides of an edge, in frames from it
 
 
-def draw_error_by_frame(table: Table) -> Figure:
+def draw_error_by_frame(table: Table) -> "Figure":
     """Draw the RMS error of each frame around touch-down and lift-off.
 
     Args:
         table: of `error_by_frame`.
     """
-    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    figure = new_figure(13, 6.6)
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     for row, (protocol, (label, methods, smallest)) in zip(axes, FRAME_ROWS.items(), strict=True):
         row[0].set_yscale("log")
@@ -261,7 +266,7 @@ def draw_error_by_frame(table: Table) -> Figure:
 
 
 def _draw_edge(
-    ax: Axes, table: Table, prefix: str, methods: Sequence[str], smallest: float
+    ax: "Axes", table: Table, prefix: str, methods: Sequence[str], smallest: float
 ) -> list[tuple[float, str, str]]:
     """Draw RMS errors around one edge; return the labels of their right ends."""
     offsets = [int(s.removeprefix(prefix)) for s in table if s.startswith(prefix)]
@@ -286,7 +291,7 @@ def _draw_edge(
     return ends
 
 
-def draw_error_by_step(table: Table) -> Figure:
+def draw_error_by_step(table: Table) -> "Figure":
     """Draw the error of the x_0 estimate along the denoising steps.
 
     Args:
@@ -299,7 +304,7 @@ def draw_error_by_step(table: Table) -> Figure:
         "mse_bayes": (no_frame, METHODS["bayes"][1]),
         "mse_model": METHODS["model"],
     }
-    figure = Figure(figsize=(9.5, 5), layout="constrained")
+    figure = new_figure(9.5, 5)
     ax = figure.subplots()
     ylabel = "mean squared error of the x_0 estimate"
     draw_panel(

@@ -1,17 +1,21 @@
 """excess_loss: the training loss above the irreducible one, by noise level."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior
 from evaluation.estimates import Estimate, Table, bootstrap, columns_of, shifted
-from evaluation.figures import BLUE, METHODS, NOISE_LABEL, Curve, Panel, draw_panel
+from evaluation.figures import BLUE, METHODS, NOISE_LABEL, Curve, Panel, draw_panel, new_figure
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import bayes_mean, frame_mse
 from train_diffusion_ddim import DDIMScheduler, noise_bank, to_data_units, to_model_units
 from trainlib.process import progress
 from trainlib.tensors import eval_mode, in_batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def run(s: Subject, num: int, num_bins: int) -> list[Section]:
@@ -24,7 +28,7 @@ def run(s: Subject, num: int, num_bins: int) -> list[Section]:
         "learnt."
     )
     caption = "How far the loss is above the least possible one, at each noise level."
-    pictures = [Picture("excess_loss.png", caption, draw_excess_loss(table))]
+    pictures = [Picture("excess_loss.png", caption, draw_excess_loss, table)]
     title = "By noise: the loss above the least possible"
     return [Section("excess_loss", table, title, text, pictures=pictures)]
 
@@ -70,7 +74,7 @@ def excess_loss(
     return table
 
 
-def draw_excess_loss(table: Table) -> Figure:
+def draw_excess_loss(table: Table) -> "Figure":
     """Draw the loss and the least possible one by noise level, and their ratio.
 
     Args:
@@ -80,7 +84,7 @@ def draw_excess_loss(table: Table) -> Figure:
     sigmas = [e.value for e in columns["sigma"]]
     ratio = [shifted(e, by=-1) for e in columns["excess_ratio"]]
     model, bayes = METHODS["model"][1], METHODS["bayes"][1]
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    figure = new_figure(13, 4.8)
     left, right = figure.subplots(1, 2)
     unit = "training loss, in the unit of what the model predicts"
     draw_panel(

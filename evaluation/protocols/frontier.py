@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from evaluation.criteria import GENERATE_LINES, PLAN_LINES, lines_met, number_of
 from evaluation.estimates import Estimate, Table, columns_of
-from evaluation.figures import BLUE, PLAN_GOALS, SHARE, Curve, Panel, draw_panel
+from evaluation.figures import BLUE, PLAN_GOALS, SHARE, Curve, Panel, draw_panel, new_figure
 from evaluation.protocol import Picture, Section, Subject
 from trainlib.errors import UserError, say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FRONTIER = Path(__file__).parents[2] / "benchmarks" / "results" / "frontier.json"
 
@@ -21,7 +23,7 @@ def run(_: Subject) -> list[Section]:
         say("note: no benchmarks/results/frontier.json; no figure of the frontier")
         return []
     caption = "What a larger model brings, and costs."
-    pictures = [Picture("frontier.png", caption, draw_frontier(table))]
+    pictures = [Picture("frontier.png", caption, draw_frontier, table)]
     text = "Networks of several sizes, trained alike; measured by a command of its own."
     title = "By size: quality and latency"
     return [Section("frontier", table, title, text, pictures=pictures)]
@@ -71,14 +73,14 @@ FRONTIER_PANELS = {
 }
 
 
-def draw_frontier(table: Table) -> Figure:
+def draw_frontier(table: Table) -> "Figure":
     """Draw quality and latency against the number of parameters, a point per model.
 
     Args:
         table: of `read_frontier`.
     """
     panels = {k: p for k, p in FRONTIER_PANELS.items() if all(k in row for row in table.values())}
-    figure = Figure(figsize=(5 * len(panels), 5), layout="constrained")
+    figure = new_figure(5 * len(panels), 5)
     columns = columns_of(table)
     parameters = [e.value for e in columns["parameters"]]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]

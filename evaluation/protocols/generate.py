@@ -25,13 +25,10 @@ The metrics, data units. Samples without an answer are left out, and n tells how
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior
@@ -39,7 +36,7 @@ from evaluation.controls import VALIDATION_DATA
 from evaluation.criteria import GENERATE_LINES, lines_met
 from evaluation.estimates import Estimate, Table, bootstrap, shifted
 from evaluation.family import deviations, validity
-from evaluation.figures import TYPE_COLORS, TYPE_LABELS, draw_path, draw_phone
+from evaluation.figures import TYPE_COLORS, TYPE_LABELS, draw_path, draw_phone, new_figure
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.samples import (
     Reference,
@@ -54,6 +51,10 @@ from evaluation.samples import (
 from train_diffusion_ddim import DDIMScheduler, classify_gestures, generate, has_one_press
 from trainlib.gestures import GESTURE_TYPES, PRESSED
 from trainlib.process import progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Samples per number of steps; the judged setting takes NUM_JUDGED, for shares within a point.
 NUM_SAMPLES: Mapping[int, int] = {2: 1000, 5: 1000, 10: 1000, 20: 500, 50: 500}
@@ -78,7 +79,7 @@ def run(s: Subject, limit: int | None = None) -> list[Section]:
     table = generate_table(samples, s.prior, make_reference(s.x_train, s.x_val))
     judged = f"model_steps_{s.num_inference_steps}"
     drawn = samples[judged].cpu()
-    figure = draw_generated(drawn, validity(drawn, s.prior)["valid"], s.num_inference_steps)
+    shown = drawn, validity(drawn, s.prior)["valid"], s.num_inference_steps
     text = (
         "Samples have no original to be compared with, so their distribution is held against the "
         "known one of the gestures and against real ones. The limit is what held-out gestures "
@@ -86,7 +87,8 @@ def run(s: Subject, limit: int | None = None) -> list[Section]:
         "tell them from new gestures."
     )
     title = "Generate: from pure noise, given nothing"
-    pictures = [Picture("generated_gestures.png", "Unconditional samples, not selected.", figure)]
+    caption = "Unconditional samples, not selected."
+    pictures = [Picture("generated_gestures.png", caption, draw_generated, *shown)]
     return [Section("generate", table, title, text, COLUMNS, "samples", pictures, judged=judged)]
 
 
@@ -179,7 +181,7 @@ def generate_table(samples: Mapping[str, Tensor], prior: GesturePrior, real: Ref
 # ----------------------------------------------------------------------------------------
 
 
-def draw_generated(samples: Tensor, valid: Tensor, num_inference_steps: int) -> Figure:
+def draw_generated(samples: Tensor, valid: Tensor, num_inference_steps: int) -> "Figure":
     """Draw up to 32 samples as paths on a phone, with a strip that shows when the finger is down.
 
     Args:
@@ -191,7 +193,7 @@ def draw_generated(samples: Tensor, valid: Tensor, num_inference_steps: int) -> 
     samples = samples[:32]
     columns, rows = 8, -(-len(samples) // 8)
     height = 2.75 * rows + 1.5
-    figure = Figure(figsize=(1.5 * columns, height))
+    figure = new_figure(1.5 * columns, height, layout=None)
     below, above = 0.6 / height, 1 - 0.8 / height
     place = {"left": 0.02, "right": 0.98, "bottom": below, "top": above}
     grid = figure.add_gridspec(rows, columns, wspace=0.25, hspace=0.15, **place)
@@ -219,8 +221,10 @@ def draw_generated(samples: Tensor, valid: Tensor, num_inference_steps: int) -> 
     return figure
 
 
-def _draw_press_strip(ax: Axes, x: np.ndarray, color: str) -> None:
+def _draw_press_strip(ax: "Axes", x: np.ndarray, color: str) -> None:
     """Draw when the finger is down, left to right."""
+    from matplotlib.colors import ListedColormap
+
     down = (x[None, :, 2] > PRESSED).astype(float)
     extent = (-0.03, 1.03, 0, 1)  # as wide as the phone
     colors = ListedColormap(["0.90", color])

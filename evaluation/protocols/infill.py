@@ -38,18 +38,17 @@ The metrics, over the answers of each gesture first, then over gestures:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior
 from evaluation.controls import interpolate
 from evaluation.estimates import SEED, Estimate, FloatArray, Table, bootstrap
 from evaluation.family import TOLERANCE, deviations, is_linear_gesture, validity
-from evaluation.figures import BLUE, ORANGE, strip
+from evaluation.figures import BLUE, ORANGE, new_figure, strip
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.samples import ks_distance
 from evaluation.touch_down import (
@@ -68,6 +67,9 @@ from train_diffusion_ddim import (
 )
 from trainlib.gestures import GESTURE_TYPES, PRESSED
 from trainlib.process import progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRUTH_SAMPLES = 64  # per condition, of the posterior that shares of types are held against
 LIMITS = ("exact_posterior", "exact_mean")
@@ -98,7 +100,7 @@ def run(s: Subject, num_conditions: int, num_samples: int) -> list[Section]:
     pictures = []
     if "diversity_ratio" in table["model"]:
         caption = "Best is where the exact posterior is; a mean and a copy are not diverse."
-        pictures.append(Picture("infill.png", caption, draw_infill(table)))
+        pictures.append(Picture("infill.png", caption, draw_infill, table))
     title = "Infill: completed from the touch-down alone"
     return [Section("infill", table, title, text, COLUMNS, "answers of", pictures, limits=LIMITS)]
 
@@ -344,13 +346,13 @@ def infill(
 # ----------------------------------------------------------------------------------------
 
 
-def draw_infill(table: Table) -> Figure:
+def draw_infill(table: Table) -> "Figure":
     """Draw who answers with valid gestures, and how diverse the answers are.
 
     Args:
         table: of `infill`, with the exact posterior.
     """
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    figure = new_figure(8.5, 5)
     ax = figure.subplots()
     places: dict[tuple[float, float], list[str]] = {}
     for name, row in table.items():

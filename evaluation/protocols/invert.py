@@ -24,21 +24,33 @@ x_0_pred is not clipped on either way: clipping has no inverse.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior
 from evaluation.estimates import SEED, Estimate, Table, bootstrap
-from evaluation.figures import BLUE, GREY, ORANGE, VERMILION, Curve, Panel, draw_panel, scale_by
+from evaluation.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    VERMILION,
+    Curve,
+    Panel,
+    draw_panel,
+    new_figure,
+    scale_by,
+)
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import bayes_mean
 from train_diffusion_ddim import DDIMScheduler, noise_bank, to_data_units, to_model_units
 from trainlib.process import progress
 from trainlib.tensors import eval_mode, in_batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> output
 
@@ -79,7 +91,7 @@ def run(s: Subject, steps: Sequence[int], budget: int, num_exact: int) -> list[S
     )
     title = "Invert: encoded as noise and decoded again"
     caption = "The error alone favours the copy; the latents tell."
-    pictures = [Picture("round_trips.png", caption, draw_round_trips(table))]
+    pictures = [Picture("round_trips.png", caption, draw_round_trips, table)]
     return [
         Section(
             "invert", table, title, text, COLUMNS, "round trip, steps", pictures,
@@ -307,13 +319,13 @@ ROUND_TRIPS: dict[str, tuple[str, dict[str, Any]]] = {  # prefix of a setting: l
 }
 
 
-def draw_round_trips(table: Table) -> Figure:
+def draw_round_trips(table: Table) -> "Figure":
     """Draw the error of the round trip and the spread of the latents against the steps.
 
     Args:
         table: of `invert`.
     """
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    figure = new_figure(13, 4.8)
     panels = {
         "mse": Panel("error of the round trip", "mean squared error", log=True),
         "latent_std": Panel("spread of the latents: 1 is due", "std", limits=[(1, "normal")],

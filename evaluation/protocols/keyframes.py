@@ -7,11 +7,10 @@ table of their own.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.controls import Recreation, make_controls
@@ -24,6 +23,7 @@ from evaluation.figures import (
     VERMILION,
     draw_signal,
     handles_by_label,
+    new_figure,
     strip,
 )
 from evaluation.protocol import Picture, Section, Subject
@@ -37,6 +37,10 @@ from train_diffusion_ddim import (
 )
 from trainlib.gestures import GESTURE_TYPES, PRESSED
 from trainlib.process import progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = {
     "mse": "MSE",
@@ -57,7 +61,7 @@ def run(s: Subject) -> list[Section]:
     tables, recreated = keyframes(s.x_val, recreations)
     rows, names = pick_examples(s.x_val, s.recreated)
     steps = s.num_inference_steps
-    figure = draw_recreated(s.x_val[rows].cpu(), s.recreated[rows].cpu(), names, steps)
+    shown = s.x_val[rows].cpu(), s.recreated[rows].cpu(), names, steps
     caption = "A typical gesture of each type, and the one recreated worst."
     sections = []
     if "keyframes" in tables:
@@ -70,7 +74,7 @@ def run(s: Subject) -> list[Section]:
             "limit is the exact answer, which interpolation between them gives.",
             COLUMNS,
             "recreated by",
-            [Picture("recreated_gestures.png", caption, figure)],
+            [Picture("recreated_gestures.png", caption, draw_recreated, *shown)],
         )
         groups = group_scores(s.x_val, recreated, tables["keyframes"])
         sections += [section, Section("keyframes_groups", groups)]
@@ -200,7 +204,7 @@ def pick_examples(x_0: Tensor, recreated: Tensor) -> tuple[Tensor, list[str]]:
 
 def draw_recreated(
     x_0: Tensor, recreated: Tensor, names: Sequence[str], num_inference_steps: int
-) -> Figure:
+) -> "Figure":
     """Draw gestures in columns: the original, the frames that are given, the recreation.
 
     Args:
@@ -209,7 +213,7 @@ def draw_recreated(
         names: a title per column.
         num_inference_steps: what the recreation took.
     """
-    figure = Figure(figsize=(2.6 * len(x_0) + 0.6, 6.2), layout="constrained")
+    figure = new_figure(2.6 * len(x_0) + 0.6, 6.2)
     axes = figure.subplots(3, len(x_0), squeeze=False, sharex=True, sharey=True)
     known = press_edges(x_0)
     for column, name in enumerate(names):
@@ -236,7 +240,7 @@ def draw_recreated(
     return figure
 
 
-def _draw_given(ax: Axes, x: np.ndarray, given: np.ndarray) -> None:
+def _draw_given(ax: "Axes", x: np.ndarray, given: np.ndarray) -> None:
     """Draw the known frames alone, as dots."""
     ms = FRAME_MS * given
     for frame in given:
@@ -247,5 +251,5 @@ def _draw_given(ax: Axes, x: np.ndarray, given: np.ndarray) -> None:
     strip(ax)
 
 
-def _note(ax: Axes, text: str) -> None:
+def _note(ax: "Axes", text: str) -> None:
     ax.text(0.98, 0.97, text, ha="right", va="top", fontsize=8, transform=ax.transAxes)

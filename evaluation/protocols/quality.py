@@ -1,12 +1,10 @@
 """quality: the keyframes protocol by type, by complexity level, and of the plan's patterns."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import Tensor
 
 from augmentation import COMPLEXITY_LEVELS, EVAL_PATTERNS, draw_gestures, make_pattern, render
@@ -20,6 +18,7 @@ from evaluation.figures import (
     VERMILION,
     draw_path,
     draw_phone,
+    new_figure,
     strip,
     values_of,
 )
@@ -28,6 +27,10 @@ from evaluation.scores import score_recreations
 from train_diffusion_ddim import classify_gestures, has_press_edge, recreate
 from trainlib.gestures import GESTURE_TYPES, PRESSED, SEQ_LEN
 from trainlib.process import progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LEVEL_SEED = 20210506
 Group = dict[str, dict[str, Estimate]]  # method -> metric -> estimate
@@ -55,8 +58,8 @@ def run(s: Subject, num: int) -> list[Section]:
     if by_type | by_level:
         text = "The keyframes protocol by action type, and by the plan's levels of complexity."
         caption = "Which gestures are hard: by type and by the plan's complexity levels."
-        figure = draw_quality(by_type, by_level, s.num_inference_steps)
-        pictures = [Picture("quality_by_group.png", caption, figure)] if by_type else []
+        drawn = draw_quality, by_type, by_level, s.num_inference_steps
+        pictures = [Picture("quality_by_group.png", caption, *drawn)] if by_type else []
         title = "By gesture: which are hard"
         table = by_type | by_level
         sections.append(Section("quality_by_group", table, title, text, pictures=pictures))
@@ -70,8 +73,7 @@ def run(s: Subject, num: int) -> list[Section]:
             for name, x in groups["patterns"].items()
         }
         caption = "The plan's evaluation patterns, recreated from their keyframes."
-        figure = draw_patterns(patterns, tables["patterns"])
-        pictures = [Picture("patterns.png", caption, figure)]
+        pictures = [Picture("patterns.png", caption, draw_patterns, patterns, tables["patterns"])]
         title = "Patterns: those that the plan names"
         table = tables["patterns"]
         sections.append(Section("quality_of_patterns", table, title, text, pictures=pictures))
@@ -158,7 +160,7 @@ DOT_METRICS = {
 SMALLEST_MSE = 1e-7  # what is below stands at the edge of the axis
 
 
-def draw_quality(by_type: Table, by_level: Table, num_inference_steps: int) -> Figure:
+def draw_quality(by_type: Table, by_level: Table, num_inference_steps: int) -> "Figure":
     """Draw the plan's metrics of each type and level, beside a control and the limit.
 
     Args:
@@ -166,11 +168,13 @@ def draw_quality(by_type: Table, by_level: Table, num_inference_steps: int) -> F
         by_level: likewise; may be empty.
         num_inference_steps: of the recreation.
     """
+    from matplotlib.lines import Line2D
+
     tables = {"by action type": by_type, "by complexity": by_level}
     parts = {name: split_settings(table) for name, table in tables.items() if table}
     every = [group["model"] for groups in parts.values() for group in groups.values()]
     met = sum(meets_all(scores) for scores in every)
-    figure = Figure(figsize=(15, 1.9 + 0.42 * len(every)), layout="constrained")
+    figure = new_figure(15, 1.9 + 0.42 * len(every))
     axes = figure.subplots(
         len(parts), len(DOT_METRICS), squeeze=False, sharex="col",
         height_ratios=[len(groups) for groups in parts.values()],
@@ -203,7 +207,7 @@ def draw_quality(by_type: Table, by_level: Table, num_inference_steps: int) -> F
     return figure
 
 
-def _draw_dots(ax: Axes, groups: Mapping[str, Group], metric: str) -> None:
+def _draw_dots(ax: "Axes", groups: Mapping[str, Group], metric: str) -> None:
     """Draw one metric: a row per group, a dot per method; errors too small to draw at the edge."""
     if metric == "mse":
         ax.set_xscale("log")
@@ -233,7 +237,7 @@ PATTERN_NOTES = {
 }
 
 
-def draw_patterns(patterns: Mapping[str, tuple[Tensor, Tensor]], table: Table) -> Figure:
+def draw_patterns(patterns: Mapping[str, tuple[Tensor, Tensor]], table: Table) -> "Figure":
     """Draw the evaluation patterns as paths on a phone, with their scores below.
 
     Args:
@@ -241,7 +245,7 @@ def draw_patterns(patterns: Mapping[str, tuple[Tensor, Tensor]], table: Table) -
         table: of `quality_by_group` on the patterns.
     """
     groups = split_settings(table)
-    figure = Figure(figsize=(2.5 * len(patterns), 6.6))
+    figure = new_figure(2.5 * len(patterns), 6.6, layout=None)
     axes = figure.subplots(1, len(patterns), squeeze=False)[0]
     figure.subplots_adjust(left=0.01, right=0.99, top=0.85, bottom=0.01, wspace=0.06)
     for ax, (name, (x_0, recreated)) in zip(axes, patterns.items(), strict=True):
@@ -274,7 +278,7 @@ def _pattern_scores(group: Group, n: int) -> str:
     )
 
 
-def _draw_paths(ax: Axes, x_0: np.ndarray, recreated: np.ndarray) -> None:
+def _draw_paths(ax: "Axes", x_0: np.ndarray, recreated: np.ndarray) -> None:
     """Draw the pressed frames of gestures (n, L, 3) and of their recreations on one phone."""
     draw_phone(ax, 1.6, bottom=1.65)
     for shown, answer in zip(x_0, recreated, strict=True):

@@ -31,13 +31,11 @@ The metrics are per contact (trainlib.contacts); a click and a swipe are those o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from augmentation.click_aug import draw_gestures, render
@@ -51,12 +49,16 @@ from evaluation.events import (
     told_apart,
     two_sample_ks,
 )
-from evaluation.figures import BLUE
+from evaluation.figures import BLUE, new_figure
 from evaluation.protocol import Picture, Section, Subject
 from train_diffusion_ddim import generate, has_press_edge, recreate
 from trainlib.contacts import Contact, contacts_of, shake
 from trainlib.gestures import GESTURE_TYPES, PRESSED, classify_moves
 from trainlib.process import progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STEPS = (1, 2, 4, 10, 20, 50)
 JITTER = 2 / PIXELS  # of the control
@@ -90,8 +92,8 @@ def run(
             recreated[f"model_steps_{n}"] = recreate(*network, originals, **given).cpu()
     judged, classifier = f"model_steps_{s.num_inference_steps}", find_classifier()
     table = realism_table(generated | beside(held_out), real, classifier)
-    figure = draw_strokes(real, generated[judged], table, judged)
-    pictures = [Picture("realism.png", "Real and generated strokes, enlarged.", figure)]
+    caption, shown = "Real and generated strokes, enlarged.", (real, generated[judged])
+    pictures = [Picture("realism.png", caption, draw_strokes, *shown, table, judged)]
     sections = [Section("realism", table, TITLE, TEXT, COLUMNS, "samples", pictures, judged=judged)]
     if len(originals):
         recreated |= {"interpolation": interpolation(originals).cpu()} | beside(originals.cpu())
@@ -204,9 +206,9 @@ FIRST = 50  # of each, that they are chosen from
 WINDOW = 44  # pixels that a cell shows
 
 
-def draw_strokes(real: Tensor, generated: Tensor, table: Table, judged: str) -> Figure:
+def draw_strokes(real: Tensor, generated: Tensor, table: Table, judged: str) -> "Figure":
     """Draw clicks and swipes of both, enlarged until single pixels are seen."""
-    figure = Figure(figsize=(14, 4.6))
+    figure = new_figure(14, 4.6, layout=None)
     widths = [*[1] * NUM_STROKES, 0.12, *[1] * NUM_STROKES]
     place = {"left": 0.105, "right": 0.99, "bottom": 0.02, "top": 0.77}
     grid = figure.add_gridspec(
@@ -246,7 +248,7 @@ def _steadiest(contacts: Sequence[Contact], moves: bool) -> list[npt.NDArray[np.
     return sorted(first, key=order)[:NUM_STROKES]
 
 
-def _draw_stroke(ax: Axes, xy: npt.NDArray[np.float64], color: str) -> None:
+def _draw_stroke(ax: "Axes", xy: npt.NDArray[np.float64], color: str) -> None:
     """Draw a contact, (n, 2), around its middle, on a grid of pixels."""
     pixels = xy * PIXELS
     middle = np.round(pixels[len(xy) // 2])

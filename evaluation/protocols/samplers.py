@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior
@@ -19,12 +18,16 @@ from evaluation.figures import (
     Curve,
     Panel,
     draw_panel,
+    new_figure,
     scale_by,
 )
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import measure_latencies, score_recreations
 from train_diffusion_ddim import DDIMScheduler, generate, recreate, takes_known_frames
 from trainlib.process import progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEPS = (1, 2, 5, 10, 20, 50)
 EXACT_STEPS = (2, 5, 10)  # measured where the file of few_steps.py does not have them
@@ -50,12 +53,16 @@ def run(
         Picture(
             "sampler_sweep.png",
             "What more steps and other samplers bring, and cost.",
-            draw_sampler_sweep(sweep),
+            draw_sampler_sweep,
+            sweep,
         ),
         Picture(
             "few_step_bias.png",
             "What few steps do to durations, beside the exact score.",
-            draw_few_step_bias(sweep, exact, mean_duration),
+            draw_few_step_bias,
+            sweep,
+            exact,
+            mean_duration,
         ),
     ]
     text = "Few steps bias what is drawn, even with the exact score, which is the limit here."
@@ -124,7 +131,7 @@ def by_steps(table: Table, prefix: str, metric: str) -> dict[int, Estimate]:
     }
 
 
-def draw_few_step_bias(sweep: Table, exact: Table, mean_duration: float) -> Figure:
+def draw_few_step_bias(sweep: Table, exact: Table, mean_duration: float) -> "Figure":
     """Draw the mean duration of generated gestures against the number of steps.
 
     Args:
@@ -144,7 +151,7 @@ def draw_few_step_bias(sweep: Table, exact: Table, mean_duration: float) -> Figu
         if 5 in found:
             who = "even the exact score" if method == "exact" else "the model"
             bias = f": with 5, {who} is off by {found[5].value / truth - 1:+.0%}"
-    figure = Figure(figsize=(9.5, 5), layout="constrained")
+    figure = new_figure(9.5, 5)
     ax = figure.subplots()
     ax.axhspan(0.95 * truth, 1.05 * truth, color="0.94", lw=0)
     ylabel = "mean duration of the generated gestures, ms"
@@ -171,13 +178,13 @@ SWEEP_PANELS = {
 }
 
 
-def draw_sampler_sweep(table: Table) -> Figure:
+def draw_sampler_sweep(table: Table) -> "Figure":
     """Draw quality and latency against the number of steps, a curve per sampler.
 
     Args:
         table: of `sampler_sweep`.
     """
-    figure = Figure(figsize=(15, 7.6), layout="constrained")
+    figure = new_figure(15, 7.6)
     for ax, (metric, panel) in zip(figure.subplots(2, 3).flat, SWEEP_PANELS.items(), strict=True):
         curves = []
         for method in ("ddim_eta_1", "dpmpp", "dpmpp_eta_1", "ddim"):

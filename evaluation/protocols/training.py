@@ -3,10 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.bayes import GesturePrior
@@ -22,6 +21,7 @@ from evaluation.figures import (
     Curve,
     Panel,
     draw_panel,
+    new_figure,
 )
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import bayes_mean, frame_mse, noisy
@@ -29,6 +29,9 @@ from train_diffusion_ddim import DENOISE_SIGMAS, VAL_SEQUENCES, DDIMScheduler
 from trainlib.checkpoint import load_checkpoint
 from trainlib.errors import say
 from trainlib.run_log import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONVERGED = 1.1  # the validation loss stays below this multiple of its least value
 METRICS = {  # key of metrics.jsonl: metric
@@ -52,7 +55,7 @@ def run(s: Subject, limits: bool = True) -> list[Section]:
     x_0 = s.x_val[::every][:VAL_SEQUENCES]
     least = denoise_limits(s.scheduler, x_0, s.prior) if limits else {}
     caption = "Whether the training had come to its end."
-    pictures = [Picture("convergence.png", caption, draw_convergence(table, least))]
+    pictures = [Picture("convergence.png", caption, draw_convergence, table, least)]
     title = "Convergence: had training come to its end?"
     text = "The record of the run."
     return [*sections, Section("convergence", table, title, text, pictures=pictures)]
@@ -164,7 +167,7 @@ HISTORY_PANELS = (  # (panel, metric -> (label, colour)); denoise_mse_sigma_* fo
 )
 
 
-def draw_convergence(table: Table, limits: Mapping[str, float] | None = None) -> Figure:
+def draw_convergence(table: Table, limits: Mapping[str, float] | None = None) -> "Figure":
     """Draw the record of a training run.
 
     Args:
@@ -181,7 +184,7 @@ def draw_convergence(table: Table, limits: Mapping[str, float] | None = None) ->
         for sigma, color in zip(sigmas, shades, strict=False)
     }
     panel = Panel("denoise in one shot: mean squared error", limits=lines, log=True)
-    figure = Figure(figsize=(13, 7.4), layout="constrained")
+    figure = new_figure(13, 7.4)
     axes, missing = figure.subplots(2, 2, sharex=True), Estimate(np.nan, None, 0)
     for ax, (frame, named) in zip(axes.flat, (*HISTORY_PANELS, (panel, denoise)), strict=True):
         curves = [
