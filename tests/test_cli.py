@@ -95,10 +95,10 @@ def test_a_sampling_flag_without_sample_does_not_start_a_training(refused, flag)
     assert flag in refused(flag, "x")
 
 
-@pytest.mark.parametrize("redirect", [">/dev/full 2>/dev/full", ">&- 2>&-"])
-def test_no_stdout_and_stderr_cost_lines_and_not_the_run(redirect, tiny_flags, tmp_path):
+def test_no_stdout_and_stderr_cost_lines_and_not_the_run(tiny_flags, tmp_path):
+    """Closed; the fault lab has them full, and a pipe that nobody reads."""
     argv = [str(a) for a in tiny_flags(save_dir=tmp_path / "run", num_epochs=1)]
-    shell = ["bash", "-c", f'"$@" {redirect}', "bash"]
+    shell = ["bash", "-c", '"$@" >&- 2>&-', "bash"]
     script = [sys.executable, str(ROOT / "train_diffusion_ddim.py")]
     done = subprocess.run([*shell, *script, *argv], env=os.environ | {"WANDB_MODE": "disabled"})
     assert done.returncode == 0

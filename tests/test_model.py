@@ -430,11 +430,10 @@ def test_overfits_eight_gestures(tiny_config):
         dropout=0.0,
         lr=5e-3,
         known_share=1.0,
-        beta_schedule="cosine",
-        prediction_type="v",
-        patch_size=2,
+        prediction_type="x0",
+        gates=True,
     )
-    x_0, steps = make_gestures(8, seed=5), 800
+    x_0, steps = make_gestures(8, seed=5), 400
     torch.manual_seed(0)
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)
     state = TrainState(model, scheduler, config, steps, tdd.NUM_TASKS)

@@ -40,6 +40,7 @@ from trainlib.run import failures_named, free_folder, save_if_due
 from trainlib.run_log import RunLogger
 
 LAST = "diffusion_checkpoint_epoch_5.pth"
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def test_nothing_to_resume_starts_from_the_beginning(cli, tiny_flags, tmp_path):

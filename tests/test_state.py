@@ -26,7 +26,9 @@ def test_the_ema_forgets_its_start():
     assert ema_decay_at(9, 10, 0.999) == 0  # a run of ten steps is not averaged
 
 
-def test_the_loss_of_a_checkpoint_is_the_mean_of_its_epoch(straight_run, tmp_path, tiny_config):
+def test_the_loss_of_a_checkpoint_is_the_mean_of_its_epoch(
+    no_figures, straight_run, tmp_path, tiny_config
+):
     logged = [row for row in read_jsonl(straight_run / "metrics.jsonl") if "val/epoch" in row]
     content = load_checkpoint(straight_run)
     assert content["loss"] == pytest.approx(logged[-1]["train/epoch_loss"], rel=1e-6)
