@@ -96,17 +96,20 @@ class StopSignal:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catch the signals inside, but for those that are ignored, as SIGHUP is under nohup.
+        """Catch the signals inside, but for SIGHUP where it is ignored, as under nohup.
 
         Only the main thread can; in any other nothing changes. A handler that is not of Python
-        stays: it could not be put back.
+        stays: it could not be put back. SIGINT is caught even where it is ignored, as in jobs that
+        a script starts with `&`: a supervisor may send it.
         """
         is_main = threading.current_thread() is threading.main_thread()
         numbers = [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]
-        numbers = [
-            n for n in numbers if is_main and signal.getsignal(n) not in (signal.SIG_IGN, None)
-        ]
-        before = {number: signal.signal(number, self._note) for number in numbers}
+        handlers = {number: signal.getsignal(number) for number in numbers if is_main}
+        if handlers.get(getattr(signal, "SIGHUP", None)) == signal.SIG_IGN:
+            del handlers[signal.SIGHUP]
+        before = {number: handler for number, handler in handlers.items() if handler is not None}
+        for number in before:
+            signal.signal(number, self._note)
         try:
             yield
         finally:
