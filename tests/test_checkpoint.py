@@ -211,6 +211,7 @@ NOT_OURS = [
     "diffusion_checkpoint_epoch_9.pth.bak",
     "diffusion_checkpoint_epoch_9.pth~",
     "diffusion_checkpoint_epoch_9.PTH",
+    "diffusion_checkpoint_epoch_009.pth",
     "diffusion_checkpoint_epoch_.pth",
     "diffusion_checkpoint_epoch_-9.pth",
     "diffusion_checkpoint_epoch_9.0.pth",
@@ -230,7 +231,7 @@ def test_a_file_that_only_looks_like_a_checkpoint_is_not_the_newest(tmp_path, ca
     for path in (ours, tmp_path / "diffusion_checkpoint_epoch_0.pth", tmp_path / name):
         path.touch()
     assert newest_checkpoint(tmp_path) == ours and len(find_checkpoints(tmp_path)) == 2
-    assert (name in capsys.readouterr().err) == name.endswith(".pth")
+    assert (name in capsys.readouterr().err) == (not name.endswith(".tmp"))
     assert newest_checkpoint(tmp_path / name) == tmp_path / name  # unless it is asked for
     ours.unlink()
     (tmp_path / "diffusion_checkpoint_epoch_0.pth").unlink()
@@ -241,12 +242,35 @@ def test_a_file_that_only_looks_like_a_checkpoint_is_not_the_newest(tmp_path, ca
 def test_a_resumed_run_goes_back_to_the_newest_that_is_whole(checkpoint, tmp_path, capsys):
     for epoch in (6, 7):
         (tmp_path / f"diffusion_checkpoint_epoch_{epoch}.pth").write_bytes(b"PK\x03\x04" * epoch)
-    (tmp_path / "diffusion_checkpoint_epoch_8.pth").mkdir()
     assert newest_valid(tmp_path)["path"] == checkpoint
     err = capsys.readouterr().err
-    assert err.count("going back to the one before") == 3 == err.count("\n")
-    with pytest.raises(UserError, match=r"epoch_8\.pth"):
+    assert err.count("going back to the one before") == 2 == err.count("\n")
+    with pytest.raises(UserError, match=r"epoch_7\.pth"):
         load_checkpoint(tmp_path)  # what is judged or sampled is never an older one in silence
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.mkdir(),
+        lambda path: os.mkfifo(path),  # opening it would wait for ever
+        lambda path: path.symlink_to("/nowhere"),
+        lambda path: path.symlink_to(path.name),
+    ],
+)
+def test_what_is_no_file_is_no_checkpoint(checkpoint, tmp_path, capsys, make):
+    make(tmp_path / "diffusion_checkpoint_epoch_8.pth")
+    assert load_checkpoint(tmp_path)["path"] == newest_valid(tmp_path)["path"] == checkpoint
+    assert "ignored" in capsys.readouterr().err
+
+
+def test_a_renamed_copy_is_not_the_newest(checkpoint, tmp_path, capsys):
+    copy = shutil.copy(checkpoint, tmp_path / "diffusion_checkpoint_epoch_12.pth")
+    for path in (copy, tmp_path):
+        with pytest.raises(UserError, match=r"epoch_12\.pth is a renamed copy: it holds epoch 5"):
+            load_checkpoint(path)
+    assert newest_valid(tmp_path)["path"] == checkpoint
+    assert load_checkpoint(shutil.copy(checkpoint, tmp_path / "best.pth"))["epoch"] == 5
 
 
 # ---- the format before -----------------------------------------------------------------

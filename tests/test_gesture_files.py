@@ -405,6 +405,7 @@ BAD_MANIFESTS = {
     "a file elsewhere": listing(name="../x_actions.npy", sha256="0"),
     "a file of another kind": listing(name="README.md", sha256="0"),
     "a name that is none": listing(name=None, sha256="0"),
+    "a file twice": lambda m: json.dumps(m | {"files": m["files"] * 2}),
 }
 
 

@@ -19,7 +19,7 @@ from trainlib.files import write_whole
 
 CHECKPOINT_FORMAT = 6
 CHECKPOINT_NAME = "diffusion_checkpoint_epoch_{}.pth"
-CHECKPOINT_PATTERN = re.compile(r"diffusion_checkpoint_epoch_([0-9]+)\.pth")
+CHECKPOINT_PATTERN = re.compile(r"diffusion_checkpoint_epoch_(0|[1-9][0-9]*)\.pth")
 FORMAT_5_KEYS = {  # their names today
     "model": "model_state_dict",
     "ema": "ema_state_dict",
@@ -43,8 +43,9 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, or the newest one of a run folder; its CRCs are checked.
 
-    Returns what was saved, and its `path`; UserError if it is missing, damaged, of another program
-    or of a format that this version does not read (5 is read under today's names).
+    Returns what was saved, and its `path`; UserError if it is missing, damaged, of another program,
+    of a format that this version does not read (5 is read under today's names), or of another
+    epoch than its name says.
     """
     path = newest_checkpoint(path)
     try:
@@ -62,6 +63,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         age = "a newer" if made > CHECKPOINT_FORMAT else "an older"
         reason = f"has format {made}, this version's is {CHECKPOINT_FORMAT}"
         raise UserError(f"{path} was made by {age} version: it {reason}; load it with that one")
+    if named := CHECKPOINT_PATTERN.fullmatch(path.name):
+        held = content.get("epoch")
+        if held not in (None, int(named[1])):
+            raise UserError(f"{path} is a renamed copy: it holds epoch {held}; move it away")
     return content | {"path": path}
 
 
@@ -111,14 +116,14 @@ def checked_archive(path: Path) -> io.BytesIO:
 def find_checkpoints(folder: str | Path) -> list[Path]:
     """Return the checkpoints of a run folder, highest epoch first; other names are not ours."""
     epochs = {path: CHECKPOINT_PATTERN.fullmatch(path.name) for path in Path(folder).glob("*.pth")}
-    ours = [(int(match[1]), path) for path, match in epochs.items() if match]
+    ours = [(int(match[1]), path) for path, match in epochs.items() if match and path.is_file()]
     return [path for _, path in sorted(ours, reverse=True)]
 
 
 def checkpoints_of(path: str | Path) -> list[Path]:
     """Return [path] if it is a file, else the run folder's checkpoints, highest epoch first.
 
-    UserError if there is none. A `*.pth` of another name, such as a backup copy, is ignored aloud.
+    UserError if there is none. What only looks like one, such as a backup copy, is ignored aloud.
     """
     path = Path(path)
     if path.is_file():
@@ -126,7 +131,8 @@ def checkpoints_of(path: str | Path) -> list[Path]:
     found = find_checkpoints(path)
     if not found:
         raise UserError(f"no {CHECKPOINT_NAME.format('*')} at {path}; check the path")
-    ignored = sorted({p.name for p in path.glob("*.pth")} - {p.name for p in found})
+    others = {p.name for p in path.iterdir() if ".pth" in p.name.lower() and p.suffix != ".tmp"}
+    ignored = sorted(others - {p.name for p in found})
     if ignored:
         say(f"note: ignored in {path}: {', '.join(ignored[:3])}; name the file to use it", err=True)
     return found

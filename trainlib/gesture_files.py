@@ -129,6 +129,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         names = [file["name"] for file in manifest["files"]]
         if strange := [name for name in names if not _is_of_gestures(name) or "/" in name]:
             raise ValueError(f"it lists {strange[0]!r}, not a *{ACTIONS}")
+        if len(set(names)) < len(names):
+            raise ValueError("it lists a file twice")
     except Exception as e:  # damage shows as many kinds of exception
         reason = f"is not a valid manifest ({first_line(e)})"
         raise UserError(f"{path} {reason}; regenerate the data set with --overwrite") from None
