@@ -6,6 +6,7 @@ be while it still has the structure that is tested: 20 frames, 16 features, one 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ from trainlib.checkpoint import newest_checkpoint, save_checkpoint  # noqa: E402
 from trainlib.state import TrainState  # noqa: E402
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, here and in the subprocesses
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of a shell script
 
 L = 20  # frames of a tiny gesture
 TINY = {

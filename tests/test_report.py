@@ -14,6 +14,7 @@ import types
 from dataclasses import replace
 from types import SimpleNamespace
 
+import matplotlib.backend_bases
 import pytest
 import torch
 from conftest import ROOT
@@ -443,6 +444,8 @@ def test_what_draws_is_optional(tmp_path, monkeypatch, capsys, small_report, mod
     sections = [replace(small_report.sections[0], pictures=pictures)]
     given = replace(small_report, sections=sections)
     monkeypatch.setitem(sys.modules, module, Broken(module, fault))
+    backends = matplotlib.backend_bases._default_backends  # it keeps those that were used
+    monkeypatch.setitem(backends, "png", "matplotlib.backends.backend_agg")
     written = report.write_report(tmp_path, given)
     assert [section.pictures for section in written.sections] == [[]]
     assert capsys.readouterr().err.count("warning: no more figures") == 1
