@@ -1464,14 +1464,16 @@ def train_diffusion_model(
 
     The plan's training loop. Of the loaders the gestures are used, and the batch size; the order
     is f(seed, epoch). `lr` is the peak, `log_interval` the steps between lines of metrics.jsonl,
-    `config` every other knob. Of a compiled model what it was compiled from is trained.
+    `config` every other knob. Of a compiled or parallel model what is inside it is trained.
     """
     given: dict[str, Any] = {"num_epochs": num_epochs, "lr": lr, "log_interval": log_interval}
     given |= {"batch_size": batch_size_of(train_loader), "save_dir": save_dir}
-    config = replace(config or TrainConfig(), **given)
-    model, device = getattr(model, "_orig_mod", model), tensors.as_device(device)
+    config = config or TrainConfig()
+    if not (isinstance(config, TrainConfig) and isinstance(scheduler, DDIMScheduler)):
+        raise UserError("config must be a TrainConfig, scheduler a DDIMScheduler")
+    config, model = replace(config, **given), tensors.to_train(model, device)
     gestures = all_sequences(train_loader), all_sequences(val_loader)
-    return train_loop(model.to(device), scheduler.to(device), *gestures, config)
+    return train_loop(model, scheduler.to(device), *gestures, config)
 
 
 def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Module:

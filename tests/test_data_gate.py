@@ -169,7 +169,7 @@ def test_what_moves_while_idle_is_refused(axis):
 def test_validation_is_held_to_what_training_is(at_fault):
     sets = {"train": make_gestures(9).numpy(), "val": make_gestures(4, seed=1).numpy()}
     off = {"augment": False, "gates": False, "allow_overlap": False}
-    config = SimpleNamespace(data_dir="T", val_data_dir="V", **off)
+    config = SimpleNamespace(data_dir="T", val_data_dir="V", seq_len=L, **off)
     check_data(sets["train"], sets["val"], config)
     sets[at_fault][2, 0, 1] = 0.1  # moves while idle
     check_data(sets["train"], sets["val"], config)
@@ -182,3 +182,6 @@ def test_validation_is_held_to_what_training_is(at_fault):
     with pytest.raises(UserError, match=r"1 gestures of V are in T too; .*--allow_overlap"):
         check_data(sets["train"], sets["val"], config)
     check_data(sets["train"], sets["val"], SimpleNamespace(**{**vars(config), "allow_overlap": 1}))
+    for bad in (sets[at_fault][:0], sets[at_fault][:, 1:], sets[at_fault][..., :2]):
+        with pytest.raises(UserError, match=rf"^{where} must hold gestures \[{L}, 3\], got"):
+            check_data(*(sets | {at_fault: bad}).values(), config)

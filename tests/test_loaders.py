@@ -14,6 +14,7 @@ from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
     DataLoader,
+    Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -38,6 +39,13 @@ class Stream(IterableDataset):
         return iter(ROWS)
 
 
+class Endless(Dataset):
+    """Gestures by number; how many is not known."""
+
+    def __getitem__(self, i):
+        return ROWS[i % 10]
+
+
 class Halves(BatchSampler):
     """Batches of the first half alone."""
 
@@ -51,6 +59,8 @@ LOADERS = {
     "shuffled": (DataLoader(ROWS, 3, shuffle=True), range(10), 3),
     "the last batch dropped": (DataLoader(ROWS, 4, drop_last=True), range(10), 4),
     "arrays": (DataLoader(list(X_0.numpy()), 4), range(10), 4),
+    "press but for rounding": (DataLoader(list(X_0 * (1 - 5e-7)), 4), range(10), 4),
+    "below zero by rounding": (DataLoader(list(X_0.where(X_0 > 0, -1e-7)), 4), range(10), 4),
     "float64": (DataLoader(list(X_0.double()), 4), range(10), 4),
     "tensors in tuples": (DataLoader(TensorDataset(X_0), 4), range(10), 4),
     "a subset": (DataLoader(Subset(ROWS, [7, 2, 5]), 2), [7, 2, 5], 2),
@@ -87,7 +97,9 @@ LOADERS = {
 def test_the_gestures_are_those_that_an_epoch_visits(name):
     loader, rows, batch_size = LOADERS[name]
     x_0 = all_sequences(loader)
-    assert x_0.dtype == torch.float32 and torch.equal(x_0, X_0[list(rows)])
+    assert x_0.dtype == torch.float32
+    torch.testing.assert_close(x_0, X_0[list(rows)], rtol=0, atol=1e-6)
+    assert torch.equal(x_0[..., 2], X_0[list(rows)][..., 2])
     assert batch_size_of(loader) == batch_size
 
 
@@ -104,6 +116,14 @@ REFUSED = {
     "two lengths": DataLoader([X_0[0], X_0[1, :5]], 2),
     "pixels": DataLoader(list(X_0 * 1920), 2),
     "model units": DataLoader(list(2 * X_0 - 1), 2),
+    "integers": DataLoader(list(X_0.int()), 2),
+    "switches": DataLoader(list(X_0 > 0), 2),
+    "complex": DataLoader(list(X_0 + 0j), 2),
+    "a pressure": DataLoader(list(X_0 * torch.tensor([1, 1, 254 / 255])), 2),
+    "a set without a length": DataLoader(Endless(), 2),
+    "the set itself": ROWS,
+    "a tensor": X_0,
+    "None": None,
     "NaN": DataLoader(list(X_0 * float("nan")), 2),
     "two channels": DataLoader(list(X_0[..., :2]), 2),
     "flat": DataLoader(list(X_0.reshape(-1, 3)), 2),

@@ -328,6 +328,45 @@ def test_protocols_refuse_what_is_no_gestures(model, protocol):
                 pytest.fail(f"{name}: {PROTOCOLS[protocol](model, bad)}")
 
 
+# ---- what the loop trains --------------------------------------------------------------
+
+
+def denoiser():
+    return tdd.MinimalDiffusionTransformer(3, L, 16, 2, 1, 32)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda m: torch.compile(m, backend="eager"),
+        nn.DataParallel,
+        lambda m: nn.DataParallel(torch.compile(m, backend="eager")),
+        torch.optim.swa_utils.AveragedModel,
+    ],
+)
+def test_what_is_wrapped_is_trained(wrapped):
+    inside = tensors.to_train(wrapped(denoiser()), "cpu")
+    assert type(inside) is tdd.MinimalDiffusionTransformer
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda m: m.half(), "float32"),
+        (lambda m: m.double(), "float32"),
+        (lambda m: m.to("meta"), "float32"),
+        (lambda m: m.requires_grad_(False), "whose weights learn"),
+        (lambda m: nn.Linear(3, 3), "must be a denoiser"),
+        (lambda m: m.forward, "must be a denoiser"),
+        (lambda m: "model", "must be a denoiser"),
+        (lambda m: None, "must be a denoiser"),
+    ],
+)
+def test_what_cannot_learn_is_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        tensors.to_train(given(denoiser()), "cpu")
+
+
 # ---- what protocols share --------------------------------------------------------------
 
 

@@ -208,12 +208,20 @@ def read_actions(path: Path, seq_len: int) -> np.ndarray:
     if len(rows) == 0 or len(rows) % seq_len:
         got = f"{len(rows)} rows, {len(rows) % seq_len} left over"
         raise UserError(f"{path} must hold gestures of {seq_len} frames, got {got}; set --seq_len")
+    return as_data_units(path, rows).reshape(-1, seq_len, 3)
+
+
+def as_data_units(path: Any, rows: np.ndarray) -> np.ndarray:
+    """Return rows (n, 3), perhaps in place, as float32 in [0, 1], press 0 or 1.
+
+    UserError names `path` and the number that is neither, by more than rounding.
+    """
     _check_numbers(path, rows)
     rows = rows.astype(np.float32, order="C", copy=False)
     np.clip(rows, 0, 1, out=rows)
     rows += 0.0  # -0.0 becomes 0.0
     np.rint(rows[:, 2], out=rows[:, 2])
-    return rows.reshape(-1, seq_len, 3)
+    return rows
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -239,7 +247,7 @@ def _read_array(path: Path) -> np.ndarray:
     return data
 
 
-def _check_numbers(path: Path, rows: np.ndarray) -> None:
+def _check_numbers(path: Any, rows: np.ndarray) -> None:
     """Raise UserError unless all of rows (n, 3) is finite and in [0, 1], and press is 0 or 1."""
     low, high = float(rows.min()), float(rows.max())
     if not np.isfinite([low, high]).all():

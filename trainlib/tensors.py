@@ -162,6 +162,22 @@ def cost_gradient(cost_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return gradient + 0 * costs.detach().sum()
 
 
+def to_train(model: Any, device: Any) -> Any:
+    """Return, on a device, the module to train inside a compiled or a parallel one.
+
+    UserError if it is none, or has no float32 weights that learn.
+    """
+    inner = model
+    while inner is not None:
+        model, inner = inner, getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+    if any(p.dtype != torch.float32 or p.is_meta for p in weights):
+        raise UserError("model must hold float32 weights; use model.float()")
+    if not any(p.requires_grad for p in weights) or not hasattr(model, "output_projection"):
+        raise UserError(f"model must be a denoiser whose weights learn, got {type(model).__name__}")
+    return model.to(as_device(device))
+
+
 def check_output(output: Any, x_t: Tensor) -> None:
     """Raise UserError if what a model returned for x_t is not like it; it is never broadcast."""
     if not isinstance(output, Tensor) or output.shape != x_t.shape:
