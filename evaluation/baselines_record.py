@@ -11,7 +11,7 @@ from evaluation.estimates import Table, format_estimate, tables_from_json, table
 from evaluation.report import flatten_about
 from evaluation.theory import judge_predictions
 from trainlib.errors import UserError
-from trainlib.files import write_json, write_whole
+from trainlib.files import write_json, write_text
 from trainlib.gestures import GESTURE_TYPES
 from trainlib.tables import format_number, markdown_table
 
@@ -127,6 +127,6 @@ def write_baselines(folder: Path, about: dict[str, Any], tables: dict[str, Table
     }
     write_json(folder / "baselines.json", results)
     read = read_baselines(folder / "baselines.json")
-    write_whole(folder / "baselines.md", baselines_markdown(read).encode())
+    write_text(folder / "baselines.md", baselines_markdown(read))
     table = baselines_table(read["protocols"], interval=False)
     return f"{table}\n\n{predictions_table(read['predictions'])}"

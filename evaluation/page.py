@@ -15,7 +15,7 @@ from evaluation.criteria import Headline, Verdict
 from evaluation.estimates import Estimate, format_interval
 from evaluation.protocol import Picture, Section
 from evaluation.report import MANY, Report, flatten_about, format_remark, name_setting
-from trainlib.files import finite_or_null, write_whole
+from trainlib.files import finite_or_null, write_text
 from trainlib.tables import format_number
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -52,7 +52,7 @@ def write_page(folder: Path, report: Report, replay: Mapping[str, Any] | None) -
         name, _, text = piece.partition("}}")
         head += parts.pop(name) + text
     path = folder / "report.html"
-    write_whole(path, head.encode())
+    write_text(path, head)
     return path
 
 

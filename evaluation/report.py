@@ -27,7 +27,7 @@ from evaluation.criteria import MISSING, Headline, Verdict, verdicts_to_json
 from evaluation.estimates import Table, format_estimate, tables_to_json
 from evaluation.protocol import Picture, Section
 from trainlib.errors import BROKEN, first_line, say
-from trainlib.files import finite_or_null, write_json, write_whole
+from trainlib.files import finite_or_null, write_json, write_text, write_whole
 from trainlib.provenance import provenance
 from trainlib.tables import format_number, markdown_table
 
@@ -93,7 +93,7 @@ def write_report(folder: Path, report: Report) -> Report:
         rows = [list(row.values()) for row in report.reconstructions]
         write_csv(folder / "reconstructions.csv", list(report.reconstructions[0]), rows)
     report = replace(report, sections=save_pictures(folder, report.sections))
-    write_whole(folder / "report.md", to_markdown(report).encode())
+    write_text(folder / "report.md", to_markdown(report))
     return report
 
 
@@ -145,7 +145,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) 
     """Write a CSV; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text).writerows([header, *rows])
-    write_whole(path, text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def log_to_wandb(report: Report, folder: Path, mode: str, project: str) -> None:

@@ -21,6 +21,7 @@ from trainlib.files import (
     make_folder,
     sha256_of,
     write_json,
+    write_text,
     write_whole,
 )
 
@@ -111,3 +112,8 @@ def test_a_folder_is_made_with_its_parents_and_left_empty(tmp_path):
     folder = make_folder(str(tmp_path / "a" / "b"))
     assert folder == tmp_path / "a" / "b" and not [*folder.iterdir()]
     assert make_folder(folder) == folder
+
+
+def test_names_that_are_not_utf_8_become_escapes(tmp_path):
+    write_text(tmp_path / "report.md", "runs/\udcff ü")
+    assert (tmp_path / "report.md").read_bytes() == "runs/\\udcff ü".encode()

@@ -40,10 +40,15 @@ def write_whole(path: Path, content: bytes, cure: str = "make room") -> None:
         sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all; names that are not UTF-8 become escapes."""
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write strict JSON, whole or not at all; a number that is not finite becomes null."""
     text = json.dumps(finite_or_null(content), indent=1, allow_nan=False) + "\n"
-    write_whole(path, text.encode())
+    write_text(path, text)
 
 
 def finite_or_null(content: Any) -> Any:

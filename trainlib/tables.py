@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainlib.files import write_whole
+from trainlib.files import write_text
 
 ROUNDING = 1e-12  # what is nearer to 0 is 0 but for the arithmetic
 
@@ -56,5 +56,5 @@ def fill_document(path: Path, blocks: Mapping[str, str]) -> set[str]:
 
     place = r"(<!-- begin (\S+) -->)(\n?).*?(<!-- end \2 -->)"
     text = re.sub(place, fill, path.read_text("utf-8"), flags=re.DOTALL)
-    write_whole(path, text.encode())
+    write_text(path, text)
     return found
