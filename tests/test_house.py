@@ -73,7 +73,7 @@ def test_importing_the_script_is_pure():
 
 
 def test_gestures_and_their_files_need_no_torch():
-    names = "errors files provenance memory gestures gesture_files data_gate".split()
+    names = "errors bars files provenance memory gestures gesture_files data_gate".split()
     modules = ", ".join(["trainlib", *(f"trainlib.{name}" for name in names)])
     done = python("-c", f"import sys, {modules}; print('torch' in sys.modules)")
     assert done.stdout == "False\n", done.stderr

@@ -1,6 +1,7 @@
 """What any trainer needs and is not diffusion; imports nothing of ours, and no torch by itself.
 
     errors          UserError, one line per mistake, exit codes
+    bars            progress bars
     files           files that appear whole or not at all
     provenance      which commit, versions and machine made a result
     memory          how much memory there is, and what to say when it is not enough
@@ -15,5 +16,6 @@
     figures         gestures drawn side by side
     muon            the optimizer
 
-errors, files, provenance, memory, gestures, contacts, gesture_files and data_gate need numpy alone.
+errors, bars, files, provenance, memory, gestures, contacts, gesture_files and data_gate need numpy
+alone.
 """

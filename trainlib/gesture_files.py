@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainlib.bars import bar
 from trainlib.errors import UserError, first_line, say
 from trainlib.files import disk_faults_named, make_folder, sha256_of, sync, write_json, write_whole
 from trainlib.gestures import CHANNELS
@@ -485,7 +485,7 @@ def _write_all(
     count, length = arguments["num_sequences"], arguments["sequence_length"]
     per_file = arguments["sequences_per_file"]
     files = []
-    for index, name in enumerate(_bar(names, progress)):
+    for index, name in enumerate(bar(names, "writing", "file") if progress else names):
         first, stop = index * per_file, min((index + 1) * per_file, count)
         rows = (stop - first) * length
         chunks = _npy_chunks(render, first, stop, length)
@@ -538,15 +538,3 @@ def _write_chunks(path: Path, chunks: Iterable[bytes | memoryview], num_bytes: i
         finally:
             temporary.unlink(missing_ok=True)
     return digest.hexdigest()
-
-
-def _bar(names: list[str], progress: bool) -> Iterable[str]:
-    """Return the names, with a bar if asked for, on a terminal and with a tqdm that works."""
-    try:
-        if progress and sys.stderr:
-            from tqdm import tqdm
-
-            return tqdm(names, "writing", unit="file", disable=None, ascii=True, leave=False)
-    except Exception:  # not installed, or broken in any way
-        pass
-    return names

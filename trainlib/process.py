@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainlib.bars import bar
 from trainlib.errors import BROKEN, UserError, first_line
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -129,14 +130,8 @@ class StopSignal:
 
 
 def progress(items: Iterable, title: str) -> Iterable:
-    """Wrap an iterable in a progress bar: first process, on a terminal, with a tqdm that works."""
-    try:
-        from tqdm import tqdm
-
-        off = True if process_rank()[0] or not sys.stderr else None  # None: off unless a terminal
-        return tqdm(items, title, disable=off, leave=False)
-    except BROKEN:  # not installed, or broken in any way
-        return items
+    """Wrap an iterable in a progress bar, in the first process alone."""
+    return items if process_rank()[0] else bar(items, title)
 
 
 def timer(device: torch.device | None = None) -> Callable[[], float]:
