@@ -1,0 +1,313 @@
+"""Turn recorded touch into data sets: python -m augmentation.import_touch --help.
+
+    python -m augmentation.import_touch games.jsonl.xz --output_dir data/games \\
+        --user_pattern '(\\d+)$' --val_users 5,10,15,20,25
+
+writes data/games/train and data/games/val. Nothing is left out in silence: what is refused is
+counted by reason, on the terminal and in each dataset.json. Exit code 0 done, 1 the disk or the
+machine failed, 2 bad input, 130 Ctrl-C; every failure is one line on stderr.
+"""
+
+import argparse
+import math
+import re
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from augmentation.strokes import (
+    DUPLICATE,
+    IDLE,
+    SHARES,
+    Stroke,
+    Window,
+    hold,
+    render,
+    sample_periods,
+    timeline_windows,
+    to_shares,
+    whole_windows,
+    without_overlaps,
+)
+from augmentation.touch_formats import READERS, Recording, format_of
+from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.files import sha256_of
+from trainlib.gesture_files import GeneratedDataset, Render, as_folder, write_gestures
+from trainlib.gestures import SEQ_LEN
+from trainlib.knobs import Knobs, add_flags, as_type, flag
+from trainlib.memory import memory_named
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(Knobs):
+    """All but the files that decides the bytes; an impossible value raises UserError."""
+
+    format: str = flag("auto", "of the files; auto goes by their names", choices=("auto", *READERS))
+    window: str = flag(
+        "whole", "whole: a stroke that fits, at a random onset; timeline: the session as it ran",
+        choices=("whole", "timeline"),
+    )  # fmt: skip
+    drop_idle: bool = flag(False, "leave out windows of a timeline without a touch; counted")
+    y_axis: str = flag("down", "where y grows", choices=("down", "up"))
+    rotate: str = flag("0", "turn clockwise, degrees", choices=("0", "90", "180", "270"))
+    user_pattern: str = flag("", "regular expression; its group is the user in a session's name")
+    val_users: str = flag("", "users to validate on, a,b,c; sessions without --user_pattern")
+    val_share: float = flag(0.2, "of the users to validate on, if none are listed", low=0, high=0.9)
+    sequence_length: int = flag(SEQ_LEN, "frames per window, at 500 Hz", low=1)
+    sequences_per_file: int = flag(1000, "windows per file; the last may hold fewer", low=1)
+    seed: int = flag(0, "draws onsets, phases and --val_share", low=0, high=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        """Convert and check."""
+        super().__post_init__()
+        try:
+            groups = re.compile(self.user_pattern).groups
+        except re.error as e:
+            raise UserError(f"--user_pattern is no regular expression ({e})") from None
+        if self.user_pattern and groups != 1:
+            raise UserError(f"--user_pattern must have one group (...), got {groups}")
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return the source of randomness for one purpose."""
+        return np.random.default_rng([self.seed, zlib.crc32(purpose.encode())])
+
+
+class Part(NamedTuple):
+    """The windows of one of the two sets, and what was left out of it.
+
+    Attributes:
+        windows: to render.
+        users: whose they are, sorted.
+        sessions: number of recordings.
+        refused: kind (contacts, windows) and reason to number.
+    """
+
+    windows: list[Window]
+    users: list[str]
+    sessions: int
+    refused: dict[str, Counter[str]]
+
+
+def import_touch(
+    sources: Iterable[Any],
+    output_dir: Any,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> list[GeneratedDataset]:
+    """Write the data sets output_dir/train and output_dir/val of recorded touch.
+
+    Args:
+        sources: paths of the files.
+        output_dir: made if missing.
+        overwrite: replace the data sets that are there.
+        progress: show a bar while writing, on a terminal only.
+        options: of ImportOptions.
+
+    Returns:
+        The folders and their manifests; no val if nobody is to be validated on.
+
+    Raises:
+        UserError: an option or a file is bad, nothing is left, or a folder is in use.
+        OSError: the disk failed or is full.
+    """
+    chosen, folder = ImportOptions(**options), as_folder(output_dir, "output_dir")
+    overwrite = as_type("overwrite", overwrite, bool)
+    paths = [as_folder(source, "a source") for source in sources]
+    with memory_named("the recordings", "the number of files"):
+        files = [{"name": path.name, "sha256": _sha256(path)} for path in paths]
+        recording = read_recording(paths, chosen)
+        parts = split_and_cut(recording, chosen)
+        made = []
+        for split, part in parts.items():
+            arguments = {
+                **asdict(chosen),
+                "source": files,
+                "split": split,
+                "num_sequences": len(part.windows),
+            }
+            refused = {"lines": recording.refused, **part.refused}
+            notes = {"users": part.users, "sessions": part.sessions, "refused": refused}
+            draw = partial(_drawn, part.windows, chosen.sequence_length, notes)
+            made.append(
+                write_gestures(
+                    folder / split, arguments, draw, overwrite=overwrite, progress=progress
+                )
+            )
+    return made
+
+
+def _drawn(
+    windows: list[Window], length: int, notes: dict[str, Any]
+) -> tuple[Render, Mapping[str, Any]]:
+    return lambda rows: render(windows[rows], length), notes
+
+
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a source; UserError if it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError as e:
+        raise UserError(f"cannot read {path} ({e.strerror})") from None
+
+
+def read_recording(paths: Sequence[Path], options: ImportOptions) -> Recording:
+    """Return what files hold, in shares of the screen, held positions held, nothing twice."""
+    recording = Recording()
+    for path in paths:
+        READERS[format_of(path, options)](path, options, recording)
+    y_up, rotate = options.y_axis == "up", int(options.rotate)
+    periods = sample_periods(recording.strokes)
+    recording.strokes = [
+        hold(to_shares(stroke, SHARES, y_up=y_up, rotate=rotate), periods[stroke.session])
+        for stroke in recording.strokes
+    ]
+    return recording
+
+
+# ---- who is validated on ----------------------------------------------------------------
+
+
+def split_and_cut(recording: Recording, options: ImportOptions) -> dict[str, Part]:
+    """Return the parts by name, train and val; no user, or session of unknown users, is in both.
+
+    UserError if one would be empty.
+    """
+    users = users_of([stroke.session for stroke in recording.strokes], options.user_pattern)
+    held_out = users_to_validate_on(sorted(set(users.values())), options)
+    parts = {}
+    for split in SPLITS if held_out else SPLITS[:1]:
+        of_split = {
+            session: user
+            for session, user in users.items()
+            if (user in held_out) == (split == "val")
+        }
+        strokes = [stroke for stroke in recording.strokes if stroke.session in of_split]
+        windows, refused = cut(strokes, options, options.generator(split))
+        if not windows:
+            reasons = ", ".join(
+                f"{n} {why}" for found in refused.values() for why, n in found.items()
+            )
+            raise UserError(f"no window is left for {split} ({reasons or 'no contact'})")
+        known_users = sorted(set(of_split.values())) if options.user_pattern else []
+        parts[split] = Part(windows, known_users, len(of_split), refused)
+    return parts
+
+
+def users_of(sessions: Iterable[str], pattern: str) -> dict[str, str]:
+    """Return the user of each session; without a pattern each session is its own."""
+    users = {}
+    for session in sessions:
+        match = re.search(pattern, session) if pattern else None
+        if pattern and (match is None or match[1] is None):
+            raise UserError(f"--user_pattern {pattern} finds no user in the session {session!r}")
+        users[session] = match[1] if match else session
+    return users
+
+
+def users_to_validate_on(users: list[str], options: ImportOptions) -> set[str]:
+    """Return the users that are listed, else as many as the share says, drawn, at least one."""
+    if options.val_users:
+        listed = {name.strip() for name in options.val_users.split(",")}
+        if missing := sorted(listed - set(users)):
+            there = ", ".join(users[:20]) + ", ..." * (len(users) > 20)
+            raise UserError(f"--val_users: nothing of {missing[0]!r}; there are {there}")
+        return listed
+    num = math.ceil(options.val_share * len(users))
+    if num and len(users) < 2:
+        raise UserError("all is of one user or session; give more files, or pass --val_share 0")
+    return set(options.generator("users").permutation(users)[:num].tolist())
+
+
+# ---- windows ----------------------------------------------------------------------------
+
+
+def cut(
+    strokes: list[Stroke], options: ImportOptions, rng: np.random.Generator
+) -> tuple[list[Window], dict[str, Counter[str]]]:
+    """Return the windows of strokes, and the contacts and windows left out, by reason."""
+    once = {(s.session, s.t.tobytes(), s.xy.tobytes()): s for s in strokes}
+    contacts = Counter({DUPLICATE: len(strokes) - len(once)})
+    strokes, length = list(once.values()), options.sequence_length
+    if options.window == "timeline":
+        strokes = without_overlaps(strokes)
+        windows, left_out = timeline_windows(strokes, length, rng)
+        if options.drop_idle:
+            busy = [window for window in windows if window.strokes]
+            left_out[IDLE] += len(windows) - len(busy)
+            windows = busy
+    else:
+        windows, too_long = whole_windows([s for s in strokes if not s.fault], length, rng)
+        contacts, left_out = contacts + too_long, Counter()
+    contacts += Counter(stroke.fault for stroke in strokes if stroke.fault)
+    return windows, {"contacts": contacts, "windows": left_out}
+
+
+# ---- command line -----------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code.
+
+    Args:
+        argv: the arguments, None for those of the process.
+    """
+    stopped = "error: interrupted; repeat the command with --overwrite"
+    return run_program(lambda: _import(_make_parser().parse_args(argv)), stopped=stopped)
+
+
+def _import(options: argparse.Namespace) -> None:
+    """Import and say what is there."""
+    began = time.monotonic()
+    manifests = []
+    for dataset in import_touch(**vars(options), progress=True):
+        manifest, state = dataset.manifest, "written" if dataset.written else "already complete"
+        whose = f"{_num(manifest['sessions'], 'session')}"
+        users = len(manifest["users"])
+        whose += f" of {_num(users, 'user')}" if users else ", users not known"
+        say(f"{manifest['split'] + ':':10}{_num(manifest['count'], 'window')}, {whose}")
+        say(f"          {state}: {dataset.folder}")
+        manifests.append(manifest)
+    for kind in ("lines", "contacts", "windows"):
+        found = [Counter(manifest["refused"][kind]) for manifest in manifests]
+        refused = found[0] if kind == "lines" else sum(found, Counter())
+        say(f"refused:  {kind}: {listing(refused) or 'none'}")
+    say(f"time:     {time.monotonic() - began:.1f} s")
+
+
+def _num(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def listing(reasons: Counter[str]) -> str:
+    """Return reasons with their numbers, the most frequent first."""
+    return ", ".join(f"{num} {reason}" for reason, num in reasons.most_common() if num)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    """Return the command line's options."""
+    parser = OneLineParser(
+        prog="python -m augmentation.import_touch",
+        description=__doc__,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("sources", nargs="+", metavar="FILE", help="recorded touch")
+    parser.add_argument("--output_dir", required=True, help="folder of train/ and val/ to write")
+    add_flags(parser, ImportOptions)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --output_dir")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,351 @@
+"""Recorded touch becomes gestures: what is read is what was done, and nothing is lost in silence.
+
+Why: an importer that drops, drifts or mixes quietly spoils every number after it. Strokes with
+known paths are written as each format has them, and the windows are compared with the path itself;
+a timeline is put together again and compared with its session.
+
+    python -m pytest tests/test_import_touch.py
+"""
+
+import gzip
+import json
+import lzma
+import re
+
+import numpy as np
+import pytest
+
+from augmentation.import_touch import import_touch, main
+from augmentation.strokes import (
+    Stroke,
+    frames_of,
+    hold,
+    render,
+    sample_periods,
+    timeline_windows,
+    whole_windows,
+)
+from trainlib.data_gate import check_data
+from trainlib.gesture_files import read_gestures
+from trainlib.gestures import SEQ_LEN
+
+L = SEQ_LEN
+
+
+def stroke(t, x, y=0.5, session="s", **more):
+    """A stroke through (x, y) at the times t, ms."""
+    t, x, y = np.broadcast_arrays(np.asarray(t, float), x, y)
+    return Stroke(session, t, np.column_stack([x, y]).astype(float), **more)
+
+
+def line(session="game-1", down=0, **points):
+    """A JSON line of a stroke that moves from (.1, .2) to (.5, .4) in 100 ms."""
+    t = down + np.arange(0, 101, 10)
+    s = stroke(t, np.linspace(0.1, 0.5, 11), np.linspace(0.2, 0.4, 11))
+    points = np.column_stack([s.t, s.xy]).tolist()
+    return json.dumps({"source": "here", "session": session, "screen": [9, 9], "points": points})
+
+
+def players(num=5, strokes=4):
+    """Lines of some users with a few strokes each, no two alike."""
+    return [line(f"game-{n}", 1000 * k + 7 * n) for n in range(1, num + 1) for k in range(strokes)]
+
+
+def run(tmp_path, capsys, source, *argv):
+    """Import with the command line; return its exit code, stdout and stderr."""
+    out = tmp_path / "out"
+    code = main([str(source), "--output_dir", str(out), *argv])
+    return code, *capsys.readouterr()
+
+
+def written(tmp_path, name, text, encoding="utf-8"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return path
+
+
+def imported(path, tmp_path, **options):
+    """The gestures of all parts, and the manifest of the first."""
+    options = {"val_share": 0.0} | options
+    made = import_touch([path], tmp_path / "out", **options)
+    x = np.concatenate([read_gestures(d.folder, d.manifest["sequence_length"]) for d in made])
+    return x, made[0].manifest
+
+
+# ---- from reports to frames ------------------------------------------------------------
+
+
+def test_a_stroke_is_pressed_from_touch_down_until_lift_off_and_linear_between_samples():
+    s = stroke([100, 108, 120], [0.1, 0.3, 0.9], [0.5, 0.5, 0.2])
+    windows, refused = whole_windows([s], 40, np.random.default_rng(0))
+    (x,) = render(windows, 40)
+    onset = -windows[0].first
+    assert not refused
+    assert np.flatnonzero(x[:, 2]).tolist() == list(range(onset, onset + 10))  # 20 ms
+    time = np.arange(10) * 2.0
+    due = np.where(time <= 8, 0.1 + 0.2 * time / 8, 0.3 + 0.6 * (time - 8) / 12)
+    np.testing.assert_allclose(x[onset : onset + 10, 0], due, atol=1e-6)
+    due = np.where(time <= 8, 0.5, 0.5 - 0.3 * (time - 8) / 12)
+    np.testing.assert_allclose(x[onset : onset + 10, 1], due, atol=1e-6)
+    assert not x[x[:, 2] == 0].any()
+
+
+@pytest.mark.parametrize(
+    "t, frames",
+    [
+        ([0, 500], (0, 250)),
+        ([0, 44], (0, 22)),
+        ([0, 42.7], (0, 22)),
+        ([1, 43.7], (1, 22)),
+        ([3], (2, 3)),  # falls between two frames
+        ([3.2, 3.9], (2, 3)),
+        ([1582288979106, 1582288979150], (791144489553, 791144489575)),
+        ([1000 * 32.3704, 1000 * 32.4131], (16186, 16207)),
+    ],
+)
+def test_frames_of_a_stroke(t, frames):
+    assert frames_of(stroke(t, 0.5), 0) == frames
+
+
+def test_a_stroke_that_fits_exactly_and_one_that_does_not():
+    fits, too_long = stroke([0, 500], 0.5), stroke([0, 500.1], 0.5)
+    windows, refused = whole_windows([fits, too_long], L, np.random.default_rng(0))
+    assert [w.strokes for w in windows] == [[fits]] and windows[0].first == 0
+    assert refused == {"longer than the window": 1}
+
+
+def test_onsets_are_uniform_where_the_stroke_fits():
+    strokes = [stroke([0, 20], 0.5)] * 4000
+    windows, _ = whole_windows(strokes, 15, np.random.default_rng(0))
+    counts = np.bincount([-w.first for w in windows], minlength=6)
+    assert len(counts) == 6
+    assert ((counts - 4000 / 6) ** 2 / (4000 / 6)).sum() < 20.5  # chi-square, p = .001
+
+
+def test_silence_means_held_and_no_drift():
+    t = [0, 10, 20, 30, 130, 140]
+    s = stroke(t, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    (period,) = sample_periods([s]).values()
+    assert period == 10
+    held = hold(s, period)
+    time = np.arange(0, 140, 1.0)
+    due = np.interp(time, [0, 30, 120, 140], [0.1, 0.4, 0.4, 0.6])
+    np.testing.assert_allclose(np.interp(time, held.t, held.xy[:, 0]), due, atol=1e-12)
+    regular = stroke(np.arange(6) * 10, np.arange(6) / 10)
+    assert hold(regular, 10).t.tolist() == regular.t.tolist()
+
+
+def test_a_session_of_short_strokes_has_the_period_of_the_others():
+    long, tap = stroke(np.arange(9) * 8, 0.5, session="a"), stroke([0, 90], 0.5, session="b")
+    assert sample_periods([long, tap]) == {"a": 8, "b": 8}
+    assert sample_periods([tap]) == {"b": pytest.approx(1000 / 60)}
+
+
+def session_of(rng, num):
+    """Contacts with pauses, some longer than a window; none overlap."""
+    strokes, now = [], 0.0
+    for _ in range(num):
+        now += rng.choice([3, 90, 700, 2000]) * rng.uniform(0.5, 1)
+        t = now + np.cumsum(rng.uniform(4, 12, rng.integers(1, 120)))
+        strokes.append(stroke(t, rng.uniform(size=len(t)), rng.uniform(size=len(t))))
+        now = t[-1]
+    return strokes
+
+
+def test_a_timeline_put_together_is_the_session():
+    rng = np.random.default_rng(1)
+    strokes = session_of(rng, 40)
+    windows, refused = timeline_windows(strokes, L, np.random.default_rng(2))
+    x = render(windows, L).reshape(-1, 3)
+    assert not refused
+    origin = windows[0].origin
+    assert 0 <= strokes[0].t[0] - origin < 2 * L  # the first window holds the first touch-down
+    time = origin + 2.0 * np.arange(len(x))
+    assert time[-1] + 2 - strokes[-1].t[-1] < 2 * L  # and the last the last lift-off
+    due = np.zeros_like(x)
+    for s in strokes:
+        inside = (time >= s.t[0] - 1e-6) & (time < s.t[-1] - 1e-6)
+        if not inside.any():  # between two frames: the next one
+            inside[np.flatnonzero(time >= s.t[0])[0]] = True
+        for axis in (0, 1):
+            due[inside, axis] = np.interp(time[inside], s.t, s.xy[:, axis])
+        due[inside, 2] = 1
+    np.testing.assert_allclose(x, due, atol=1e-6)
+
+
+def test_a_timeline_shows_nothing_around_a_contact_that_was_refused():
+    good, bad = stroke([0, 100], 0.5), stroke([2600, 2700], 0.5, fault="two fingers")
+    late = stroke([5000, 5100], 0.5)
+    windows, refused = timeline_windows([good, bad, late], L, np.random.default_rng(0))
+    assert refused["around a refused contact"] in (1, 2) and len(windows) in (9, 10)
+    for w in windows:
+        begin = w.origin + 2 * w.first
+        assert not (begin < 2700 and begin + 500 > 2600)
+
+
+# ---- JSON lines ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_json_lines_plain_and_compressed(tmp_path, suffix):
+    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix]
+    text = "\r\n".join([*players(1, 3), "", ""]).encode()
+    path = written(tmp_path, f"a.jsonl{suffix}", pack(text))
+    x, manifest = imported(path, tmp_path)
+    assert x.shape == (3, L, 3) and manifest["refused"]["contacts"] == {}
+    for gesture in x:
+        pressed = gesture[gesture[:, 2] == 1]
+        np.testing.assert_allclose(pressed[:, 0], 0.1 + 0.4 * np.arange(50) / 50, atol=1e-6)
+        np.testing.assert_allclose(pressed[:, 1], 0.2 + 0.2 * np.arange(50) / 50, atol=1e-6)
+
+
+def test_dirty_strokes_are_counted(tmp_path):
+    outside = {"session": "s", "points": [[0, 0.5, 0.5], [10, 1.2, 0.5]]}
+    back = {"session": "s", "points": [[10, 0.5, 0.5], [0, 0.5, 0.5]]}
+    long = {"session": "s", "points": [[0, 0.5, 0.5], [900, 0.5, 0.5]]}
+    rows = [line(), line(), *map(json.dumps, (outside, back, long))]
+    x, manifest = imported(written(tmp_path, "a.jsonl", "\n".join(rows)), tmp_path)
+    assert len(x) == 1
+    assert manifest["refused"]["contacts"] == {
+        "duplicate": 1,
+        "outside the screen": 1,
+        "time going back": 1,
+        "longer than the window": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("{", "[]", "3", "null", "[" * 100_000, "\x00\xff", '{"session": "s"}'),
+        *('{"points": 3}', '{"points": []}', '{"points": [[0, 1]]}'),
+        *('{"points": [[0, 1, 1], [0, 1]]}', '{"points": [[0, 1, NaN]]}'),
+        '{"points": [[0, 1, "a"]]}',
+    ],
+)
+def test_an_unreadable_line_is_named_and_nothing_written(tmp_path, capsys, bad):
+    path = written(tmp_path, "a.jsonl", "\n".join([line(), line(down=200), bad, line(down=400)]))
+    code, out, err = run(tmp_path, capsys, path)
+    assert code == 2 and out == "" and not (tmp_path / "out").exists()
+    assert re.fullmatch(rf"error: {re.escape(str(path))}, line 3: .*\n", err)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_a_file_that_is_cut_off_is_named(tmp_path, capsys, pack):
+    path = written(tmp_path, "a.jsonl.z", pack("\n".join(players(9, 9)).encode())[:-9])
+    code, _, err = run(tmp_path, capsys, path, "--format", "json")
+    assert code == 2 and re.fullmatch(rf"error: {re.escape(str(path))}, line \d+: .*\n", err)
+
+
+# ---- who is validated on ---------------------------------------------------------------
+
+
+def users(tmp_path, part):
+    manifest = json.loads((tmp_path / "out" / part / "dataset.json").read_text())
+    return manifest["users"], manifest["sessions"], manifest["count"]
+
+
+def test_listed_users_are_validated_on_and_nobody_is_in_both(tmp_path, capsys):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(7)))
+    argv = ["--user_pattern", r"(\d+)$", "--val_users", "5,2"]
+    code, out, _ = run(tmp_path, capsys, path, *argv)
+    assert code == 0 and "20 windows, 5 sessions of 5 users" in out
+    assert users(tmp_path, "val") == (["2", "5"], 2, 8)
+    assert users(tmp_path, "train") == (["1", "3", "4", "6", "7"], 5, 20)
+
+
+def test_a_user_with_several_sessions_stays_in_one_part(tmp_path):
+    rows = [line(f"{game}-{n}", 500 * k) for k, game in enumerate("abc") for n in range(10)]
+    path = written(tmp_path, "a.jsonl", "\n".join(rows))
+    import_touch([path], tmp_path / "out", user_pattern=r"-(\d+)$", val_share=0.25)
+    (train, *_), (val, num_sessions, count) = users(tmp_path, "train"), users(tmp_path, "val")
+    assert len(val) == 3 and (num_sessions, count) == (9, 9)
+    assert sorted(train + val) == [str(n) for n in range(10)]
+
+
+def test_unknown_users_are_split_by_session_and_it_is_said(tmp_path, capsys):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    code, out, _ = run(tmp_path, capsys, path)
+    assert code == 0 and "4 sessions, users not known" in out and "1 session, users not" in out
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--user_pattern", "("], "no regular expression"),
+        (["--user_pattern", "x"], "one group"),
+        (["--user_pattern", r"(\d{3})"], "finds no user in the session 'game-1'"),
+        (["--val_users", "game-1,game-77"], "game-77"),
+        (["--val_users", "game-1,game-2,game-3,game-4,game-5"], "no window is left for train"),
+        (["--window", "half"], "window"),
+        (["--sequence_length", "0"], "sequence_length"),
+        (["--sequence_length", "49"], "longer than the window"),
+        (["--format", "getevent.txt"], "format"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, capsys, argv, words):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    code, out, err = run(tmp_path, capsys, path, *argv)
+    assert code == 2 and out == "" and not (tmp_path / "out").exists()
+    assert re.fullmatch(r"error: .*\n", err) and words in err
+
+
+def test_one_session_cannot_be_split(tmp_path, capsys):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(1)))
+    code, _, err = run(tmp_path, capsys, path)
+    assert code == 2 and "one user or session" in err
+    assert run(tmp_path, capsys, path, "--val_share", "0")[0] == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["train"]
+
+
+# ---- what is written -------------------------------------------------------------------
+
+
+def test_the_trainer_takes_both_parts(tmp_path):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    train, val = import_touch([path], tmp_path / "out", window="timeline")
+
+    class Config:
+        data_dir, val_data_dir, seq_len = train.folder, val.folder, L
+        augment, gates, allow_overlap = True, True, False
+
+    check_data(read_gestures(train.folder, L), read_gestures(val.folder, L), Config)
+
+
+def test_the_same_import_again_does_nothing_and_another_is_refused(tmp_path, capsys):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    first, second = (import_touch([path], tmp_path / "out") for _ in range(2))
+    assert [d.written for d in first] == [True, True]
+    assert [d.written for d in second] == [False, False]
+    assert [d.manifest for d in first] == [d.manifest for d in second]
+    code, _, err = run(tmp_path, capsys, path, "--seed", "1")
+    assert code == 2 and "holds another data set (seed 0 -> 1" in err
+    assert run(tmp_path, capsys, path, "--seed", "1", "--overwrite")[0] == 0
+
+
+def test_the_manifest_names_source_arguments_and_counts(tmp_path):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    made = import_touch([path], tmp_path / "out", window="timeline", drop_idle=True)
+    for dataset in made:
+        manifest = dataset.manifest
+        assert manifest["arguments"]["source"][0]["name"] == "a.jsonl"
+        assert manifest["arguments"]["window"] == "timeline"
+        x = read_gestures(dataset.folder, L)
+        assert manifest["count"] == len(x) and x[..., 2].any(axis=1).all()
+        assert manifest["refused"]["windows"]["idle"] > 0
+
+
+def test_a_timeline_of_two_contacts_at_once_is_refused(tmp_path):
+    rows = [line(down=0), line(down=50), line(down=5000)]
+    path = written(tmp_path, "a.jsonl", "\n".join(rows))
+    x, manifest = imported(path, tmp_path, window="timeline", drop_idle=True)
+    assert manifest["refused"]["contacts"] == {"two fingers": 1}
+    assert manifest["refused"]["windows"]["around a refused contact"] in (1, 2)
+    assert (np.diff(x[..., 2], axis=1) > 0).sum() <= 1
+
+
+def test_a_missing_file_or_an_unknown_suffix(tmp_path, capsys):
+    code, _, err = run(tmp_path, capsys, tmp_path / "none.jsonl")
+    assert code == 2 and "none.jsonl" in err
+    code, _, err = run(tmp_path, capsys, written(tmp_path, "a.doc", "x"))
+    assert code == 2 and "a.doc" in err
