@@ -23,10 +23,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from augmentation.recordings import READERS, format_of
+from augmentation.recordings.files import Recording
 from augmentation.strokes import (
     DUPLICATE,
     IDLE,
     SHARES,
+    Axes,
+    FloatArray,
     Stroke,
     Window,
     hold,
@@ -37,7 +41,6 @@ from augmentation.strokes import (
     whole_windows,
     without_overlaps,
 )
-from augmentation.touch_formats import READERS, Recording, format_of
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import sha256_of
 from trainlib.gesture_files import GeneratedDataset, Render, as_folder, write_gestures
@@ -58,6 +61,8 @@ class ImportOptions(Knobs):
         choices=("whole", "timeline"),
     )  # fmt: skip
     drop_idle: bool = flag(False, "leave out windows of a timeline without a touch; counted")
+    screen: str = flag("", "WIDTHxHEIGHT in the file's units, where no getevent -p describes it")
+    report_rate: float = flag(0.0, "Hz, of a getevent log without times; 0 = it has times", low=0)
     y_axis: str = flag("down", "where y grows", choices=("down", "up"))
     rotate: str = flag("0", "turn clockwise, degrees", choices=("0", "90", "180", "270"))
     user_pattern: str = flag("", "regular expression; its group is the user in a session's name")
@@ -74,12 +79,17 @@ class ImportOptions(Knobs):
             groups = re.compile(self.user_pattern).groups
         except re.error as e:
             raise UserError(f"--user_pattern is no regular expression ({e})") from None
+        if self.screen:
+            screen_axes(self.screen)
         if self.user_pattern and groups != 1:
             raise UserError(f"--user_pattern must have one group (...), got {groups}")
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the source of randomness for one purpose."""
         return np.random.default_rng([self.seed, zlib.crc32(purpose.encode())])
+
+
+AxesUsed = dict[str | None, tuple[Axes, str]]  # by device, and how they are known
 
 
 class Part(NamedTuple):
@@ -127,7 +137,7 @@ def import_touch(
     paths = [as_folder(source, "a source") for source in sources]
     with memory_named("the recordings", "the number of files"):
         files = [{"name": path.name, "sha256": _sha256(path)} for path in paths]
-        recording = read_recording(paths, chosen)
+        recording, used = read_recording(paths, chosen)
         parts = split_and_cut(recording, chosen)
         made = []
         for split, part in parts.items():
@@ -138,7 +148,12 @@ def import_touch(
                 "num_sequences": len(part.windows),
             }
             refused = {"lines": recording.refused, **part.refused}
-            notes = {"users": part.users, "sessions": part.sessions, "refused": refused}
+            notes = {
+                "users": part.users,
+                "sessions": part.sessions,
+                "axes": [described(*known) for known in used.values()],
+                "refused": refused,
+            }
             draw = partial(_drawn, part.windows, chosen.sequence_length, notes)
             made.append(
                 write_gestures(
@@ -162,18 +177,65 @@ def _sha256(path: Path) -> str:
         raise UserError(f"cannot read {path} ({e.strerror})") from None
 
 
-def read_recording(paths: Sequence[Path], options: ImportOptions) -> Recording:
-    """Return what files hold, in shares of the screen, held positions held, nothing twice."""
+def read_recording(paths: Sequence[Path], options: ImportOptions) -> tuple[Recording, AxesUsed]:
+    """Return what files hold, in shares of the screen, held positions held; and which screen."""
     recording = Recording()
     for path in paths:
         READERS[format_of(path, options)](path, options, recording)
+    used = axes_used(recording, options)
     y_up, rotate = options.y_axis == "up", int(options.rotate)
     periods = sample_periods(recording.strokes)
     recording.strokes = [
-        hold(to_shares(stroke, SHARES, y_up=y_up, rotate=rotate), periods[stroke.session])
+        hold(
+            to_shares(stroke, used[stroke.device][0], y_up=y_up, rotate=rotate),
+            periods[stroke.session],
+        )
         for stroke in recording.strokes
     ]
-    return recording
+    return recording, used
+
+
+def axes_used(recording: Recording, options: ImportOptions) -> AxesUsed:
+    """Return the axes of each device in the strokes, and how they are known."""
+    used: AxesUsed = {}
+    for device in dict.fromkeys(stroke.device for stroke in recording.strokes):
+        if device is None:
+            used[device] = SHARES, "shares of the screen"
+        elif device in recording.axes:
+            used[device] = recording.axes[device], "from getevent -p"
+        elif len(recording.axes) == 1:
+            used[device] = next(iter(recording.axes.values())), "from getevent -p"
+        elif recording.axes:
+            names = ", ".join(recording.axes)
+            raise UserError(f"which screen was touched: {names}? leave the others' axes out")
+        elif options.screen:
+            used[device] = screen_axes(options.screen), "from --screen"
+        else:
+            used[device] = seen_axes([s.xy for s in recording.strokes if s.device == device])
+    return used
+
+
+def described(axes: Axes, how: str) -> str:
+    """Return in words what axes span."""
+    return f"x {axes.x_min:g} to {axes.x_max:g}, y {axes.y_min:g} to {axes.y_max:g}, {how}"
+
+
+def screen_axes(screen: str) -> Axes:
+    """Return the axes of a screen WIDTHxHEIGHT, pixels from 0."""
+    match = re.fullmatch(r"(\d+)x(\d+)", screen)
+    if not match or min(map(int, match.groups())) < 2:
+        raise UserError(f"--screen must be WIDTHxHEIGHT, as 1080x2400, got {screen!r}")
+    return Axes(0, int(match[1]) - 1, 0, int(match[2]) - 1)
+
+
+def seen_axes(positions: list[FloatArray]) -> tuple[Axes, str]:
+    """Return axes from 0 to the largest numbers seen, or shares if none is above 1."""
+    x_max, y_max = np.nanmax(np.concatenate([*positions, [[0, 0]]]), axis=0).tolist()
+    if max(x_max, y_max) <= 1:
+        return SHARES, "shares of the screen, as no number is above 1"
+    return Axes(
+        0, max(x_max, 1), 0, max(y_max, 1)
+    ), "the largest seen; or give --screen, getevent -p"
 
 
 # ---- who is validated on ----------------------------------------------------------------
@@ -279,6 +341,8 @@ def _import(options: argparse.Namespace) -> None:
         say(f"{manifest['split'] + ':':10}{_num(manifest['count'], 'window')}, {whose}")
         say(f"          {state}: {dataset.folder}")
         manifests.append(manifest)
+    for axes in manifests[0]["axes"]:
+        say(f"axes:     {axes}")
     for kind in ("lines", "contacts", "windows"):
         found = [Counter(manifest["refused"][kind]) for manifest in manifests]
         refused = found[0] if kind == "lines" else sum(found, Counter())

@@ -49,15 +49,15 @@ class Stroke(NamedTuple):
         session: the name of the recording that it is part of.
         t: ms since any moment of the session, (n,) float64, n at least 1; from touch-down to
             lift-off.
-        xy: (n, 2) float64, in units of the axes, y downwards.
-        axes: None if they are not known.
+        xy: (n, 2) float64, in units of the device.
+        device: its name, perhaps ""; None if xy are shares of the screen.
         fault: why it cannot be learned from; "" if it can.
     """
 
     session: str
     t: FloatArray
     xy: FloatArray
-    axes: Axes | None = SHARES
+    device: str | None = None
     fault: str = ""
 
 
@@ -85,13 +85,12 @@ def to_shares(stroke: Stroke, axes: Axes, *, y_up: bool, rotate: int) -> Stroke:
     stroke gets a fault.
 
     Args:
-        stroke: in units of its axes.
-        axes: taken if the stroke's are not known.
+        stroke: in units of its device.
+        axes: of the device.
         y_up: whether its y grows upwards.
         rotate: degrees by which the picture is turned clockwise: 0, 90, 180 or 270.
     """
-    axes = stroke.axes or axes
-    low, high = np.array(axes).reshape(2, 2).T
+    low, high = np.array(axes, np.float64).reshape(2, 2).T
     xy = (stroke.xy - low) / (high - low)
     slack = _ROUNDING if axes == SHARES else 1 / (high - low)
     fault = stroke.fault or ("" if (abs(xy - 0.5) <= 0.5 + slack).all() else OUTSIDE)
@@ -100,7 +99,7 @@ def to_shares(stroke: Stroke, axes: Axes, *, y_up: bool, rotate: int) -> Stroke:
         y = 1 - y
     for _ in range(rotate // 90):
         x, y = 1 - y, x
-    return stroke._replace(xy=np.column_stack([x, y]), axes=SHARES, fault=fault)
+    return Stroke(stroke.session, stroke.t, np.column_stack([x, y]), None, fault)
 
 
 def sample_periods(strokes: Iterable[Stroke]) -> dict[str, float]:

@@ -1,13 +1,6 @@
-"""Files of recorded touch: one reader per format, in one table.
-
-A reader adds to a Recording the strokes of a file, in units of the device, and counts every line
-that it refuses, by reason. A touch that is no whole contact of one finger is added too, with its
-fault, so that nobody takes its time for idle. What cannot be read at all is a UserError that names
-the file and the line.
-"""
+"""What the readers of all formats share: the recording that they fill, and the lines of a file."""
 
 import gzip
-import json
 import lzma
 import zlib
 from collections import Counter
@@ -16,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from augmentation.strokes import TIME_BACK, Stroke
+from augmentation.strokes import Axes, Stroke
 from trainlib.bars import bar
 from trainlib.errors import UserError, first_line
 
@@ -28,16 +19,18 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # as PowerShell redirects
 
 @dataclass
 class Recording:
-    """What the files hold.
+    """What files hold.
 
     Attributes:
-        strokes: in the order of the files.
+        strokes: in the order of the files, in units of their device.
         refused: lines that were not taken, by reason.
+        axes: of each device that is described, by its name.
         frames: the length of each session whose beginning and end are known; at 500 Hz, from 0 ms.
     """
 
     strokes: list[Stroke] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
+    axes: dict[str, Axes] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
 
 
@@ -63,42 +56,6 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 def unreadable(path: Path, number: int, why: str) -> UserError:
     """Return the error of a file that cannot be read at some line."""
     return UserError(f"{path}, line {number}: {why}")
-
-
-def read_json_lines(path: Path, _options: Any, recording: Recording) -> None:
-    """Read strokes `{"session": ..., "points": [[t_ms, x, y], ...]}`, x and y as shares.
-
-    Other keys are ignored; without a session the file is one.
-    """
-    for number, line in numbered_lines(path):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            points = np.array(row["points"], np.float64)
-            if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
-                raise ValueError("points must be [[t_ms, x, y], ...], finite numbers")
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
-            why = f"no {e}" if isinstance(e, KeyError) else first_line(e)
-            raise unreadable(path, number, f"is no stroke in JSON ({why})") from None
-        t, xy = points[:, 0], points[:, 1:]
-        fault = TIME_BACK if (np.diff(t) < 0).any() else ""
-        session = str(row.get("session", session_name(path)))
-        recording.strokes.append(Stroke(session, t, xy, fault=fault))
-
-
-READERS: Mapping[str, Callable[[Path, Any, Recording], None]] = {"json": read_json_lines}
-SUFFIXES = {".jsonl": "json", ".json": "json", ".ndjson": "json"}
-
-
-def format_of(path: Path, options: Any) -> str:
-    """Return the key in READERS of a file: what is asked for, else by its name."""
-    if options.format != "auto":
-        return str(options.format)
-    suffix = without_compression(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path} has no known suffix ({', '.join(SUFFIXES)}); pass --format")
-    return SUFFIXES[suffix]
 
 
 def without_compression(path: Path) -> Path:
