@@ -25,6 +25,7 @@ import numpy as np
 
 from augmentation.recordings import READERS, format_of
 from augmentation.recordings.files import Recording
+from augmentation.recordings.table import TIME_UNITS, parse_columns
 from augmentation.strokes import (
     DUPLICATE,
     IDLE,
@@ -61,6 +62,11 @@ class ImportOptions(Knobs):
         choices=("whole", "timeline"),
     )  # fmt: skip
     drop_idle: bool = flag(False, "leave out windows of a timeline without a touch; counted")
+    columns: str = flag(
+        "", "of a table, as t=Timestamp,x=X,y=Y,touch=BTN_TOUCH,finger=FINGER; also session, width "
+        "and height (of the screen); names, or numbers from 1 where no row names them",
+    )  # fmt: skip
+    time_unit: str = flag("auto", "of a table", choices=("auto", *TIME_UNITS))
     screen: str = flag("", "WIDTHxHEIGHT in the file's units, where no getevent -p describes it")
     report_rate: float = flag(0.0, "Hz, of a getevent log without times; 0 = it has times", low=0)
     y_axis: str = flag("down", "where y grows", choices=("down", "up"))
@@ -79,6 +85,7 @@ class ImportOptions(Knobs):
             groups = re.compile(self.user_pattern).groups
         except re.error as e:
             raise UserError(f"--user_pattern is no regular expression ({e})") from None
+        parse_columns(self.columns)
         if self.screen:
             screen_axes(self.screen)
         if self.user_pattern and groups != 1:
@@ -151,7 +158,7 @@ def import_touch(
             notes = {
                 "users": part.users,
                 "sessions": part.sessions,
-                "axes": [described(*known) for known in used.values()],
+                "notes": [*recording.notes, *(described(*known) for known in used.values())],
                 "refused": refused,
             }
             draw = partial(_drawn, part.windows, chosen.sequence_length, notes)
@@ -202,9 +209,9 @@ def axes_used(recording: Recording, options: ImportOptions) -> AxesUsed:
         if device is None:
             used[device] = SHARES, "shares of the screen"
         elif device in recording.axes:
-            used[device] = recording.axes[device], "from getevent -p"
+            used[device] = recording.axes[device]
         elif len(recording.axes) == 1:
-            used[device] = next(iter(recording.axes.values())), "from getevent -p"
+            used[device] = next(iter(recording.axes.values()))
         elif recording.axes:
             names = ", ".join(recording.axes)
             raise UserError(f"which screen was touched: {names}? leave the others' axes out")
@@ -341,8 +348,8 @@ def _import(options: argparse.Namespace) -> None:
         say(f"{manifest['split'] + ':':10}{_num(manifest['count'], 'window')}, {whose}")
         say(f"          {state}: {dataset.folder}")
         manifests.append(manifest)
-    for axes in manifests[0]["axes"]:
-        say(f"axes:     {axes}")
+    for note in manifests[0]["notes"]:
+        say(f"note:     {note}")
     for kind in ("lines", "contacts", "windows"):
         found = [Counter(manifest["refused"][kind]) for manifest in manifests]
         refused = found[0] if kind == "lines" else sum(found, Counter())

@@ -91,10 +91,10 @@ def to_shares(stroke: Stroke, axes: Axes, *, y_up: bool, rotate: int) -> Stroke:
         rotate: degrees by which the picture is turned clockwise: 0, 90, 180 or 270.
     """
     low, high = np.array(axes, np.float64).reshape(2, 2).T
-    xy = (stroke.xy - low) / (high - low)
-    slack = _ROUNDING if axes == SHARES else 1 / (high - low)
-    fault = stroke.fault or ("" if (abs(xy - 0.5) <= 0.5 + slack).all() else OUTSIDE)
-    x, y = xy.clip(0, 1).T
+    slack = _ROUNDING if axes == SHARES else 1
+    is_inside = ((stroke.xy >= low - slack) & (stroke.xy <= high + slack)).all()
+    fault = stroke.fault or ("" if is_inside else OUTSIDE)
+    x, y = ((stroke.xy - low) / (high - low)).clip(0, 1).T
     if y_up:
         y = 1 - y
     for _ in range(rotate // 90):

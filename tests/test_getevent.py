@@ -365,4 +365,4 @@ def test_from_a_log_to_gestures(tmp_path):
     time = 1000 + 2 * np.arange(17)
     due = np.interp(time, [1000, 1010, 1020, 1033], [0.2, 0.21, 0.21, 0.21])
     np.testing.assert_allclose(x[0, onset : onset + 17, 0], due, atol=1e-6)
-    assert made.manifest["axes"] == ["x 100 to 1100, y 0 to 2000, from getevent -p"]
+    assert made.manifest["notes"] == ["x 100 to 1100, y 0 to 2000, from getevent -p"]

@@ -13,11 +13,13 @@ from typing import Any
 from augmentation.recordings.files import Recording, without_compression
 from augmentation.recordings.getevent import read_getevent
 from augmentation.recordings.json_lines import read_json_lines
+from augmentation.recordings.table import read_table
 from trainlib.errors import UserError
 
 READERS: Mapping[str, Callable[[Path, Any, Recording], None]] = {
     "getevent": read_getevent,
     "json": read_json_lines,
+    "csv": read_table,
 }
 SUFFIXES = {
     ".txt": "getevent",
@@ -25,6 +27,8 @@ SUFFIXES = {
     ".jsonl": "json",
     ".json": "json",
     ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
 }
 
 
@@ -33,6 +37,9 @@ def format_of(path: Path, options: Any) -> str:
     if options.format != "auto":
         return str(options.format)
     suffix = without_compression(path).suffix.lower()
-    if suffix not in SUFFIXES:
+    usual = SUFFIXES.get(suffix)
+    if options.columns and usual in (None, "getevent"):
+        return "csv"
+    if usual is None:
         raise UserError(f"{path} has no known suffix ({', '.join(SUFFIXES)}); pass --format")
-    return SUFFIXES[suffix]
+    return usual

@@ -24,13 +24,15 @@ class Recording:
     Attributes:
         strokes: in the order of the files, in units of their device.
         refused: lines that were not taken, by reason.
-        axes: of each device that is described, by its name.
+        axes: of each device that is described, by its name; and where it is.
+        notes: what was assumed, in words; a set in order.
         frames: the length of each session whose beginning and end are known; at 500 Hz, from 0 ms.
     """
 
     strokes: list[Stroke] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
-    axes: dict[str, Axes] = field(default_factory=dict)
+    axes: dict[str, tuple[Axes, str]] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
 
 
@@ -48,7 +50,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             encoding = "utf-16" if file.read(2) in _UTF_16 else "utf-8-sig"
         with opener(path, "rt", encoding=encoding, errors="replace", newline="\n") as file:
             for number, line in enumerate(bar(file, f"reading {path.name}", " lines"), 1):
-                yield number, line.rstrip()
+                yield number, line.rstrip(" \r\n")
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
         raise unreadable(path, number + 1, first_line(e)) from None
 

@@ -230,7 +230,7 @@ def read_getevent(path: Path, options: Any, recording: Recording) -> None:
         recording.strokes += (_stroke(c, session_name(path), name) for c in device.ended)
     for name, known in ranges.items():
         if axes := _axes(known):
-            recording.axes[name] = axes
+            recording.axes[name] = axes, "from getevent -p"
 
 
 def _number(value: str) -> int:

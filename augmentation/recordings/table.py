@@ -1,0 +1,230 @@
+"""Tables: CSV and its like, a sample a row, columns by name or by number."""
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from augmentation.recordings.files import Recording, numbered_lines, session_name, unreadable
+from augmentation.strokes import DUPLICATE, NO_DOWN, NO_LIFT, TIME_BACK, TWO_FINGERS, Axes, Stroke
+from trainlib.errors import UserError, first_line
+
+FIELDS, NO_STATE, NO_NUMBER = "wrong number of fields", "no touch state", "not a number"
+CANCELLED = "cancelled"
+
+NEEDED, OPTIONAL = ("t", "x", "y", "touch"), ("finger", "session", "width", "height")
+TIME_UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}  # in ms
+_DELIMITERS = ",;\t|"
+
+DOWN, HELD, UP, CANCEL, ON, OFF = "down", "held", "up", "cancel", "on", "off"
+_STATES = {
+    **dict.fromkeys(("down", "start", "started", "begin", "began"), DOWN),
+    **dict.fromkeys(("held", "hold", "move", "moved", "stationary"), HELD),
+    **dict.fromkeys(("up", "end", "ended"), UP),
+    **dict.fromkeys(("cancel", "canceled", "cancelled"), CANCEL),
+    **dict.fromkeys(("1", "1.0", "true"), ON),
+    **dict.fromkeys(("0", "0.0", "false"), OFF),
+}
+_LIFTS = (UP, CANCEL, OFF)
+_PREFIX = re.compile(r"(action|touch|pointer|mouse)_?")  # of touchstart, ACTION_MOVE, ...
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Return the column of each role in `t=Timestamp,x=X,...`; UserError if that is not it."""
+    if not text:
+        return {}
+    pairs = [part.partition("=") for part in text.split(",")]
+    columns = {role.strip(): name.strip() for role, _, name in pairs}
+    if unknown := sorted(columns.keys() - {*NEEDED, *OPTIONAL}):
+        roles = ", ".join((*NEEDED, *OPTIONAL))
+        raise UserError(
+            f"--columns must be ROLE=NAME,... with roles of {roles}; got {unknown[0]!r}"
+        )
+    if ("width" in columns) != ("height" in columns):
+        raise UserError("--columns must name width and height, or neither")
+    if missing := [role for role in NEEDED if not columns.get(role)]:
+        raise UserError(f"--columns must name t, x, y and touch; {missing[0]} is missing")
+    return columns
+
+
+@dataclass
+class _Contact:
+    """A finger that is down, sample by sample; times in the file's unit."""
+
+    session: str
+    device: str
+    fault: str = ""
+    t: list[float] = field(default_factory=list)
+    xy: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass
+class _Session:
+    """Where the rows of a session stand."""
+
+    finger: str | None  # the first one
+    last_t: float = -math.inf
+    last_row: Sequence[str] = ()
+    contact: _Contact | None = None
+
+
+class _Table:
+    """Follows the rows of one table and keeps the contacts that have ended."""
+
+    def __init__(self, name: str, columns: Mapping[str, int], width: int) -> None:
+        self.ended: list[_Contact] = []
+        self._name, self._columns, self._width = name, columns, width
+        self._last_column = max(columns.values())
+        self._sessions: dict[str, _Session] = {}
+
+    def take(self, row: Sequence[str]) -> str:
+        """Take a row; return why it is refused, "" if it is not."""
+        if len(row) <= self._last_column:
+            return FIELDS
+        said = {role: row[column].strip() for role, column in self._columns.items()}
+        word = said["touch"].lower()
+        state = _STATES.get(word) or _STATES.get(_PREFIX.sub("", word))
+        if state is None:
+            return NO_STATE
+        session = self._sessions.setdefault(said.get("session", ""), _Session(said.get("finger")))
+        if said.get("finger") != session.finger:
+            return TWO_FINGERS
+        sizes = [said[role] for role in ("width", "height") if role in said]
+        if any(not _number(size) > 1 for size in sizes):
+            return NO_NUMBER
+        t, x, y = _number(said["t"]), _number(said["x"]), _number(said["y"])
+        if math.isnan(t) or (math.isnan(x + y) and state not in _LIFTS):
+            return NO_NUMBER
+        if t < session.last_t:
+            return TIME_BACK
+        if fault := self._fields_fault(row, session.last_row):
+            return fault
+        session.last_t, session.last_row = t, row
+        self._apply(session, said, state, t, (x, y))
+        return ""
+
+    def end_all(self) -> None:
+        """End the contacts that are left, as without lift-off."""
+        for session in self._sessions.values():
+            self._end(session, NO_LIFT)
+
+    def _fields_fault(self, row: Sequence[str], last: Sequence[str]) -> str:
+        """Return what is wrong with a row's number of fields, or that it is the last one again.
+
+        A row that was logged again may have another time and more fields than the table.
+        """
+        if row == last:
+            return DUPLICATE
+        if len(row) == self._width:
+            return ""
+        t = self._columns["t"]
+        again = [*row[:t], *row[t + 1 : self._width]] == [*last[:t], *last[t + 1 :]]
+        return DUPLICATE if again else FIELDS
+
+    def _apply(
+        self,
+        session: _Session,
+        said: Mapping[str, str],
+        state: str,
+        t: float,
+        xy: tuple[float, float],
+    ) -> None:
+        """Move, begin or end the contact of a session."""
+        if state == DOWN:
+            self._end(session, NO_LIFT)
+        contact = session.contact
+        if contact is None:
+            if state == OFF:
+                return
+            name = "/".join(part for part in (self._name, said.get("session")) if part)
+            device = "x".join(said[role] for role in ("width", "height") if role in said)
+            fault = "" if state in (DOWN, ON) else NO_DOWN
+            contact = session.contact = _Contact(name, device, fault)
+        contact.t.append(t)
+        contact.xy.append(contact.xy[-1] if math.isnan(sum(xy)) and contact.xy else xy)
+        if state in _LIFTS:
+            self._end(session, CANCELLED if state == CANCEL else "")
+
+    def _end(self, session: _Session, fault: str) -> None:
+        """End the contact of a session, if it has one; its first fault counts."""
+        if session.contact is not None:
+            session.contact.fault = session.contact.fault or fault
+            self.ended.append(session.contact)
+            session.contact = None
+
+
+def _number(text: str) -> float:
+    """Return a number, NaN if it is none or not finite."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+# ---- the text ---------------------------------------------------------------------------
+
+
+def read_table(path: Path, options: Any, recording: Recording) -> None:
+    """Read rows of samples, separated by commas, semicolons, tabs, bars or blanks.
+
+    The first row names the columns, unless `--columns` gives numbers, from 1.
+    """
+    rows = _rows(path)
+    number, first = next(rows, (1, []))
+    wanted = parse_columns(options.columns)
+    if wanted and all(name.isdigit() for name in wanted.values()):
+        columns = {role: int(name) - 1 for role, name in wanted.items()}
+        rows = chain([(number, first)], rows)
+    else:
+        header = [name.strip() for name in first]
+        if not wanted:
+            wanted = {role: role for role in (*NEEDED, *OPTIONAL) if role in (*NEEDED, *header)}
+        if missing := [role for role, name in wanted.items() if name not in header]:
+            why = f"no column for {missing[0]} in {', '.join(header) or 'nothing'}; set --columns"
+            raise unreadable(path, number, why)
+        columns = {role: header.index(name) for role, name in wanted.items()}
+    table = _Table(session_name(path), columns, len(first))
+    for _, row in rows:
+        if fault := table.take(row):
+            recording.refused[fault] += 1
+    table.end_all()
+    unit = options.time_unit
+    if unit == "auto":
+        unit = _likely_unit(table.ended)
+        recording.notes[f"times in {unit}, going by the steps between samples"] = None
+    for contact in table.ended:
+        t, xy = TIME_UNITS[unit] * np.array(contact.t), np.array(contact.xy)
+        recording.strokes.append(Stroke(contact.session, t, xy, contact.device, contact.fault))
+    for size in {contact.device for contact in table.ended} - {""}:
+        width, height = map(float, size.split("x"))
+        recording.axes[size] = Axes(0, width - 1, 0, height - 1), "by the columns"
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a table that are not blank, with the numbers of their lines."""
+    delimiter = ""
+    for number, line in numbered_lines(path):
+        if not line:
+            continue
+        delimiter = delimiter or next((d for d in _DELIMITERS if d in line), " ")
+        try:
+            row = (
+                line.split() if delimiter == " " else next(csv.reader([line], delimiter=delimiter))
+            )
+        except csv.Error as e:
+            raise unreadable(path, number, first_line(e)) from None
+        yield number, row
+
+
+def _likely_unit(contacts: list[_Contact]) -> str:
+    """Return the unit in which the steps between samples are between 1 and 1000 ms."""
+    steps = [b - a for contact in contacts for a, b in pairwise(contact.t) if b > a]
+    step = float(np.median(steps)) if steps else 1.0
+    return next((u for u, high in (("s", 1), ("ms", 1e3), ("us", 1e6)) if step < high), "ns")
