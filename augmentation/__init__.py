@@ -20,6 +20,14 @@ The distribution of a generated set
     action_type names the gestures: one of the four above, "swipe" (= diagonal), or "mixed"
     (the four in equal parts, counts differing by at most one, in random order).
 
+Gestures as people make them (style="human", off by default)
+    Taps, swipes, drags and long presses of augmentation/human.py in the same format. window
+    "timeline" cuts a session as it runs into windows, which may begin, end or stay pressed, hold
+    several contacts or none; "whole" puts one contact of at most L frames into each, its onset
+    uniform. In the manifest, shortest and longest limit a contact, in place of min_delta_t and
+    max_delta_t, contact_counts is in place of gesture_counts, and habits is the SHA-256 of the
+    fitted table.
+
 A folder
     batch_000000_actions.npy, batch_000001_actions.npy, ...: little-endian float32 [N*L, 3], the
     sequences one after the other, no pickle. Their order is the sorted order of the names.
@@ -45,6 +53,7 @@ from augmentation.patterns import EVAL_PATTERNS, make_pattern, write_eval_patter
 from augmentation.presets import (
     COMPLEXITY_LEVELS,
     DATASETS,
+    HUMAN_DATASETS,
     generate_preset,
     prepare_diffusion_data,
 )
@@ -55,6 +64,7 @@ __all__ = [
     "COMPLEXITY_LEVELS",
     "DATASETS",
     "EVAL_PATTERNS",
+    "HUMAN_DATASETS",
     "MANIFEST_NAME",
     "GeneratedDataset",
     "Gestures",

@@ -3,18 +3,21 @@
 The three steps stay apart. `draw_gestures` is the only one that uses randomness; `render` is a
 pure function of the parameters, so another velocity profile or a curved path is a change there
 and nowhere else; `generate_augmented_dataset` joins the two and hands the result to the folder
-writer. The distribution and the format are stated in the package's docstring.
+writer. The distribution and the format are stated in the package's docstring. Gestures as people
+make them come from augmentation/human.py, which keeps the same steps.
 """
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from trainlib.errors import UserError
+from augmentation.human import HABITS_FILE, draw_session, render_session
+from trainlib.errors import UserError, check_choice
+from trainlib.files import sha256_of
 from trainlib.gesture_files import GeneratedDataset, Render, as_folder, write_gestures
 from trainlib.gestures import GESTURE_TYPES, MOVES, SEQ_LEN
 from trainlib.knobs import Knobs, as_type, flag
@@ -24,6 +27,12 @@ ACTION_TYPES: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in MOVES},
     "swipe": ("diagonal",),
     "mixed": tuple(MOVES),
+}
+STYLES = ("straight", "human")
+HUMAN_KINDS: Mapping[str, tuple[str, ...]] = {
+    "click": ("tap",),
+    "swipe": ("swipe",),
+    "mixed": ("tap", "swipe"),
 }
 # Whether x and y move, by index into GESTURE_TYPES; what does not move keeps its start.
 _MOVES = np.array([MOVES.get(name, (False, False)) for name in GESTURE_TYPES])
@@ -48,17 +57,54 @@ class Recipe(Knobs):
     def __post_init__(self) -> None:
         """Convert and check."""
         super().__post_init__()
-        if not self.min_delta_t <= self.max_delta_t <= self.sequence_length:
-            got = f"{self.min_delta_t}, {self.max_delta_t}, {self.sequence_length}"
-            order = "min_delta_t <= max_delta_t <= sequence_length must hold"
-            raise UserError(f"{order}, got {got}")
-        if not self.split:
-            raise UserError("--split must be a non-empty name, got ''")
+        _check_recipe(self.min_delta_t, self.max_delta_t, self.sequence_length, self.split)
 
     def generator(self) -> np.random.Generator:
         """Return the one source of randomness; the gestures do not depend on the files' size."""
-        entropy = [self.seed, zlib.crc32(self.split.encode("utf-8", "surrogatepass"))]
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        return _generator(self.seed, self.split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanRecipe(Knobs):
+    """All that decides the bytes of a human-like data set, beside the fitted habits.
+
+    Its limits of a contact have names of their own, so that nobody who reads them in a manifest
+    takes the gestures for straight ones.
+    """
+
+    style: str = flag("human", "how gestures are drawn", choices=("human",))
+    num_sequences: int = flag(5000, "number of sequences", low=1)
+    sequence_length: int = flag(SEQ_LEN, "frames per sequence, L", low=1)
+    action_type: str = flag("mixed", "which contacts", choices=tuple(HUMAN_KINDS))
+    window: str = flag(
+        "timeline", "timeline: a session as it runs; whole: one contact each, at a random onset",
+        choices=("timeline", "whole"),
+    )  # fmt: skip
+    shortest: int = flag(1, "shortest contact, frames", low=0)
+    longest: int = flag(SEQ_LEN, "longest contact, frames; of a session, L is no limit", low=1)
+    sequences_per_file: int = flag(100, "sequences per file; the last may hold fewer", low=1)
+    seed: int = flag(0, "the same seed gives the same bytes", low=0, high=2**63 - 1)
+    split: str = flag("train", "mixed into the seed, so that sets differ under one seed")
+
+    def __post_init__(self) -> None:
+        """Convert and check."""
+        super().__post_init__()
+        _check_recipe(self.shortest, self.longest, self.sequence_length, self.split)
+
+
+def _check_recipe(shortest: int, longest: int, length: int, split: str) -> None:
+    """Raise UserError for durations that do not fit, or a split without a name."""
+    if not shortest <= longest <= length:
+        order = "min_delta_t <= max_delta_t <= sequence_length must hold"
+        raise UserError(f"{order}, got {shortest}, {longest}, {length}")
+    if not split:
+        raise UserError("--split must be a non-empty name, got ''")
+
+
+def _generator(seed: int, split: str) -> np.random.Generator:
+    """Return the source of randomness of a data set."""
+    entropy = [seed, zlib.crc32(split.encode("utf-8", "surrogatepass"))]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
 @dataclass(frozen=True)
@@ -171,12 +217,14 @@ def render(gestures: Gestures, sequence_length: int = SEQ_LEN) -> np.ndarray:
 def generate_augmented_dataset(
     output_dir: str | os.PathLike[str],
     num_sequences: int,
-    min_delta_t: int,
-    max_delta_t: int,
+    min_delta_t: int | None = None,
+    max_delta_t: int | None = None,
     sequence_length: int = SEQ_LEN,
     action_type: str = "mixed",
     sequences_per_file: int = 100,
     *,
+    style: str = "straight",
+    window: str | None = None,
     seed: int = 0,
     split: str | None = None,
     overwrite: bool = False,
@@ -187,11 +235,16 @@ def generate_augmented_dataset(
     Args:
         output_dir: folder to write, made if missing.
         num_sequences: N, at least 1.
-        min_delta_t: shortest touch, frames, in [0, max_delta_t]; 0 = no action.
-        max_delta_t: longest touch, frames, in [min_delta_t, sequence_length]; included.
+        min_delta_t: shortest touch, frames, in [0, max_delta_t]; 0 = no action. None takes 5, of
+            human gestures no limit.
+        max_delta_t: longest touch, frames, in [min_delta_t, sequence_length]; included. None takes
+            50, of human gestures no limit, as sequence_length itself in a timeline.
         sequence_length: L, frames, at least 1.
-        action_type: a key of ACTION_TYPES.
+        action_type: a key of ACTION_TYPES; of human gestures, one of HUMAN_KINDS.
         sequences_per_file: at least 1; the last file may hold fewer.
+        style: "straight", or "human" for gestures as people make them (augmentation/human.py).
+        window: of human gestures, "timeline" for a session as it runs, "whole" for one contact in
+            each window; None takes the timeline.
         seed: a non-negative integer.
         split: mixed into the seed, so that "train" and "val" differ under one seed; None takes
             the last component of output_dir.
@@ -207,25 +260,67 @@ def generate_augmented_dataset(
         MemoryError: the parameters of so many sequences do not fit.
     """
     folder = as_folder(output_dir, "output_dir")
-    recipe = Recipe(
-        num_sequences=num_sequences,
-        sequence_length=sequence_length,
-        action_type=action_type,
-        min_delta_t=min_delta_t,
-        max_delta_t=max_delta_t,
-        sequences_per_file=sequences_per_file,
-        seed=seed,
-        split=folder_name(folder) if split is None else split,
-    )
+    given = {
+        "num_sequences": num_sequences,
+        "sequence_length": sequence_length,
+        "action_type": action_type,
+        "sequences_per_file": sequences_per_file,
+        "seed": seed,
+        "split": folder_name(folder) if split is None else split,
+    }
+    arguments, draw = _plan(style, window, min_delta_t, max_delta_t, given)
+    overwrite = as_type("overwrite", overwrite, bool)
+    with memory_named("the data set", "--num_sequences"):
+        return write_gestures(folder, arguments, draw, overwrite=overwrite, progress=progress)
+
+
+Draw = Callable[[], tuple[Render, Mapping[str, Any]]]
+
+
+def _plan(
+    style: str, window: Any, shortest: Any, longest: Any, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], Draw]:
+    """Return all that decides the bytes, and what draws and renders; limits, window may be None.
+
+    UserError if the style has no such thing.
+    """
+    check_choice("--style", style, STYLES)
+    if style == "human":
+        length = given["sequence_length"]
+        limits = {
+            "shortest": 0 if shortest is None else shortest,
+            "longest": length if longest is None else longest,
+        }
+        human = HumanRecipe(**given, **limits, window="timeline" if window is None else window)
+        arguments = {**asdict(human), "habits": sha256_of(HABITS_FILE)}
+        return arguments, lambda: _draw_human(human)
+    if window not in (None, "whole"):
+        raise UserError(f"--window {window} needs --style human")
+    limits = {"min_delta_t": shortest, "max_delta_t": longest}
+    recipe = Recipe(**given, **{name: limit for name, limit in limits.items() if limit is not None})
 
     def draw() -> tuple[Render, Mapping[str, Any]]:
         gestures = _draw(recipe.generator(), recipe)
         notes = {"gesture_counts": gestures.counts()}
         return lambda rows: render(gestures[rows], recipe.sequence_length), notes
 
-    overwrite = as_type("overwrite", overwrite, bool)
-    with memory_named("the data set", "--num_sequences"):
-        return write_gestures(folder, asdict(recipe), draw, overwrite=overwrite, progress=progress)
+    return asdict(recipe), draw
+
+
+def _draw_human(recipe: HumanRecipe) -> tuple[Render, Mapping[str, Any]]:
+    """Draw the contacts of a data set; return what renders them, and their counts."""
+    length = recipe.sequence_length
+    session = draw_session(
+        _generator(recipe.seed, recipe.split),
+        recipe.num_sequences,
+        kinds=HUMAN_KINDS[recipe.action_type],
+        whole=recipe.window == "whole",
+        shortest=recipe.shortest,
+        longest=recipe.longest,
+        length=length,
+    )
+    notes = {"contact_counts": session.counts(recipe.num_sequences * length)}
+    return lambda rows: render_session(session, rows, length), notes
 
 
 def folder_name(folder: str | os.PathLike[str]) -> str:

@@ -14,9 +14,12 @@ from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
-from augmentation.click_aug import Recipe, generate_augmented_dataset
+from augmentation.click_aug import STYLES, HumanRecipe, Recipe, generate_augmented_dataset
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.gesture_files import GeneratedDataset
+
+# Shortest and longest touch, share of the sequence; of a human timeline, 1 is no limit.
+PCT_LIMITS = {"straight": (0.02, 0.20), "human": (0.0, 1.0)}
 
 
 def frames_from_pct(name: str, pct: float, sequence_length: int) -> int:
@@ -53,7 +56,9 @@ def _generate(options: argparse.Namespace) -> None:
     """Turn the shares into frames, write the data set and say what is there."""
     began = time.monotonic()
     given = vars(options).copy()
-    shortest, longest = given.pop("min_delta_t_pct"), given.pop("max_delta_t_pct")
+    default = PCT_LIMITS[options.style]
+    shortest = given.pop("min_delta_t_pct", default[0])
+    longest = given.pop("max_delta_t_pct", default[1])
     if shortest > longest:
         raise UserError(
             f"--min_delta_t_pct must be <= --max_delta_t_pct, got {shortest}, {longest}"
@@ -73,13 +78,17 @@ def _summarise(made: GeneratedDataset, wall_s: float) -> None:
     manifest = made.manifest
     arguments = manifest["arguments"]
     state = f"written in {wall_s:.1f} s" if made.written else "already complete, nothing to do"
-    counts = ", ".join(f"{name} {n}" for name, n in manifest["gesture_counts"].items() if n)
+    counted = manifest.get("gesture_counts") or manifest["contact_counts"]
+    counts = ", ".join(f"{name} {n}" for name, n in counted.items() if n)
+    limits = [arguments.get(name) for name in ("min_delta_t", "max_delta_t")]
+    if None in limits:
+        limits = [arguments[name] for name in ("shortest", "longest")]
     say(f"folder:    {made.folder} ({state})")
     say(
         f"sequences: {arguments['num_sequences']} of {arguments['sequence_length']} frames "
         f"in {len(manifest['files'])} files"
     )
-    say(f"gestures:  {counts}; {arguments['min_delta_t']}-{arguments['max_delta_t']} frames")
+    say(f"gestures:  {counts}; {limits[0]}-{limits[1]} frames")
     say(f"seed:      {arguments['seed']}, split {arguments['split']}")
 
 
@@ -103,8 +112,19 @@ def _make_parser() -> argparse.ArgumentParser:
                 default=f.default,
                 help=f.metadata["help"],
             )
-    add("--min_delta_t_pct", type=float, default=0.02, help="shortest touch, share of L")
-    add("--max_delta_t_pct", type=float, default=0.20, help="longest touch, share of L")
+    add("--style", choices=STYLES, default="straight", help="how gestures are drawn")
+    window = {f.name: f for f in fields(HumanRecipe)}["window"].metadata
+    text = f"of human gestures; {window['help']} (default: timeline)"
+    add("--window", choices=window["choices"], default=argparse.SUPPRESS, help=text)
+    for end, name in enumerate(("min", "max")):
+        text = f"{('shortest', 'longest')[end]} touch, share of L"
+        defaults = ", ".join(f"{style} {limits[end]}" for style, limits in PCT_LIMITS.items())
+        add(
+            f"--{name}_delta_t_pct",
+            type=float,
+            default=argparse.SUPPRESS,
+            help=f"{text} (default: {defaults})",
+        )
     add("--split", help="mixed into the seed; by default the last part of --output_dir")
     add("--overwrite", action="store_true", help="replace the data set in --output_dir")
     return parser

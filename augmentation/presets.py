@@ -1,4 +1,4 @@
-"""Named data sets: the test plan's training data and its complexity levels."""
+"""Named data sets: the test plan's, its complexity levels, and gestures as people make them."""
 
 import os
 from collections.abc import Mapping
@@ -40,6 +40,13 @@ DATASETS: tuple[Mapping[str, Any], ...] = (
     },
 )
 
+HUMAN_DATASETS: tuple[Mapping[str, Any], ...] = (
+    {"name": "human_session"},
+    {"name": "human_contacts", "window": "whole"},
+    {"name": "human_taps", "window": "whole", "action_type": "click"},
+    {"name": "human_swipes", "window": "whole", "action_type": "swipe"},
+)
+
 # Folder of prepare_diffusion_data -> the data set that it holds.
 _PREPARED: Mapping[str, Mapping[str, Any]] = {
     "train_clicks": DATASETS[0],
@@ -60,9 +67,10 @@ def generate_preset(
     """Write the data set or complexity level of this name to root/name.
 
     Args:
-        name: of an entry of DATASETS or COMPLEXITY_LEVELS; a level holds mixed gestures.
+        name: of an entry of DATASETS, COMPLEXITY_LEVELS or HUMAN_DATASETS; a level holds mixed
+            gestures.
         root: parent folder, made if missing.
-        num_sequences: None takes the entry's number, 5000 for a level.
+        num_sequences: None takes the entry's number, else 5000.
         seed: a non-negative integer.
         overwrite: replace the data set that is there.
 
@@ -73,9 +81,10 @@ def generate_preset(
         UserError: the name is unknown, or as generate_augmented_dataset.
         OSError: the disk failed or is full.
     """
-    presets = {preset["name"]: dict(preset) for preset in (*DATASETS, *COMPLEXITY_LEVELS)}
+    human = [{**preset, "style": "human"} for preset in HUMAN_DATASETS]
+    presets = {preset["name"]: preset for preset in (*DATASETS, *COMPLEXITY_LEVELS, *human)}
     check_choice("name", name, tuple(presets))
-    arguments = {"num_sequences": 5000, "action_type": "mixed", **presets[name]}
+    arguments = {"num_sequences": 5000, **presets[name]}
     del arguments["name"]
     if num_sequences is not None:
         arguments["num_sequences"] = num_sequences
