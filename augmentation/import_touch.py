@@ -16,7 +16,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,14 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from augmentation.recordings import READERS, format_of
+from augmentation.recordings.axes import axes_used, described, screen_axes
 from augmentation.recordings.files import Recording
 from augmentation.recordings.table import TIME_UNITS, parse_columns
 from augmentation.strokes import (
     DUPLICATE,
     IDLE,
-    SHARES,
-    Axes,
-    FloatArray,
     Stroke,
     Window,
     hold,
@@ -58,8 +56,9 @@ class ImportOptions(Knobs):
 
     format: str = flag("auto", "of the files; auto goes by their names", choices=("auto", *READERS))
     window: str = flag(
-        "whole", "whole: a stroke that fits, at a random onset; timeline: the session as it ran",
-        choices=("whole", "timeline"),
+        "auto", "whole: a stroke that fits, at a random onset; timeline: the session as it ran; "
+        "auto: as it ran for HDF5, whose segments stay what they are, else whole",
+        choices=("auto", "whole", "timeline"),
     )  # fmt: skip
     drop_idle: bool = flag(False, "leave out windows of a timeline without a touch; counted")
     columns: str = flag(
@@ -94,9 +93,6 @@ class ImportOptions(Knobs):
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the source of randomness for one purpose."""
         return np.random.default_rng([self.seed, zlib.crc32(purpose.encode())])
-
-
-AxesUsed = dict[str | None, tuple[Axes, str]]  # by device, and how they are known
 
 
 class Part(NamedTuple):
@@ -144,7 +140,9 @@ def import_touch(
     paths = [as_folder(source, "a source") for source in sources]
     with memory_named("the recordings", "the number of files"):
         files = [{"name": path.name, "sha256": _sha256(path)} for path in paths]
-        recording, used = read_recording(paths, chosen)
+        recording, assumed = read_recording(paths, chosen)
+        if chosen.window == "auto":
+            chosen = replace(chosen, window="timeline" if recording.frames else "whole")
         parts = split_and_cut(recording, chosen)
         made = []
         for split, part in parts.items():
@@ -158,7 +156,7 @@ def import_touch(
             notes = {
                 "users": part.users,
                 "sessions": part.sessions,
-                "notes": [*recording.notes, *(described(*known) for known in used.values())],
+                "notes": assumed,
                 "refused": refused,
             }
             draw = partial(_drawn, part.windows, chosen.sequence_length, notes)
@@ -184,12 +182,12 @@ def _sha256(path: Path) -> str:
         raise UserError(f"cannot read {path} ({e.strerror})") from None
 
 
-def read_recording(paths: Sequence[Path], options: ImportOptions) -> tuple[Recording, AxesUsed]:
-    """Return what files hold, in shares of the screen, held positions held; and which screen."""
+def read_recording(paths: Sequence[Path], options: ImportOptions) -> tuple[Recording, list[str]]:
+    """Return what files hold, in shares, held positions held; and in words what was assumed."""
     recording = Recording()
     for path in paths:
         READERS[format_of(path, options)](path, options, recording)
-    used = axes_used(recording, options)
+    used = axes_used(recording, options.screen)
     y_up, rotate = options.y_axis == "up", int(options.rotate)
     periods = sample_periods(recording.strokes)
     recording.strokes = [
@@ -199,50 +197,7 @@ def read_recording(paths: Sequence[Path], options: ImportOptions) -> tuple[Recor
         )
         for stroke in recording.strokes
     ]
-    return recording, used
-
-
-def axes_used(recording: Recording, options: ImportOptions) -> AxesUsed:
-    """Return the axes of each device in the strokes, and how they are known."""
-    used: AxesUsed = {}
-    for device in dict.fromkeys(stroke.device for stroke in recording.strokes):
-        if device is None:
-            used[device] = SHARES, "shares of the screen"
-        elif device in recording.axes:
-            used[device] = recording.axes[device]
-        elif len(recording.axes) == 1:
-            used[device] = next(iter(recording.axes.values()))
-        elif recording.axes:
-            names = ", ".join(recording.axes)
-            raise UserError(f"which screen was touched: {names}? leave the others' axes out")
-        elif options.screen:
-            used[device] = screen_axes(options.screen), "from --screen"
-        else:
-            used[device] = seen_axes([s.xy for s in recording.strokes if s.device == device])
-    return used
-
-
-def described(axes: Axes, how: str) -> str:
-    """Return in words what axes span."""
-    return f"x {axes.x_min:g} to {axes.x_max:g}, y {axes.y_min:g} to {axes.y_max:g}, {how}"
-
-
-def screen_axes(screen: str) -> Axes:
-    """Return the axes of a screen WIDTHxHEIGHT, pixels from 0."""
-    match = re.fullmatch(r"(\d+)x(\d+)", screen)
-    if not match or min(map(int, match.groups())) < 2:
-        raise UserError(f"--screen must be WIDTHxHEIGHT, as 1080x2400, got {screen!r}")
-    return Axes(0, int(match[1]) - 1, 0, int(match[2]) - 1)
-
-
-def seen_axes(positions: list[FloatArray]) -> tuple[Axes, str]:
-    """Return axes from 0 to the largest numbers seen, or shares if none is above 1."""
-    x_max, y_max = np.nanmax(np.concatenate([*positions, [[0, 0]]]), axis=0).tolist()
-    if max(x_max, y_max) <= 1:
-        return SHARES, "shares of the screen, as no number is above 1"
-    return Axes(
-        0, max(x_max, 1), 0, max(y_max, 1)
-    ), "the largest seen; or give --screen, getevent -p"
+    return recording, [*recording.notes, *(described(*known) for known in used.values())]
 
 
 # ---- who is validated on ----------------------------------------------------------------
@@ -253,7 +208,8 @@ def split_and_cut(recording: Recording, options: ImportOptions) -> dict[str, Par
 
     UserError if one would be empty.
     """
-    users = users_of([stroke.session for stroke in recording.strokes], options.user_pattern)
+    sessions = [*recording.frames, *(stroke.session for stroke in recording.strokes)]
+    users = users_of(dict.fromkeys(sessions), options.user_pattern)
     held_out = users_to_validate_on(sorted(set(users.values())), options)
     parts = {}
     for split in SPLITS if held_out else SPLITS[:1]:
@@ -263,12 +219,11 @@ def split_and_cut(recording: Recording, options: ImportOptions) -> dict[str, Par
             if (user in held_out) == (split == "val")
         }
         strokes = [stroke for stroke in recording.strokes if stroke.session in of_split]
-        windows, refused = cut(strokes, options, options.generator(split))
+        frames = {name: num for name, num in recording.frames.items() if name in of_split}
+        windows, refused = cut(strokes, frames, options, options.generator(split))
         if not windows:
-            reasons = ", ".join(
-                f"{n} {why}" for found in refused.values() for why, n in found.items()
-            )
-            raise UserError(f"no window is left for {split} ({reasons or 'no contact'})")
+            reasons = listing(refused["contacts"] + refused["windows"]) or "no contact"
+            raise UserError(f"no window is left for {split} ({reasons})")
         known_users = sorted(set(of_split.values())) if options.user_pattern else []
         parts[split] = Part(windows, known_users, len(of_split), refused)
     return parts
@@ -303,15 +258,21 @@ def users_to_validate_on(users: list[str], options: ImportOptions) -> set[str]:
 
 
 def cut(
-    strokes: list[Stroke], options: ImportOptions, rng: np.random.Generator
+    strokes: list[Stroke],
+    frames: Mapping[str, int],
+    options: ImportOptions,
+    rng: np.random.Generator,
 ) -> tuple[list[Window], dict[str, Counter[str]]]:
-    """Return the windows of strokes, and the contacts and windows left out, by reason."""
+    """Return the windows of strokes, and the contacts and windows left out, by reason.
+
+    `frames` is the length of sessions whose beginning and end are known.
+    """
     once = {(s.session, s.t.tobytes(), s.xy.tobytes()): s for s in strokes}
     contacts = Counter({DUPLICATE: len(strokes) - len(once)})
     strokes, length = list(once.values()), options.sequence_length
     if options.window == "timeline":
         strokes = without_overlaps(strokes)
-        windows, left_out = timeline_windows(strokes, length, rng)
+        windows, left_out = timeline_windows(strokes, frames, length, rng)
         if options.drop_idle:
             busy = [window for window in windows if window.strokes]
             left_out[IDLE] += len(windows) - len(busy)
@@ -320,7 +281,7 @@ def cut(
         windows, too_long = whole_windows([s for s in strokes if not s.fault], length, rng)
         contacts, left_out = contacts + too_long, Counter()
     contacts += Counter(stroke.fault for stroke in strokes if stroke.fault)
-    return windows, {"contacts": contacts, "windows": left_out}
+    return windows, {"contacts": +contacts, "windows": +left_out}  # + drops zeros
 
 
 # ---- command line -----------------------------------------------------------------------
@@ -344,7 +305,9 @@ def _import(options: argparse.Namespace) -> None:
         manifest, state = dataset.manifest, "written" if dataset.written else "already complete"
         whose = f"{_num(manifest['sessions'], 'session')}"
         users = len(manifest["users"])
-        whose += f" of {_num(users, 'user')}" if users else ", users not known"
+        whose += (
+            f" of {_num(users, 'user')}" if users else ", split by session as users are not known"
+        )
         say(f"{manifest['split'] + ':':10}{_num(manifest['count'], 'window')}, {whose}")
         say(f"          {state}: {dataset.folder}")
         manifests.append(manifest)

@@ -27,7 +27,8 @@ _USUAL_PERIOD = 1000 / 60  # ms, of a screen whose samples are too few to tell
 # Why a stroke or a window is left out, as summaries and manifests say it.
 OUTSIDE, TIME_BACK, TWO_FINGERS = "outside the screen", "time going back", "two fingers"
 NO_DOWN, NO_LIFT, DUPLICATE = "no touch-down", "no lift-off", "duplicate"
-TOO_LONG, IDLE, HOLDS_REFUSED = "longer than the window", "idle", "around a refused contact"
+TOO_LONG, TOO_SHORT = "longer than the window", "the end of a session, shorter than a window"
+IDLE, HOLDS_REFUSED = "idle", "around a refused contact"
 
 
 class Axes(NamedTuple):
@@ -179,34 +180,41 @@ def whole_windows(
 
 
 def timeline_windows(
-    strokes: Iterable[Stroke], length: int, rng: np.random.Generator
+    strokes: Iterable[Stroke], frames: Mapping[str, int], length: int, rng: np.random.Generator
 ) -> tuple[list[Window], Counter[str]]:
-    """Cut each session into windows of `length` frames, as it ran, the phase of the cut uniform.
+    """Cut sessions into windows of `length` frames, as they ran.
 
     Args:
         strokes: those with a fault too; the windows around them are left out.
+        frames: the length of each session whose beginning is known, 0 ms; the others begin up to a
+            window before their first stroke, uniformly, and end with the window of their last.
         length: frames of a window.
-        rng: draws the phase of each session.
+        rng: draws where sessions begin.
 
     Returns:
-        The windows, idle ones too, in the order of time, and the number of those left out.
+        The windows, idle ones too, session by session in the order of time; and the number of
+        those left out, by reason.
     """
-    sessions: Mapping[str, list[Stroke]] = defaultdict(list)
+    sessions: dict[str, list[Stroke]] = {session: [] for session in frames}
     for stroke in strokes:
-        sessions[stroke.session].append(stroke)
+        sessions.setdefault(stroke.session, []).append(stroke)
     windows, refused = [], Counter[str]()
-    for session in sessions.values():
-        origin = min(stroke.t[0] for stroke in session) - rng.uniform(0, length * FRAME_MS)
-        held: Mapping[int, list[Stroke]] = defaultdict(list)
-        for stroke in session:
+    for session, held in sessions.items():
+        origin = 0.0
+        if session not in frames:
+            origin = min(float(s.t[0]) for s in held) - rng.uniform(0, length * FRAME_MS)
+        strokes_in: Mapping[int, list[Stroke]] = defaultdict(list)
+        for stroke in held:
             first, stop = frames_of(stroke, origin)
             for index in range(first // length, (stop - 1) // length + 1):
-                held[index].append(stroke)
-        for index in range(max(held) + 1):
-            if any(stroke.fault for stroke in held[index]):
+                strokes_in[index].append(stroke)
+        num = max(strokes_in) + 1 if session not in frames else frames[session] // length
+        refused[TOO_SHORT] += num * length < frames.get(session, 0)
+        for index in range(num):
+            if any(stroke.fault for stroke in strokes_in[index]):
                 refused[HOLDS_REFUSED] += 1
             else:
-                windows.append(Window(held[index], origin, index * length))
+                windows.append(Window(strokes_in[index], origin, index * length))
     return windows, refused
 
 

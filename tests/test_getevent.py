@@ -277,8 +277,8 @@ SINGLE = DESCRIPTION.format("ABS_PRESSURE", "ABS_X", "ABS_Y")
 
 
 def first_places(tmp_path, sources, **options):
-    recording, used = read_recording(sources, ImportOptions(**options))
-    ((_, how),) = used.values()
+    recording, notes = read_recording(sources, ImportOptions(**options))
+    how = " ".join(notes)
     return [tuple(s.xy[0].round(6)) for s in recording.strokes], how
 
 

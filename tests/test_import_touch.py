@@ -11,6 +11,7 @@ import gzip
 import json
 import lzma
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -155,9 +156,9 @@ def session_of(rng, num):
 def test_a_timeline_put_together_is_the_session():
     rng = np.random.default_rng(1)
     strokes = session_of(rng, 40)
-    windows, refused = timeline_windows(strokes, L, np.random.default_rng(2))
+    windows, refused = timeline_windows(strokes, {}, L, np.random.default_rng(2))
     x = render(windows, L).reshape(-1, 3)
-    assert not refused
+    assert not +refused
     origin = windows[0].origin
     assert 0 <= strokes[0].t[0] - origin < 2 * L  # the first window holds the first touch-down
     time = origin + 2.0 * np.arange(len(x))
@@ -176,7 +177,7 @@ def test_a_timeline_put_together_is_the_session():
 def test_a_timeline_shows_nothing_around_a_contact_that_was_refused():
     good, bad = stroke([0, 100], 0.5), stroke([2600, 2700], 0.5, fault="two fingers")
     late = stroke([5000, 5100], 0.5)
-    windows, refused = timeline_windows([good, bad, late], L, np.random.default_rng(0))
+    windows, refused = timeline_windows([good, bad, late], {}, L, np.random.default_rng(0))
     assert refused["around a refused contact"] in (1, 2) and len(windows) in (9, 10)
     for w in windows:
         begin = w.origin + 2 * w.first
@@ -266,7 +267,7 @@ def test_a_user_with_several_sessions_stays_in_one_part(tmp_path):
 def test_unknown_users_are_split_by_session_and_it_is_said(tmp_path, capsys):
     path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
     code, out, _ = run(tmp_path, capsys, path)
-    assert code == 0 and "4 sessions, users not known" in out and "1 session, users not" in out
+    assert code == 0 and "4 sessions, split by session" in out and "1 session, split" in out
 
 
 @pytest.mark.parametrize(
@@ -349,3 +350,102 @@ def test_a_missing_file_or_an_unknown_suffix(tmp_path, capsys):
     assert code == 2 and "none.jsonl" in err
     code, _, err = run(tmp_path, capsys, written(tmp_path, "a.doc", "x"))
     assert code == 2 and "a.doc" in err
+
+
+# ---- HDF5 ------------------------------------------------------------------------------
+
+
+def actions(num, *more, seed=0):
+    """Segments [num, *more, L, 3]; some idle, some pressed at the border, throughout or twice."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((num, *more, L, 3), np.float32)
+    for segment in x.reshape(-1, L, 3):
+        for _ in range(rng.integers(0, 3)):
+            first, stop = sorted(rng.choice([0, *rng.integers(0, L, 3), L], 2, replace=False))
+            segment[first:stop, :2] = rng.uniform(size=(stop - first, 2))
+            segment[first:stop, 2] = 1
+    return x
+
+
+def hdf5(tmp_path, x, name="a.h5", key="actions"):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / name, "w") as file:
+        file[key] = x
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("more", [(), (4,)])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_segments_of_hdf5_stay_what_they_are(tmp_path, more, kind):
+    x = actions(12, *more)
+    found, manifest = imported(hdf5(tmp_path, x.astype(kind)), tmp_path)
+    np.testing.assert_array_equal(found, x.reshape(-1, L, 3))
+    assert manifest["sessions"] == 12 and not any(manifest["refused"].values())
+
+
+def test_idle_segments_are_left_out_on_request_and_counted(tmp_path):
+    x = actions(30)
+    idle = ~x[..., 2].any(axis=1)
+    found, manifest = imported(hdf5(tmp_path, x), tmp_path, drop_idle=True)
+    np.testing.assert_array_equal(found, x[~idle])
+    assert manifest["refused"]["windows"] == {"idle": idle.sum()} and idle.any()
+
+
+def test_contacts_of_hdf5_as_whole_windows_go_on_from_segment_to_segment(tmp_path):
+    x = np.zeros((1, 2, L, 3), np.float32)
+    x[0, 0, L - 20 :] = x[0, 1, :30] = [0.25, 0.5, 1]
+    (found,), _ = imported(hdf5(tmp_path, x), tmp_path, window="whole")
+    assert found[:, 2].sum() == 50 and (found[found[:, 2] == 1, :2] == [0.25, 0.5]).all()
+
+
+def test_hdf5_rows_are_split_and_all_are_there(tmp_path):
+    x = actions(20, 2)
+    train, val = import_touch([hdf5(tmp_path, x)], tmp_path / "out", val_share=0.25)
+    assert (train.manifest["sessions"], val.manifest["sessions"]) == (15, 5)
+    found = np.concatenate([read_gestures(d.folder, L) for d in (train, val)])
+    assert sorted(map(bytes, found)) == sorted(map(bytes, x.reshape(-1, L, 3)))
+
+
+def test_dirty_hdf5(tmp_path):
+    x = actions(6)
+    x[:, :, 2] = 0
+    x[0, 10:20] = [0.5, 0.5, 0]  # a place where nothing is pressed
+    x[1, 10:20] = [1.5, 0.5, 1]
+    x[2, 10:20] = [np.nan, 0.5, 1]
+    x[3, 10:20] = [0.5, 0.5, 1]
+    x[4:] = 0
+    found, manifest = imported(hdf5(tmp_path, x), tmp_path)
+    due = np.zeros((4, L, 3), np.float32)
+    due[1, 10:20] = [0.5, 0.5, 1]
+    np.testing.assert_array_equal(found, due)
+    assert manifest["refused"]["contacts"] == {"outside the screen": 2}
+    assert manifest["refused"]["windows"] == {"around a refused contact": 2}
+    assert any("x and y set to 0" in note for note in manifest["notes"])
+
+
+@pytest.mark.parametrize(
+    "x, words",
+    [
+        (np.zeros((L, 3)), "actions must be [N, L, 3] or [N, T, L, 3], got [250, 3]"),
+        (np.zeros((0, L, 3)), "got [0, 250, 3]"),
+        (np.zeros((2, L, 2)), "got [2, 250, 2]"),
+        (np.full((2, L, 3), 0.5), "press must be 0 or 1, got 0.5 in actions[0], frame 0"),
+        (np.full((2, L, 3), np.nan), "press must be 0 or 1, got nan"),
+        (np.array(["a"], dtype="S1"), "actions must be"),
+    ],
+)
+def test_bad_hdf5_is_one_line(tmp_path, capsys, x, words):
+    code, _, err = run(tmp_path, capsys, hdf5(tmp_path, x))
+    assert code == 2 and words in err and err.count("\n") == 1
+
+
+def test_hdf5_without_actions_damaged_or_without_h5py(tmp_path, capsys, monkeypatch):
+    code, _, err = run(tmp_path, capsys, hdf5(tmp_path, actions(2), key="moves"))
+    assert code == 2 and "holds moves, no dataset 'actions'" in err
+    path = hdf5(tmp_path, actions(40))
+    path.write_bytes(path.read_bytes()[:-5000])
+    code, _, err = run(tmp_path, capsys, path)
+    assert code == 2 and f"cannot read {path} as HDF5" in err and err.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    code, _, err = run(tmp_path, capsys, path)
+    assert code == 2 and "pip install h5py" in err and err.count("\n") == 1

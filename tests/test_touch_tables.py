@@ -196,14 +196,14 @@ def test_refused_rows_change_nothing(tmp_path, row, reason):
 def places(tmp_path, text, **options):
     path = tmp_path / "a.csv"
     path.write_text(text)
-    recording, used = read_recording([path], ImportOptions(**options))
-    ((_, how),) = used.values()
+    recording, notes = read_recording([path], ImportOptions(**options))
+    how = " ".join(notes)
     return recording.strokes[0].xy[[0, -1]].round(6).tolist(), how
 
 
 def test_pixels_or_shares(tmp_path):
     text = table(ROWS)
-    assert places(tmp_path, text, screen="41x81") == ([[0.25, 0.25], [0.75, 0.75]], "from --screen")
+    assert places(tmp_path, text, screen="41x81")[0] == [[0.25, 0.25], [0.75, 0.75]]
     xy, how = places(tmp_path, text)
     assert xy == [[round(1 / 3, 6), round(1 / 3, 6)], [1, 1]] and "largest seen" in how
     text = table([(t, x / 100, y / 100, word) for t, x, y, word in ROWS])

@@ -12,6 +12,7 @@ from typing import Any
 
 from augmentation.recordings.files import Recording, without_compression
 from augmentation.recordings.getevent import read_getevent
+from augmentation.recordings.hdf5 import read_hdf5
 from augmentation.recordings.json_lines import read_json_lines
 from augmentation.recordings.table import read_table
 from trainlib.errors import UserError
@@ -20,6 +21,7 @@ READERS: Mapping[str, Callable[[Path, Any, Recording], None]] = {
     "getevent": read_getevent,
     "json": read_json_lines,
     "csv": read_table,
+    "hdf5": read_hdf5,
 }
 SUFFIXES = {
     ".txt": "getevent",
@@ -29,6 +31,8 @@ SUFFIXES = {
     ".ndjson": "json",
     ".csv": "csv",
     ".tsv": "csv",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
 }
 
 
