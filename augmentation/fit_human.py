@@ -22,6 +22,7 @@ from augmentation.import_touch import ImportOptions, read_recording
 from augmentation.strokes import Stroke, sample_periods, without_overlaps
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import write_text
+from trainlib.gesture_files import as_folder
 
 SWIPES_FROM = 0.02  # a contact that never gets this far from its touch-down is a tap
 NEAR = 0.05  # a touch-down this close to the one before, of the same kind, is another go
@@ -182,7 +183,8 @@ def _fit_files(argv: Sequence[str] | None) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="recorded touch")
     parser.add_argument("--output", default=str(HABITS_FILE), help="default: %(default)s")
     options = parser.parse_args(argv)
-    recording = read_recording([Path(file) for file in options.files], ImportOptions())
+    paths = [as_folder(file, "a file") for file in options.files]
+    recording, _ = read_recording(paths, ImportOptions())
     text = json.dumps(fit(recording.strokes), indent=1)
     in_rows = re.sub(r"\[[^][]*\]", lambda row: " ".join(row[0].split()), text)
     write_text(Path(options.output), in_rows + "\n")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from augmentation import fit_human
 from augmentation.click_aug import generate_augmented_dataset
 from augmentation.fit_human import fit, shape_of
 from augmentation.generate_click_dataset import main
@@ -267,6 +268,21 @@ def test_the_fit_finds_the_habits_again(timeline):
             assert np.abs(np.log(found[10:17] / wanted[10:17])).max() < 0.35, (kind, feature)
         assert np.linalg.eigvalsh(habits[kind]["correlation"]).min() > 0
     assert habits["again"]["share"] == pytest.approx(HABITS["again"]["share"], abs=0.05)
+
+
+def test_the_command_fits_files(tmp_path, capsys):
+    _, session = rendered(num=2000)
+    lines = [
+        json.dumps({"session": s.session, "points": np.column_stack([s.t, s.xy]).tolist()})
+        for s in strokes_of(session, 2000)
+    ]
+    (tmp_path / "taps.jsonl").write_text("\n".join(lines))
+    argv = [str(tmp_path / "taps.jsonl"), "--output", str(tmp_path / "habits.json")]
+    assert fit_human.main(argv) == 0 and "habits of" in capsys.readouterr().out
+    habits = json.loads((tmp_path / "habits.json").read_text())
+    assert rendered(num=50, habits=habits)[0][..., 2].any()
+    assert fit_human.main([str(tmp_path / "none.jsonl")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_what_cannot_be_fitted_says_so():
