@@ -3,13 +3,13 @@
     python -m augmentation.import_touch games.jsonl.xz --output_dir data/games \\
         --user_pattern '(\\d+)$' --val_users 5,10,15,20,25
 
-writes data/games/train and data/games/val. Nothing is left out in silence: what is refused is
-counted by reason, on the terminal and in each dataset.json. Exit code 0 done, 1 the disk or the
-machine failed, 2 bad input, 130 Ctrl-C; every failure is one line on stderr.
+writes data/games/train and data/games/val; docs/RECORDINGS.md shows the way from a phone. Nothing
+is left out in silence: what is refused is counted by reason, on the terminal and in each
+dataset.json. Exit code 0 done, 1 the disk or the machine failed, 2 bad input, 130 Ctrl-C; every
+failure is one line on stderr.
 """
 
 import argparse
-import math
 import re
 import sys
 import time
@@ -17,7 +17,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,6 @@ from augmentation.recordings.files import Recording
 from augmentation.recordings.table import TIME_UNITS, parse_columns
 from augmentation.strokes import (
     DUPLICATE,
-    IDLE,
     Stroke,
     Window,
     hold,
@@ -61,18 +59,18 @@ class ImportOptions(Knobs):
         choices=("auto", "whole", "timeline"),
     )  # fmt: skip
     drop_idle: bool = flag(False, "leave out windows of a timeline without a touch; counted")
+    user_pattern: str = flag("", "regular expression; its group is the user in a session's name")
+    val_users: str = flag("", "users to validate on, a,b,c; sessions without --user_pattern")
+    val_share: float = flag(0.2, "of the users to validate on, if none are listed", low=0, high=0.9)
+    screen: str = flag("", "WIDTHxHEIGHT in the file's units, where no getevent -p describes it")
+    y_axis: str = flag("down", "where y grows", choices=("down", "up"))
+    rotate: str = flag("0", "turn clockwise, degrees", choices=("0", "90", "180", "270"))
     columns: str = flag(
         "", "of a table, as t=Timestamp,x=X,y=Y,touch=BTN_TOUCH,finger=FINGER; also session, width "
         "and height (of the screen); names, or numbers from 1 where no row names them",
     )  # fmt: skip
     time_unit: str = flag("auto", "of a table", choices=("auto", *TIME_UNITS))
-    screen: str = flag("", "WIDTHxHEIGHT in the file's units, where no getevent -p describes it")
     report_rate: float = flag(0.0, "Hz, of a getevent log without times; 0 = it has times", low=0)
-    y_axis: str = flag("down", "where y grows", choices=("down", "up"))
-    rotate: str = flag("0", "turn clockwise, degrees", choices=("0", "90", "180", "270"))
-    user_pattern: str = flag("", "regular expression; its group is the user in a session's name")
-    val_users: str = flag("", "users to validate on, a,b,c; sessions without --user_pattern")
-    val_share: float = flag(0.2, "of the users to validate on, if none are listed", low=0, high=0.9)
     sequence_length: int = flag(SEQ_LEN, "frames per window, at 500 Hz", low=1)
     sequences_per_file: int = flag(1000, "windows per file; the last may hold fewer", low=1)
     seed: int = flag(0, "draws onsets, phases and --val_share", low=0, high=2**63 - 1)
@@ -80,13 +78,13 @@ class ImportOptions(Knobs):
     def __post_init__(self) -> None:
         """Convert and check."""
         super().__post_init__()
+        parse_columns(self.columns)
+        if self.screen:
+            screen_axes(self.screen)
         try:
             groups = re.compile(self.user_pattern).groups
         except re.error as e:
             raise UserError(f"--user_pattern is no regular expression ({e})") from None
-        parse_columns(self.columns)
-        if self.screen:
-            screen_axes(self.screen)
         if self.user_pattern and groups != 1:
             raise UserError(f"--user_pattern must have one group (...), got {groups}")
 
@@ -96,19 +94,16 @@ class ImportOptions(Knobs):
 
 
 class Part(NamedTuple):
-    """The windows of one of the two sets, and what was left out of it.
+    """The windows of one of the two sets, and what the manifest says of them.
 
     Attributes:
         windows: to render.
-        users: whose they are, sorted.
-        sessions: number of recordings.
-        refused: kind (contacts, windows) and reason to number.
+        notes: users (sorted; none if they are not known), sessions, contacts (number of each),
+            assumed, refused: kind (lines, contacts, windows) and reason to number.
     """
 
     windows: list[Window]
-    users: list[str]
-    sessions: int
-    refused: dict[str, Counter[str]]
+    notes: dict[str, Any]
 
 
 def import_touch(
@@ -140,38 +135,24 @@ def import_touch(
     paths = [as_folder(source, "a source") for source in sources]
     with memory_named("the recordings", "the number of files"):
         files = [{"name": path.name, "sha256": _sha256(path)} for path in paths]
-        recording, assumed = read_recording(paths, chosen)
+        recording = read_recording(paths, chosen)
         if chosen.window == "auto":
             chosen = replace(chosen, window="timeline" if recording.frames else "whole")
-        parts = split_and_cut(recording, chosen)
         made = []
-        for split, part in parts.items():
+        for split, part in split_and_cut(recording, chosen).items():
             arguments = {
                 **asdict(chosen),
                 "source": files,
                 "split": split,
                 "num_sequences": len(part.windows),
             }
-            refused = {"lines": recording.refused, **part.refused}
-            notes = {
-                "users": part.users,
-                "sessions": part.sessions,
-                "notes": assumed,
-                "refused": refused,
-            }
-            draw = partial(_drawn, part.windows, chosen.sequence_length, notes)
-            made.append(
-                write_gestures(
-                    folder / split, arguments, draw, overwrite=overwrite, progress=progress
-                )
-            )
+
+            def draw(part: Part = part) -> tuple[Render, Mapping[str, Any]]:
+                return lambda rows: render(part.windows[rows], chosen.sequence_length), part.notes
+
+            options = {"overwrite": overwrite, "progress": progress}
+            made.append(write_gestures(folder / split, arguments, draw, **options))
     return made
-
-
-def _drawn(
-    windows: list[Window], length: int, notes: dict[str, Any]
-) -> tuple[Render, Mapping[str, Any]]:
-    return lambda rows: render(windows[rows], length), notes
 
 
 def _sha256(path: Path) -> str:
@@ -182,8 +163,8 @@ def _sha256(path: Path) -> str:
         raise UserError(f"cannot read {path} ({e.strerror})") from None
 
 
-def read_recording(paths: Sequence[Path], options: ImportOptions) -> tuple[Recording, list[str]]:
-    """Return what files hold, in shares, held positions held; and in words what was assumed."""
+def read_recording(paths: Sequence[Path], options: ImportOptions) -> Recording:
+    """Return what files hold, in shares of the screen, held positions held."""
     recording = Recording()
     for path in paths:
         READERS[format_of(path, options)](path, options, recording)
@@ -197,7 +178,8 @@ def read_recording(paths: Sequence[Path], options: ImportOptions) -> tuple[Recor
         )
         for stroke in recording.strokes
     ]
-    return recording, [*recording.notes, *(described(*known) for known in used.values())]
+    recording.notes.update(dict.fromkeys(described(*known) for known in used.values()))
+    return recording
 
 
 # ---- who is validated on ----------------------------------------------------------------
@@ -213,19 +195,21 @@ def split_and_cut(recording: Recording, options: ImportOptions) -> dict[str, Par
     held_out = users_to_validate_on(sorted(set(users.values())), options)
     parts = {}
     for split in SPLITS if held_out else SPLITS[:1]:
-        of_split = {
-            session: user
-            for session, user in users.items()
-            if (user in held_out) == (split == "val")
-        }
+        of_split = {s: u for s, u in users.items() if (u in held_out) == (split == "val")}
         strokes = [stroke for stroke in recording.strokes if stroke.session in of_split]
         frames = {name: num for name, num in recording.frames.items() if name in of_split}
         windows, refused = cut(strokes, frames, options, options.generator(split))
         if not windows:
             reasons = listing(refused["contacts"] + refused["windows"]) or "no contact"
             raise UserError(f"no window is left for {split} ({reasons})")
-        known_users = sorted(set(of_split.values())) if options.user_pattern else []
-        parts[split] = Part(windows, known_users, len(of_split), refused)
+        notes = {
+            "users": sorted(set(of_split.values())) if options.user_pattern else [],
+            "sessions": len(of_split),
+            "contacts": len({id(stroke) for window in windows for stroke in window.strokes}),
+            "assumed": [*recording.notes],
+            "refused": {"lines": recording.refused, **refused},
+        }
+        parts[split] = Part(windows, notes)
     return parts
 
 
@@ -248,7 +232,7 @@ def users_to_validate_on(users: list[str], options: ImportOptions) -> set[str]:
             there = ", ".join(users[:20]) + ", ..." * (len(users) > 20)
             raise UserError(f"--val_users: nothing of {missing[0]!r}; there are {there}")
         return listed
-    num = math.ceil(options.val_share * len(users))
+    num = max(round(options.val_share * len(users)), options.val_share > 0)
     if num and len(users) < 2:
         raise UserError("all is of one user or session; give more files, or pass --val_share 0")
     return set(options.generator("users").permutation(users)[:num].tolist())
@@ -272,11 +256,8 @@ def cut(
     strokes, length = list(once.values()), options.sequence_length
     if options.window == "timeline":
         strokes = without_overlaps(strokes)
-        windows, left_out = timeline_windows(strokes, frames, length, rng)
-        if options.drop_idle:
-            busy = [window for window in windows if window.strokes]
-            left_out[IDLE] += len(windows) - len(busy)
-            windows = busy
+        drop_idle = options.drop_idle
+        windows, left_out = timeline_windows(strokes, frames, length, rng, drop_idle=drop_idle)
     else:
         windows, too_long = whole_windows([s for s in strokes if not s.fault], length, rng)
         contacts, left_out = contacts + too_long, Counter()
@@ -294,27 +275,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, None for those of the process.
     """
     stopped = "error: interrupted; repeat the command with --overwrite"
-    return run_program(lambda: _import(_make_parser().parse_args(argv)), stopped=stopped)
+    return run_program(lambda: _import(parse_args(argv)), stopped=stopped)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line that are given."""
+    parser = OneLineParser(
+        prog="python -m augmentation.import_touch",
+        description=__doc__,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("sources", nargs="+", metavar="FILE", help="recorded touch")
+    parser.add_argument("--output_dir", required=True, help="folder of train/ and val/ to write")
+    add_flags(parser, ImportOptions)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --output_dir")
+    return parser.parse_args(argv)
 
 
 def _import(options: argparse.Namespace) -> None:
     """Import and say what is there."""
     began = time.monotonic()
-    manifests = []
-    for dataset in import_touch(**vars(options), progress=True):
-        manifest, state = dataset.manifest, "written" if dataset.written else "already complete"
-        whose = f"{_num(manifest['sessions'], 'session')}"
-        users = len(manifest["users"])
-        whose += (
-            f" of {_num(users, 'user')}" if users else ", split by session as users are not known"
+    made = import_touch(**vars(options), progress=True)
+    manifests = [dataset.manifest for dataset in made]
+    for dataset, said in zip(made, manifests, strict=True):
+        users = _num(len(said["users"]), "user") if said["users"] else "users who are not known"
+        what = (
+            f"{_num(said['contacts'], 'contact')}, {_num(said['sessions'], 'session')} of {users}"
         )
-        say(f"{manifest['split'] + ':':10}{_num(manifest['count'], 'window')}, {whose}")
-        say(f"          {state}: {dataset.folder}")
-        manifests.append(manifest)
-    for note in manifests[0]["notes"]:
-        say(f"note:     {note}")
+        say(f"{said['split'] + ':':9} {_num(said['count'], 'window')} with {what}")
+        say(f"{'':9} {dataset.folder}, {'written' if dataset.written else 'already complete'}")
+    if len(made) > 1 and not manifests[0]["users"]:
+        say("split:    by session; --user_pattern keeps each user in one of the two")
+    for assumption in manifests[0]["assumed"]:
+        say(f"assumed:  {assumption}")
     for kind in ("lines", "contacts", "windows"):
-        found = [Counter(manifest["refused"][kind]) for manifest in manifests]
+        found = [Counter(said["refused"][kind]) for said in manifests]
         refused = found[0] if kind == "lines" else sum(found, Counter())
         say(f"refused:  {kind}: {listing(refused) or 'none'}")
     say(f"time:     {time.monotonic() - began:.1f} s")
@@ -326,21 +321,7 @@ def _num(number: int, what: str) -> str:
 
 def listing(reasons: Counter[str]) -> str:
     """Return reasons with their numbers, the most frequent first."""
-    return ", ".join(f"{num} {reason}" for reason, num in reasons.most_common() if num)
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    """Return the command line's options."""
-    parser = OneLineParser(
-        prog="python -m augmentation.import_touch",
-        description=__doc__,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("sources", nargs="+", metavar="FILE", help="recorded touch")
-    parser.add_argument("--output_dir", required=True, help="folder of train/ and val/ to write")
-    add_flags(parser, ImportOptions)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in --output_dir")
-    return parser
+    return ", ".join(f"{num} {reason}" for reason, num in reasons.most_common())
 
 
 if __name__ == "__main__":

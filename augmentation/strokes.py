@@ -17,11 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trainlib.errors import UserError
+
 FloatArray = npt.NDArray[np.float64]
 
 FRAME_MS = 2.0  # 500 Hz
 _SLACK = 1e-3  # frames, for the rounding of times
 _ROUNDING = 1e-6  # of a share
+_MOST_FRAMES = 7 * 24 * 3600 * 500  # of a session: a week
 _USUAL_PERIOD = 1000 / 60  # ms, of a screen whose samples are too few to tell
 
 # Why a stroke or a window is left out, as summaries and manifests say it.
@@ -180,7 +183,12 @@ def whole_windows(
 
 
 def timeline_windows(
-    strokes: Iterable[Stroke], frames: Mapping[str, int], length: int, rng: np.random.Generator
+    strokes: Iterable[Stroke],
+    frames: Mapping[str, int],
+    length: int,
+    rng: np.random.Generator,
+    *,
+    drop_idle: bool = False,
 ) -> tuple[list[Window], Counter[str]]:
     """Cut sessions into windows of `length` frames, as they ran.
 
@@ -190,10 +198,13 @@ def timeline_windows(
             window before their first stroke, uniformly, and end with the window of their last.
         length: frames of a window.
         rng: draws where sessions begin.
+        drop_idle: leave out the windows without a stroke.
 
     Returns:
-        The windows, idle ones too, session by session in the order of time; and the number of
-        those left out, by reason.
+        The windows, session by session in the order of time, and the number of those left out.
+
+    Raises:
+        UserError: a session is so long that its times must be wrong.
     """
     sessions: dict[str, list[Stroke]] = {session: [] for session in frames}
     for stroke in strokes:
@@ -203,18 +214,23 @@ def timeline_windows(
         origin = 0.0
         if session not in frames:
             origin = min(float(s.t[0]) for s in held) - rng.uniform(0, length * FRAME_MS)
-        strokes_in: Mapping[int, list[Stroke]] = defaultdict(list)
-        for stroke in held:
-            first, stop = frames_of(stroke, origin)
+        pressed = [frames_of(stroke, origin) for stroke in held]
+        num_frames = frames.get(session) or -(-max(stop for _, stop in pressed) // length) * length
+        if num_frames > _MOST_FRAMES:
+            hours = num_frames * FRAME_MS / 3_600_000
+            raise UserError(f"the session {session} lasts {hours:.0f} hours; check its times")
+        inside: Mapping[int, list[Stroke]] = defaultdict(list)
+        for stroke, (first, stop) in zip(held, pressed, strict=True):
             for index in range(first // length, (stop - 1) // length + 1):
-                strokes_in[index].append(stroke)
-        num = max(strokes_in) + 1 if session not in frames else frames[session] // length
-        refused[TOO_SHORT] += num * length < frames.get(session, 0)
-        for index in range(num):
-            if any(stroke.fault for stroke in strokes_in[index]):
+                inside[index].append(stroke)
+        for index in range(num_frames // length):
+            if any(stroke.fault for stroke in inside[index]):
                 refused[HOLDS_REFUSED] += 1
+            elif drop_idle and not inside[index]:
+                refused[IDLE] += 1
             else:
-                windows.append(Window(strokes_in[index], origin, index * length))
+                windows.append(Window(inside[index], origin, index * length))
+        refused[TOO_SHORT] += num_frames % length > 0
     return windows, refused
 
 

@@ -277,8 +277,8 @@ SINGLE = DESCRIPTION.format("ABS_PRESSURE", "ABS_X", "ABS_Y")
 
 
 def first_places(tmp_path, sources, **options):
-    recording, notes = read_recording(sources, ImportOptions(**options))
-    how = " ".join(notes)
+    recording = read_recording(sources, ImportOptions(**options))
+    how = " ".join(recording.notes)
     return [tuple(s.xy[0].round(6)) for s in recording.strokes], how
 
 
@@ -303,7 +303,7 @@ def test_axes_of_the_screen_or_of_what_was_seen(tmp_path):
     assert places[0] == (0.3, 0.25) and "--screen" in how
     places, how = first_places(tmp_path, [log])
     assert places[0] == (round(300 / 310, 6), round(500 / 901, 6)) and "largest seen" in how
-    recording, _ = read_recording([log], ImportOptions(screen="305x2001"))
+    recording = read_recording([log], ImportOptions(screen="305x2001"))
     assert [s.fault for s in recording.strokes] == ["outside the screen"] * 3
 
 
@@ -365,4 +365,4 @@ def test_from_a_log_to_gestures(tmp_path):
     time = 1000 + 2 * np.arange(17)
     due = np.interp(time, [1000, 1010, 1020, 1033], [0.2, 0.21, 0.21, 0.21])
     np.testing.assert_allclose(x[0, onset : onset + 17, 0], due, atol=1e-6)
-    assert made.manifest["notes"] == ["x 100 to 1100, y 0 to 2000, from getevent -p"]
+    assert made.manifest["assumed"] == ["x 100 to 1100, y 0 to 2000, from getevent -p"]

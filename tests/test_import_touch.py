@@ -184,6 +184,16 @@ def test_a_timeline_shows_nothing_around_a_contact_that_was_refused():
         assert not (begin < 2700 and begin + 500 > 2600)
 
 
+def test_times_that_make_a_session_last_for_ever_are_bad_input(tmp_path, capsys):
+    path = written(tmp_path, "a.jsonl", "\n".join([line(), line(down=1.6e12)]))
+    for argv in (["--drop_idle"], []):
+        code, _, err = run(
+            tmp_path, capsys, path, "--window", "timeline", "--val_share", "0", *argv
+        )
+        assert code == 2 and "the session game-1 lasts 444444 hours; check its times" in err
+    assert run(tmp_path, capsys, path, "--window", "whole", "--val_share", "0")[0] == 0
+
+
 # ---- JSON lines ------------------------------------------------------------------------
 
 
@@ -250,7 +260,7 @@ def test_listed_users_are_validated_on_and_nobody_is_in_both(tmp_path, capsys):
     path = written(tmp_path, "a.jsonl", "\n".join(players(7)))
     argv = ["--user_pattern", r"(\d+)$", "--val_users", "5,2"]
     code, out, _ = run(tmp_path, capsys, path, *argv)
-    assert code == 0 and "20 windows, 5 sessions of 5 users" in out
+    assert code == 0 and "20 windows with 20 contacts, 5 sessions of 5 users" in out
     assert users(tmp_path, "val") == (["2", "5"], 2, 8)
     assert users(tmp_path, "train") == (["1", "3", "4", "6", "7"], 5, 20)
 
@@ -258,7 +268,7 @@ def test_listed_users_are_validated_on_and_nobody_is_in_both(tmp_path, capsys):
 def test_a_user_with_several_sessions_stays_in_one_part(tmp_path):
     rows = [line(f"{game}-{n}", 500 * k) for k, game in enumerate("abc") for n in range(10)]
     path = written(tmp_path, "a.jsonl", "\n".join(rows))
-    import_touch([path], tmp_path / "out", user_pattern=r"-(\d+)$", val_share=0.25)
+    import_touch([path], tmp_path / "out", user_pattern=r"-(\d+)$", val_share=0.3)
     (train, *_), (val, num_sessions, count) = users(tmp_path, "train"), users(tmp_path, "val")
     assert len(val) == 3 and (num_sessions, count) == (9, 9)
     assert sorted(train + val) == [str(n) for n in range(10)]
@@ -267,7 +277,7 @@ def test_a_user_with_several_sessions_stays_in_one_part(tmp_path):
 def test_unknown_users_are_split_by_session_and_it_is_said(tmp_path, capsys):
     path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
     code, out, _ = run(tmp_path, capsys, path)
-    assert code == 0 and "4 sessions, split by session" in out and "1 session, split" in out
+    assert code == 0 and "split:    by session" in out and "users who are not known" in out
 
 
 @pytest.mark.parametrize(
@@ -420,7 +430,7 @@ def test_dirty_hdf5(tmp_path):
     np.testing.assert_array_equal(found, due)
     assert manifest["refused"]["contacts"] == {"outside the screen": 2}
     assert manifest["refused"]["windows"] == {"around a refused contact": 2}
-    assert any("x and y set to 0" in note for note in manifest["notes"])
+    assert any("x and y set to 0" in note for note in manifest["assumed"])
 
 
 @pytest.mark.parametrize(

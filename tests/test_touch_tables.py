@@ -107,6 +107,31 @@ def test_a_row_logged_again_later_with_one_more_field(tmp_path):
     assert whole(strokes) == [[list(row) for row in TOUCH]]
 
 
+def with_finger(rows, finger, late=0):
+    return [(t + late, x, y, word, finger) for t, x, y, word in rows]
+
+
+def test_a_contact_that_a_second_finger_joins_is_none_of_one_finger(tmp_path):
+    both = sorted([*with_finger(ROWS, 0), *with_finger(ROWS, 1, late=5)])
+    rows = [*both, *with_finger(ROWS, 0, late=500)]
+    strokes, lines = read(tmp_path, table(rows, header="t,x,y,touch,finger"))
+    assert lines == {"two fingers": 4} and faults(strokes) == ["two fingers"]
+    assert whole(strokes) == [[[t + 500, x, y] for t, x, y in TOUCH]]
+
+
+def test_another_finger_that_lands_alone_is_followed(tmp_path):
+    """As where each contact has a number of its own."""
+    rows = [*with_finger(ROWS, 40), *with_finger(ROWS, 41, late=100)]
+    strokes, lines = read(tmp_path, table(rows, header="t,x,y,touch,finger"))
+    assert not lines and not faults(strokes) and len(whole(strokes)) == 2
+
+
+def test_a_second_finger_whose_rows_follow_from_time_zero_on(tmp_path):
+    rows = [*with_finger(ROWS, 0), *with_finger(ROWS, 1, late=-900)]
+    strokes, lines = read(tmp_path, table(rows, header="t,x,y,touch,finger"))
+    assert lines == {"two fingers": 4} and not faults(strokes) and len(whole(strokes)) == 1
+
+
 # ---- names, separators, units ----------------------------------------------------------
 
 
@@ -196,8 +221,8 @@ def test_refused_rows_change_nothing(tmp_path, row, reason):
 def places(tmp_path, text, **options):
     path = tmp_path / "a.csv"
     path.write_text(text)
-    recording, notes = read_recording([path], ImportOptions(**options))
-    how = " ".join(notes)
+    recording = read_recording([path], ImportOptions(**options))
+    how = " ".join(recording.notes)
     return recording.strokes[0].xy[[0, -1]].round(6).tolist(), how
 
 
@@ -216,7 +241,7 @@ def test_the_border_of_the_screen(tmp_path):
     for x, due in ((31, ""), (31.1, "outside the screen"), (-1, ""), (-2, "outside the screen")):
         path = tmp_path / "a.csv"
         path.write_text(table([*ROWS[:1], (1008, x, 20, "HELD"), *ROWS[2:]]))
-        recording, _ = read_recording([path], ImportOptions(screen="31x81"))
+        recording = read_recording([path], ImportOptions(screen="31x81"))
         assert recording.strokes[0].fault == due
         assert recording.strokes[0].xy.min() >= 0 and recording.strokes[0].xy.max() <= 1
 

@@ -68,10 +68,25 @@ class _Contact:
 class _Session:
     """Where the rows of a session stand."""
 
-    finger: str | None  # the first one
+    finger: str | None  # of the contact, or of the last one
     last_t: float = -math.inf
     last_row: Sequence[str] = ()
     contact: _Contact | None = None
+
+    def is_other_finger(self, finger: str | None, state: str, t: float) -> bool:
+        """Tell whether a row is of a finger beside the one that is followed.
+
+        Another one is followed once it lands, alone and later. A contact that a second finger
+        joins is none of one finger.
+        """
+        if finger == self.finger:
+            return False
+        if self.contact is not None:
+            self.contact.fault = self.contact.fault or TWO_FINGERS
+        elif state == DOWN and t >= self.last_t:
+            self.finger = finger
+            return False
+        return True
 
 
 class _Table:
@@ -93,14 +108,14 @@ class _Table:
         if state is None:
             return NO_STATE
         session = self._sessions.setdefault(said.get("session", ""), _Session(said.get("finger")))
-        if said.get("finger") != session.finger:
-            return TWO_FINGERS
         sizes = [said[role] for role in ("width", "height") if role in said]
         if any(not _number(size) > 1 for size in sizes):
             return NO_NUMBER
         t, x, y = _number(said["t"]), _number(said["x"]), _number(said["y"])
         if math.isnan(t) or (math.isnan(x + y) and state not in _LIFTS):
             return NO_NUMBER
+        if session.is_other_finger(said.get("finger"), state, t):
+            return TWO_FINGERS
         if t < session.last_t:
             return TIME_BACK
         if fault := self._fields_fault(row, session.last_row):
