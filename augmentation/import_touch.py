@@ -10,6 +10,7 @@ failure is one line on stderr.
 """
 
 import argparse
+import hashlib
 import re
 import sys
 import time
@@ -134,7 +135,8 @@ def import_touch(
     overwrite = as_type("overwrite", overwrite, bool)
     paths = [as_folder(source, "a source") for source in sources]
     with memory_named("the recordings", "the number of files"):
-        files = [{"name": path.name, "sha256": _sha256(path)} for path in paths]
+        source = [{"name": path.name, "sha256": _sha256(path)} for path in paths]
+        digest = hashlib.sha256("".join(file["sha256"] for file in source).encode()).hexdigest()
         recording = read_recording(paths, chosen)
         if chosen.window == "auto":
             chosen = replace(chosen, window="timeline" if recording.frames else "whole")
@@ -142,13 +144,14 @@ def import_touch(
         for split, part in split_and_cut(recording, chosen).items():
             arguments = {
                 **asdict(chosen),
-                "source": files,
+                "source_sha256": digest,
                 "split": split,
                 "num_sequences": len(part.windows),
             }
 
             def draw(part: Part = part) -> tuple[Render, Mapping[str, Any]]:
-                return lambda rows: render(part.windows[rows], chosen.sequence_length), part.notes
+                notes = {"source": source, **part.notes}
+                return lambda rows: render(part.windows[rows], chosen.sequence_length), notes
 
             options = {"overwrite": overwrite, "progress": progress}
             made.append(write_gestures(folder / split, arguments, draw, **options))

@@ -23,6 +23,7 @@ import export.__main__
 import planning.__main__
 import planning.goals
 import train_diffusion_ddim as tdd
+from augmentation.import_touch import parse_args as parse_import
 from trainlib.errors import UserError
 
 
@@ -219,6 +220,7 @@ PARSERS = {
     "planning": planning.__main__.parse_args,
     "planning.goals": planning.goals.parse_args,
     "export": export.__main__.parse_args,
+    "augmentation.import_touch": parse_import,
 }
 
 

@@ -27,6 +27,7 @@ from augmentation.strokes import (
     whole_windows,
 )
 from trainlib.data_gate import check_data
+from trainlib.files import sha256_of
 from trainlib.gesture_files import read_gestures
 from trainlib.gestures import SEQ_LEN
 
@@ -339,7 +340,7 @@ def test_the_manifest_names_source_arguments_and_counts(tmp_path):
     made = import_touch([path], tmp_path / "out", window="timeline", drop_idle=True)
     for dataset in made:
         manifest = dataset.manifest
-        assert manifest["arguments"]["source"][0]["name"] == "a.jsonl"
+        assert manifest["source"] == [{"name": "a.jsonl", "sha256": sha256_of(path)}]
         assert manifest["arguments"]["window"] == "timeline"
         x = read_gestures(dataset.folder, L)
         assert manifest["count"] == len(x) and x[..., 2].any(axis=1).all()
