@@ -1,8 +1,12 @@
-"""Search with an evaluation budget: an objective, the six-parameter ramp, Adam and CEM along it.
+"""Search with an evaluation budget: an objective, gestures as a few knots, Adam and CEM along them.
 
 What the planner and every method of the benchmark share. A search plans for I instances at once:
 candidates are (I, K, L, 3), their costs (I, K). It spends evaluations of the objective and returns
 nothing: its answer is the cheapest candidate that it had evaluated, at every moment.
+
+Whatever a cost function is given is a gesture in the data format: x and y in [0, 1], press 0 or 1,
+all zero while idle. A world model has learned from nothing else. The objective rounds candidates;
+gradients pass straight through the rounding (Bengio et al., arXiv:1308.3432).
 """
 
 import math
@@ -14,27 +18,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train_diffusion_ddim import to_gesture
 from trainlib.gestures import PRESSED, SEQ_LEN
 
 CostFn = Callable[[Tensor], Tensor]  # (I, K, L, 3) → (I, K)
 FORWARD, BACKWARD = 1, 2  # evaluations that they count
+LARGEST = 32  # candidates of one call when the clock decides: what a GPU takes at once
+SHARPNESS = 200.0  # of a press as gradients see it: they reach a few frames beyond its edges
+
+
+class Prices:
+    """Seconds that calls took by their size, from which the next one is priced.
+
+    Between measured sizes a price is interpolated, below them it is the smallest's, and above
+    them it grows in proportion, as if nothing ran in parallel.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+
+    def add(self, num: int, seconds: float) -> None:
+        """Note a call with `num` candidates; a slow one counts at once, a fast one by half."""
+        before = self._seen.get(num, seconds)
+        self._seen[num] = max(seconds, (before + seconds) / 2)
+
+    def upto(self, num: int) -> np.ndarray:
+        """Return the seconds of calls with 1 to `num` candidates, (num,); 0 if none is known."""
+        sizes = np.arange(1, num + 1)
+        if not self._seen:
+            return np.zeros(num)
+        known = sorted(self._seen)
+        prices = np.interp(sizes, known, [self._seen[k] for k in known])
+        return prices * np.maximum(sizes / known[-1], 1)
+
+    def __bool__(self) -> bool:
+        return bool(self._seen)
+
+
+def largest_power(fits: np.ndarray) -> int:
+    """Return the largest power of two among 1, 2, ..., len(fits) that fits; 0 if none does."""
+    return max((2**i for i in range(len(fits).bit_length()) if fits[2**i - 1]), default=0)
 
 
 class Objective:
     """A cost function with an evaluation budget, a clock and the best candidate so far.
 
     Args:
-        cost_fn: costs of candidates in data units, (I, K, L, 3) → (I, K).
+        cost_fn: costs of gestures in the data format, (I, K, L, 3) → (I, K).
         num: I.
         budget: evaluations per instance; a forward pass counts one, a backward pass two.
         milestones: evaluations after which to keep the best so far.
-        seconds: wall-clock after which nothing is left either.
+        seconds: wall-clock in which every call should end.
 
     Attributes:
         used: evaluations spent per instance.
-        best, best_cost: the cheapest candidate, (I, L, 3), and its cost, (I,).
+        calls: of cost_fn, and of its gradient counted thrice: the depth, where a call takes as
+            long however many candidates it holds.
+        best, best_cost: the cheapest candidate, (I, L, 3), the first of equals, and its cost, (I,).
         kept: milestone → (best, best_cost, seconds since the start).
         world_seconds: seconds inside cost_fn and its gradient.
+        not_finite: costs that were not finite.
     """
 
     def __init__(
@@ -46,62 +89,94 @@ class Objective:
         seconds: float = math.inf,
     ) -> None:
         self.cost_fn, self.num, self.budget = cost_fn, num, budget
-        self.used, self.world_seconds = 0, 0.0
+        self.used, self.calls, self.world_seconds, self.not_finite = 0, 0, 0.0, 0
         plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults
         self.best = torch.zeros(num, SEQ_LEN, 3, **plain)
         self.best_cost = torch.full((num,), math.inf, **plain)
         self.kept: dict[int, tuple[Tensor, Tensor, float]] = {}
         self._pending = sorted(milestones)
         self._start = time.perf_counter()
-        self._deadline, self._longest = self._start + seconds, 0.0
+        self._deadline = self._start + seconds
+        self._prices = {FORWARD: Prices(), FORWARD + BACKWARD: Prices()}
 
     @property
     def left(self) -> int:
-        """Evaluations left per instance; 0 when one more call would not end in time."""
-        late = time.perf_counter() + self._longest > self._deadline
-        return 0 if late else self.budget - self.used
+        """Evaluations left per instance."""
+        return self.budget - self.used
+
+    @property
+    def seconds_left(self) -> float:
+        """Wall-clock left; infinite without a deadline."""
+        return self._deadline - time.perf_counter()
+
+    def prices(self, num: int, each: int = FORWARD) -> np.ndarray:
+        """Return what calls with 1 to `num` candidates should take, (num,), seconds.
+
+        A gradient that was never measured is priced by what it counts.
+        """
+        own = self._prices[each]
+        return own.upto(num) if own else each * self._prices[FORWARD].upto(num)
+
+    def room(self, each: int = FORWARD) -> int:
+        """Return how many candidates the next call may hold: within the budget, and in time.
+
+        With a deadline it is a power of two: a model prepares itself for every size it meets.
+
+        Args:
+            each: evaluations of a candidate: FORWARD, or with its gradient FORWARD + BACKWARD.
+        """
+        affordable = self.left // each
+        if math.isinf(self._deadline):
+            return affordable
+        fits = self.prices(min(affordable, LARGEST), each) <= self.seconds_left
+        return largest_power(fits)
 
     def __call__(self, actions: Tensor) -> Tensor:
-        """Return the costs of candidates, (I, K, L, 3) → (I, K), at one evaluation each."""
+        """Return the costs of candidates, (I, K, L, 3) → (I, K), at one evaluation each.
+
+        Candidates are rounded to the data format before.
+        """
         began = time.perf_counter()
+        actions = to_gesture(actions)
         with torch.no_grad():
             costs = self.cost_fn(actions)
-        self._add_seconds(time.perf_counter() - began)
-        self._record(actions, costs, FORWARD)
+        self._record(actions, costs, FORWARD, time.perf_counter() - began)
         return costs
 
     def gradient(self, z: Tensor, decode: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return d cost / d z, like z, for candidates decode(z); three evaluations each.
 
+        RuntimeError, as of torch, if the costs have none; one evaluation each.
+
         Args:
             z: (I, K, ...).
-            decode: z → (I, K, L, 3); None = z are actions.
+            decode: z → (I, K, L, 3); None = z are actions. They are rounded to the data format.
         """
         began = time.perf_counter()
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            actions = z if decode is None else decode(z)
-            costs = self.cost_fn(actions)
-            (gradient,) = torch.autograd.grad(costs.sum(), z)
-        self._add_seconds(time.perf_counter() - began)
-        self._record(actions.detach(), costs.detach(), FORWARD + BACKWARD)
+            actions = as_gesture(z if decode is None else decode(z))
+            costs, each = self.cost_fn(actions), FORWARD
+            try:
+                (gradient,) = torch.autograd.grad(costs.sum(), z)
+                each += BACKWARD
+            finally:
+                seconds = time.perf_counter() - began
+                self._record(actions.detach(), costs.detach(), each, seconds)
         return gradient
 
     def guidance(self, actions: Tensor) -> Tensor:
         """Return costs to be differentiated by a sampler, (I*K, L, 3) → (I*K,); three each.
 
-        The backward pass happens elsewhere: its time is taken to be twice that of the forward.
+        The actions are rounded to the data format before. The backward pass happens elsewhere: its
+        time is taken to be twice that of the forward.
         """
         began = time.perf_counter()
-        batch = actions.unflatten(0, (self.num, -1))
+        batch = as_gesture(actions).unflatten(0, (self.num, -1))
         costs = self.cost_fn(batch)
-        self._add_seconds((FORWARD + BACKWARD) * (time.perf_counter() - began))
-        self._record(batch.detach(), costs.detach(), FORWARD + BACKWARD)
+        seconds = (FORWARD + BACKWARD) * (time.perf_counter() - began)
+        self._record(batch.detach(), costs.detach(), FORWARD + BACKWARD, seconds)
         return costs.flatten()
-
-    def _add_seconds(self, seconds: float) -> None:
-        self.world_seconds += seconds
-        self._longest = max(self._longest, seconds)
 
     def finish(self) -> None:
         """Keep the best so far for the milestones that were not reached."""
@@ -112,9 +187,12 @@ class Objective:
             elapsed = time.perf_counter() - self._start
             self.kept[self._pending.pop(0)] = (self.best.clone(), self.best_cost.clone(), elapsed)
 
-    def _record(self, actions: Tensor, costs: Tensor, each: int) -> None:
+    def _record(self, actions: Tensor, costs: Tensor, each: int, seconds: float) -> None:
+        """Count a call that took `seconds`, and keep what is better."""
         K = costs.shape[1]
         assert self.used + K * each <= self.budget, "a method overspent its budget"
+        self.world_seconds += seconds
+        self._prices[each].add(K, seconds)
         done = 0
         for milestone in [m for m in self._pending if m < self.used + K * each]:
             affordable = (milestone - self.used) // each
@@ -123,38 +201,48 @@ class Objective:
             self._keep_until(milestone + 1)
         self._improve(actions[:, done:], costs[:, done:])
         self.used += K * each
+        self.calls += each
 
     def _improve(self, actions: Tensor, costs: Tensor) -> None:
         if costs.shape[1] == 0:
             return
-        cost, j = costs.nan_to_num(nan=math.inf, posinf=math.inf).min(dim=1)
+        self.not_finite += int((~costs.isfinite()).sum())
+        costs = costs.nan_to_num(nan=math.inf, posinf=math.inf)
+        j = costs.argmin(dim=1)  # the first of equals
+        cost = costs.gather(1, j[:, None])[:, 0]
         better = cost < self.best_cost
         self.best[better] = actions[better.nonzero()[:, 0], j[better]].float()
         self.best_cost = torch.where(better, cost, self.best_cost)
 
 
 # ----------------------------------------------------------------------------------------
-# RAMP — six numbers ↔ an action
+# KNOTS — a few numbers ↔ an action
 # ----------------------------------------------------------------------------------------
 
 
-def ramp(z: Tensor, sharpness: float = 1000.0) -> Tensor:
-    """Turn six numbers into an action: one contact along a straight line, differentiable.
+def as_gesture(x: Tensor) -> Tensor:
+    """Round (..., L, 3) to the data format, as `to_gesture` does, and let gradients pass.
+
+    The press has the gradient that it has unrounded; x and y have theirs where it is pressed.
+    """
+    xy, press = x.split((2, 1), dim=-1)
+    pressed = (press > PRESSED).to(x.dtype)
+    return torch.cat([xy.clamp(0, 1) * pressed, pressed + (press - press.detach())], dim=-1)
+
+
+def ramp(z: Tensor) -> Tensor:
+    """Turn M knots into an action: one contact, straight from knot to knot; differentiable.
 
     Args:
-        z: (..., 6) = [x, y, time of touch-down, x, y, time of lift-off], each in [0, 1].
-        sharpness: of the press, which is the product of two sigmoids of time. (At 200 six frames
-            are half pressed, and count as two touch-downs in the soft world.)
+        z: (..., 3·M), M times [x, y, time], each in [0, 1]; two knots are the six numbers of a
+            straight gesture. Times in another order mean the same as sorted.
 
-    Returns: (..., L, 3); x and y hold still while idle.
+    Returns: (..., L, 3), in the data format.
     """
-    begin, end = z[..., None, :2], z[..., None, 3:5]
-    times = z[..., [2, 5]].sort(dim=-1).values[..., None, :]
-    r0, r1 = times[..., 0], times[..., 1]
-    t = torch.linspace(0, 1, SEQ_LEN, dtype=z.dtype, device=z.device)
-    press = torch.sigmoid(sharpness * (t - r0)) * torch.sigmoid(sharpness * (r1 - t))
-    along = ((t - r0) / (r1 - r0 + 1e-3)).clamp(0, 1)[..., None]
-    return torch.cat([begin + (end - begin) * along, press[..., None]], dim=-1)
+    knots = z.unflatten(-1, (-1, 3))
+    xy, times = knots[..., :2], knots[..., 2].sort(dim=-1).values
+    passed, press = _timing(times)
+    return as_gesture(torch.cat([_along(xy, passed), press[..., None]], dim=-1))
 
 
 def to_ramp(actions: Tensor) -> Tensor:
@@ -163,15 +251,111 @@ def to_ramp(actions: Tensor) -> Tensor:
     An action without a press becomes a touch of half the window in the corner (0, 0).
     """
     pressed = actions[..., 2] > PRESSED
-    L = pressed.shape[-1]
-    first = pressed.int().argmax(dim=-1)
-    last = L - 1 - pressed.flip(-1).int().argmax(dim=-1)
-    frames = torch.stack([first, last], dim=-1)
-    index = frames[..., None].expand(*first.shape, 2, 2)
-    ends = actions[..., :2].gather(-2, index)  # (..., 2 ends, xy)
-    when = (frames.to(ends.dtype) + ends.new_tensor([-0.5, 0.5])) / (L - 1)
-    when = torch.where(pressed.any(dim=-1, keepdim=True), when, ends.new_tensor([0.25, 0.75]))
-    return torch.cat([ends, when[..., None]], dim=-1).flatten(-2)
+    ends = _ends(pressed)
+    xy = _at(actions[..., :2], ends.to(actions.dtype))
+    when = ends.to(xy.dtype) / (SEQ_LEN - 1)
+    when = torch.where(pressed.any(dim=-1, keepdim=True), when, when.new_tensor([0.25, 0.75]))
+    return torch.cat([xy, when[..., None]], dim=-1).flatten(-2)
+
+
+class Bend:
+    """Gestures as functions of M knots: they follow the knots and keep every detail in between.
+
+    Knots lie evenly in time on a gesture, from its first to its last pressed frame. Where they are
+    moved, in place or in time, the gesture is too, linearly in between. So the gestures near to a
+    draw are like it: curved as it is, with its rests and its contacts.
+
+    Args:
+        base: gestures in the data format, (..., L, 3), each pressed somewhere.
+        num: M, at least 2.
+        free: (L,) bool, the frames that may change; None = all. A contact that enters or leaves
+            them is held there.
+
+    Attributes:
+        z: the knots where they leave the gestures as they are, (..., M, 3) = [x, y, time], each in
+            [0, 1]. The first and the last one take those between along.
+    """
+
+    def __init__(self, base: Tensor, num: int, free: Tensor | None = None) -> None:
+        pressed = base[..., 2] > PRESSED
+        inside = pressed if free is None else pressed & free
+        inside = torch.where(inside.any(dim=-1, keepdim=True), inside, pressed)
+        ends = _ends(inside)  # (..., 2)
+        beyond = ends + torch.tensor([-1, 1], device=base.device)
+        within = beyond.clamp(0, SEQ_LEN - 1)
+        held = pressed.gather(-1, within) & (within == beyond)  # by a frame that must not change
+        self.ends = torch.where(held, within, ends).to(base.dtype)
+        self.share = torch.linspace(0, 1, num, dtype=base.dtype, device=base.device)
+        frames = self.ends[..., :1] + self.share * self.ends.diff(dim=-1)  # (..., M)
+        self.base = hold(base)
+        when = frames[..., None] / (SEQ_LEN - 1)
+        self.z = torch.cat([_at(self.base[..., :2], frames), when], dim=-1)
+        self.is_held = torch.zeros_like(frames, dtype=torch.bool)
+        self.is_held[..., [0, -1]] = held
+        times = self.z[..., [0, -1], 2]
+        limits = torch.tensor([0.0, 1.0], dtype=base.dtype, device=base.device)
+        self.limits = torch.where(held, times, limits)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the gestures whose knots are z, (..., M, 3) → (..., L, 3), in the data format."""
+        moved = torch.where(self.is_held[..., None], 0, z - self.z)
+        first, last = moved[..., :1, :], moved[..., -1:, :]
+        inner = moved[..., 1:-1, :] + torch.lerp(first, last, self.share[1:-1, None])
+        moved = torch.cat([first, inner, last], dim=-2)
+        times = (self.z + moved)[..., 2].clamp(self.limits[..., :1], self.limits[..., 1:])
+        passed, press = _timing(times.cummax(dim=-1).values)
+        frames = self.ends[..., :1] + passed.mean(dim=-1) * self.ends.diff(dim=-1)  # (..., L)
+        base = self.base.expand(*frames.shape, 3)
+        path = _at(base[..., :2], frames) + _along(moved[..., :2], passed)
+        touched = base[..., 2].gather(-1, frames.detach().round().long())
+        return as_gesture(torch.cat([path, (press * touched)[..., None]], dim=-1))
+
+
+def hold(actions: Tensor) -> Tensor:
+    """Let x and y of idle frames, (..., L, 3), be those of the contact before, else of the next."""
+    pressed = actions[..., 2] > PRESSED
+    frames = torch.arange(pressed.shape[-1], device=actions.device)
+    before = torch.where(pressed, frames, -1).cummax(dim=-1).values
+    index = torch.where(before < 0, pressed.int().argmax(dim=-1, keepdim=True), before)[..., None]
+    xy = actions[..., :2].gather(-2, index.expand(*index.shape[:-1], 2))
+    return torch.cat([xy, actions[..., 2:]], dim=-1)
+
+
+def _ends(marked: Tensor) -> Tensor:
+    """Return the first and the last marked frame, (..., L) bool → (..., 2); all if none is."""
+    first = marked.int().argmax(dim=-1)
+    last = marked.shape[-1] - 1 - marked.flip(-1).int().argmax(dim=-1)
+    return torch.stack([first, last], dim=-1)
+
+
+def _at(xy: Tensor, frames: Tensor) -> Tensor:
+    """Read a path between its frames, (..., L, 2) at (..., n), from 0 to L-1 → (..., n, 2)."""
+    low = frames.detach().floor()
+    index = low.long().clamp(0, SEQ_LEN - 1)[..., None].expand(*frames.shape, 2)
+    here, there = xy.gather(-2, index), xy.gather(-2, (index + 1).clamp(max=SEQ_LEN - 1))
+    return torch.lerp(here, there, (frames - low)[..., None].expand_as(here))
+
+
+def _timing(times: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what share of each piece between knots has passed, and the press, at every frame.
+
+    Args:
+        times: (..., M), ascending; 0 is the first frame, 1 the last.
+
+    Returns: (..., L, M-1), in [0, 1]; (..., L), above PRESSED from the first knot's frame to the
+        last's.
+    """
+    t = torch.linspace(0, 1, SEQ_LEN, dtype=times.dtype, device=times.device)
+    begin, gap = times[..., None, :-1], times.diff(dim=-1)[..., None, :]
+    passed = ((t[:, None] - begin) / gap.clamp(min=1e-3)).clamp(0, 1)
+    half_frame = 0.5 / (SEQ_LEN - 1)
+    inside = torch.minimum(t - times[..., :1], times[..., -1:] - t) + half_frame
+    return passed, torch.sigmoid(SHARPNESS * inside)
+
+
+def _along(values: Tensor, passed: Tensor) -> Tensor:
+    """Interpolate values at knots, (..., M, 2), where shares (..., L, M-1) of the pieces passed."""
+    return values[..., :1, :] + passed @ values.diff(dim=-2)
 
 
 # ----------------------------------------------------------------------------------------
@@ -185,18 +369,37 @@ def descend(
     decode: Callable[[Tensor], Tensor],
     lr: float,
     steps: int | None = None,
-) -> None:
-    """Take Adam steps from the starts z, (I, R, ...), within [0, 1], until the budget is spent."""
-    z = z.clone()
-    optimizer = torch.optim.Adam([z], lr=lr)
-    price = z.shape[1] * (FORWARD + BACKWARD)
-    while objective.left >= price and steps != 0:
-        z.grad = objective.gradient(z, decode).nan_to_num(0, 0, 0)  # the others still move
-        optimizer.step()
-        z.clamp_(0, 1)
-        steps = None if steps is None else steps - 1
-    if FORWARD * z.shape[1] <= objective.left:
+    *,
+    scale_dim: int | None = None,
+) -> bool:
+    """Take Adam steps from the starts z, (I, R, ...), within [0, 1], until the budget is spent.
+
+    Args:
+        objective: the cost and its budget.
+        z: where to start.
+        decode: z → actions, (I, R, L, 3).
+        lr: of Adam, arXiv:1412.6980.
+        steps: at most; None = no limit.
+        scale_dim: numbers along it share a step size, that of the steepest: else rounding errors
+            of a gradient that is zero would be taken for directions.
+
+    Returns: whether there was a way down; False if the first gradient is zero everywhere.
+    """
+    z, mean, square, taken = z.clone(), torch.zeros_like(z), torch.zeros_like(z), 0
+    while objective.room(FORWARD + BACKWARD) >= z.shape[1] and taken != steps:
+        gradient = objective.gradient(z, decode).nan_to_num(0, 0, 0)  # the others still move
+        if taken == 0 and not gradient.any():
+            return False
+        taken += 1
+        mean = torch.lerp(gradient, mean, 0.9)
+        size = gradient.square()
+        size = size if scale_dim is None else size.amax(dim=scale_dim, keepdim=True)
+        square = torch.lerp(size, square, 0.999)
+        spread = (square / (1 - 0.999**taken)).sqrt() + 1e-8
+        z = (z - lr * mean / (1 - 0.9**taken) / spread).clamp(0, 1)
+    if objective.room() >= z.shape[1]:
         objective(decode(z))
+    return True
 
 
 def normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
@@ -220,8 +423,7 @@ def cem(
     Mean and std move to those of the elites, but for the share `momentum` (as V-JEPA-2-AC's code).
     """
     spread = torch.full_like(mean, std)
-    while objective.left:
-        K = min(population, objective.left)
+    while K := min(population, objective.room()):
         noise = normal((objective.num, K, *mean.shape[1:]), rng)
         z = (mean[:, None] + spread[:, None] * noise).clamp(0, 1)
         order = objective(decode(z)).argsort(dim=1)[:, : min(elites, K)]

@@ -9,7 +9,8 @@ after the action. The soft one is what planners may ask and differentiate,
     button, toggle: value moves by hit·tap;  slider, icon: pos by hit·(1 - tap)·m;  list: value
 
 and the temperature τ sets how far beyond a widget's edge its gradient reaches; a hit is certain in
-the core, which ends τ/2 (at most half way) inside the edge. The hard one counts:
+the core, which ends τ/2 (at most half way) inside the edge. Idle frames take x and y of the contact
+before or after, so that zeros there are no motion. The hard one counts:
 contacts one after the other, the widget under the touch-down, slop, long press; it alone decides
 about success. Planners compare states as V-JEPA-2-AC does (arXiv:2506.09985): the energy is the
 mean absolute difference of layer-normalised tokens, here a 16x16 grid of 16 features.
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from planning.search import hold
 from trainlib.gestures import PRESSED
 
 KINDS = ("button", "toggle", "slider", "list", "icon", "lamp")
@@ -92,7 +94,7 @@ def soft_world(scenes: Scenes, actions: Tensor, temperature: float = TEMPERATURE
         actions: (N, L, 3), data units; clamped to [0, 1].
         temperature: τ, above 0, screen units.
     """
-    xy, press = actions.clamp(0, 1).split((2, 1), dim=-1)
+    xy, press = hold(actions.clamp(0, 1)).split((2, 1), dim=-1)
     press = press[..., 0]  # (N, L)
     before = F.pad(press[:, :-1], (1, 0))
     down = press * (1 - before)

@@ -6,8 +6,13 @@ it says, and must come in time.
     python -m pytest tests/test_planning_planner.py
 """
 
+import itertools
 import math
 import re
+import shutil
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
@@ -16,8 +21,9 @@ import torch
 from conftest import ROOT, make_gestures, python
 
 import train_diffusion_ddim as tdd
-from planning import goals, tasks, world
-from planning.planner import Planner, token_cost, with_goal
+from planning import bank, goals, tasks, world
+from planning.planner import Planner, with_goal
+from planning.request import Request
 from trainlib.checkpoint import save_checkpoint
 
 L = 250
@@ -46,22 +52,27 @@ def test_the_planner_stands_alone():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_best_three_are_refined(planner, monkeypatch):
-    gestures, refined = make_gestures(8, L), []
+def test_the_best_draws_are_refined(planner, monkeypatch):
+    """The cheapest 16, best first, of those that touch a frame that is not known."""
+    gestures, refined = make_gestures(40, L), []
+    gestures[5] = 0
     stub(planner, monkeypatch, gestures)
     monkeypatch.setattr(planner, "_refine", lambda *args: refined.append(args[-1]))
-    planner.plan(begin_cost, num_plans=8, budget_ms=math.inf)
-    assert torch.equal(refined[0][0], gestures[begin_cost(gestures).argsort()[:3]])
+    options = {"num_plans": 40, "budget_ms": math.inf}
+    planner.plan(begin_cost, **options)
+    order = begin_cost(gestures).argsort()
+    assert 5 not in order[:16] and torch.equal(refined[0], gestures[order[:16]])
+    planner.plan(begin_cost, known=gestures[0] * 0, known_mask=ALL, **options)
+    assert len(refined[1]) == 0
 
 
 def test_what_refinement_makes_worse_is_left(planner, monkeypatch):
-    """The one draw is an arc and the cost the distance from it, so that every line is worse."""
-    arc = make_gestures(1, L)
-    arc[0, 50:150] = 1
-    arc[0, 50:150, 0] = torch.linspace(0, math.pi, 100).sin()
-    stub(planner, monkeypatch, arc)
+    """The one draw is an arc and the cost the distance from it, so that every other is worse."""
+    arc = touch(50, 150, torch.linspace(0, math.pi, 100).sin().abs(), 1)
+    stub(planner, monkeypatch, arc[None])
     result = planner.plan(lambda a: (a - arc).abs().sum((1, 2)), num_plans=1, budget_ms=500)
-    assert result.evaluations > 10 and result.cost == 0 and torch.equal(result.actions, arc[0])
+    assert result.evaluations > 10 and result.cost == 0 and torch.equal(result.actions, arc)
+    assert result.method == "draw"
 
 
 class Follower(torch.nn.Module):
@@ -108,14 +119,23 @@ def forget(planner):
     planner.reset()
 
 
+def touch(first, stop, x, y):
+    """A gesture (L, 3) that is pressed from frame `first` until `stop`, at x and y there."""
+    gesture = torch.zeros(L, 3)
+    gesture[first:stop, 2] = 1
+    gesture[first:stop, 0], gesture[first:stop, 1] = x, y
+    return gesture
+
+
 def stub(planner, monkeypatch, gestures):
     """Let the planner draw from given gestures, (N, L, 3), in turn."""
     queue = list(gestures)
 
-    def draw(request, num):
-        drawn = torch.stack([queue[i % len(queue)] for i in range(num)])
-        queue.append(queue.pop(0))
-        return request.paste(drawn)
+    def draw(request, kinds):
+        drawn = [queue[i % len(queue)] for i in range(len(kinds))]
+        queue.extend(queue[: len(kinds)])
+        del queue[: len(kinds)]
+        return request.paste(torch.stack(drawn) if drawn else gestures[:0])
 
     monkeypatch.setattr(planner, "_draw", draw)
 
@@ -226,38 +246,34 @@ def flat(actions):
     return 0 * actions.detach().sum((1, 2))
 
 
-def test_num_plans_steps_and_seed(monkeypatch):
-    """All are drawn if there is time: one alone, then in chunks."""
+def test_num_plans_and_steps(monkeypatch):
+    """All are drawn if there is time: one alone, then as many as a call of the cost may hold."""
     drawn, planner = [], noise_planner()
     original = planner._draw
 
-    def draw(request, num):
-        drawn.append((request.num_inference_steps, num))
-        return original(request, num)
+    def draw(request, kinds):
+        drawn.append((request.num_inference_steps, len(kinds)))
+        return original(request, kinds)
 
     monkeypatch.setattr(planner, "_draw", draw)
     monkeypatch.setattr(planner, "_refine", lambda *a: None)
-    options = {"num_plans": 20, "num_inference_steps": 3, "budget_ms": math.inf}
-    one = planner.plan(flat, seed=5, **options)
-    assert drawn == [(3, 1), (3, 16), (3, 3)]
-    planner.reset()
-    assert torch.equal(planner.plan(flat, seed=5, **options).actions, one.actions)
-    planner.reset()
-    assert not torch.equal(planner.plan(flat, seed=6, **options).actions, one.actions)
+    planner.plan(flat, num_plans=40, num_inference_steps=3, budget_ms=math.inf)
+    assert drawn == [(3, 1), (3, 32), (3, 7)]
 
 
 @pytest.mark.parametrize(
     ("seconds", "least", "most"), [(lambda num: 0.05, 60, 60), (lambda num: 0.01 * num, 20, 51)]
 )
-def test_half_of_the_time_is_drawn_in(planner, monkeypatch, seconds, least, most):
+def test_half_of_the_time_is_drawn_in(monkeypatch, seconds, least, most):
     """Half of 1 s: enough for 60 if a chunk costs as much as one, for 50 if each costs 10 ms."""
+    planner = noise_planner()
     stub(planner, monkeypatch, make_gestures(40, L))
     quick, drawn = planner._draw, []
 
-    def draw(request, num):
-        time.sleep(seconds(num))
-        drawn.append(num)
-        return quick(request, num)
+    def draw(request, kinds):
+        time.sleep(seconds(len(kinds)))
+        drawn.append(len(kinds))
+        return quick(request, kinds)
 
     monkeypatch.setattr(planner, "_draw", draw)
     planner.plan(flat, num_plans=60, budget_ms=1000)
@@ -265,11 +281,12 @@ def test_half_of_the_time_is_drawn_in(planner, monkeypatch, seconds, least, most
 
 
 def test_refinement_ends_without_a_deadline(planner, monkeypatch):
+    """Forty steps from each of four starts; or 360 evaluations of CEM."""
     stub(planner, monkeypatch, make_gestures(40, L))
-    for cost_fn in (begin_cost, flat):
+    for cost_fn, most in ((begin_cost, 5 + 4 + 3 * 4 * 40), (flat, 5 + 4 + 360)):
         planner.reset()
         result = planner.plan(cost_fn, num_plans=4, budget_ms=math.inf)
-        assert 300 < result.evaluations < 400
+        assert 0.9 * most < result.evaluations <= most + 1
 
 
 def in_place(actions):
@@ -300,14 +317,29 @@ def test_costs_of_all_kinds(planner, monkeypatch, cost_fn):
     assert ((result.actions >= 0) & (result.actions <= 1)).all()
 
 
-def test_the_gradient_modes_of_the_caller(planner, monkeypatch):
-    """No gradients in inference mode, so CEM; what it leaves behind serves later calls."""
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_gradient_modes_of_the_caller(planner, monkeypatch, mode):
+    """The gradient is taken in any of them, and the mode is left as it was."""
     stub(planner, monkeypatch, make_gestures(40, L))
     drawn = begin_cost(make_gestures(4, L)).min()
-    for mode in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
-        with mode:
-            result = planner.plan(begin_cost, num_plans=4, budget_ms=2000)
-        assert result.cost < 0.5 * drawn and not result.actions.requires_grad
+    with mode():
+        result = planner.plan(begin_cost, num_plans=4, budget_ms=2000)
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert torch.is_grad_enabled() == (mode is torch.enable_grad)
+    assert result.method == "gradient" and result.reason == "" and result.cost < 0.5 * drawn
+    assert not result.actions.requires_grad and not result.actions.is_inference()
+
+
+def test_a_cost_made_of_inference_tensors_is_refined_by_cem_and_says_so(planner, monkeypatch):
+    stub(planner, monkeypatch, make_gestures(40, L))
+    with torch.inference_mode():
+        target = TARGET + 0
+        result = planner.plan(
+            lambda a: ((a[:, :, :2] * target).sum(2) ** 2 + begin_cost(a)[:, None]).mean(1),
+            num_plans=4, budget_ms=500,
+        )  # fmt: skip
+    assert result.method == "CEM"
+    assert re.match("refined by CEM, not by the gradient.*[Ii]nference tensors", result.reason)
 
 
 def test_a_plan_touches_nothing_else(planner):
@@ -389,7 +421,7 @@ def with_nan(x):
         ({"cost_fn": lambda a: a}, "one cost per action"),
         ({"cost_fn": lambda a: a.mean()}, "one cost per action"),
         ({"cost_fn": lambda a: 0.5}, "one cost per action, got float"),
-        ({"cost_fn": lambda a: flat(a).numpy()}, "one cost per action, got float32 .1."),
+        ({"cost_fn": lambda a: flat(a).numpy()}, "one cost per action, got float32 .2."),
         ({"cost_fn": lambda a: flat(a) + 1j}, "one cost per action, got torch.complex64"),
         ({"cost_fn": lambda a: flat(a) + math.inf}, "finite"),
         ({"cost_fn": lambda a: flat(a) * math.nan}, "finite costs, got none in"),
@@ -597,23 +629,298 @@ def test_a_checkpoint_of_other_gestures_is_refused(straight_run):
         Planner.load(straight_run, "gpu")
 
 
-def test_a_torch_world_model_through_the_adapter():
-    """The energy of V-JEPA-2-AC by hand: L1 between normalised tokens; actions as [B, T, L, 3]."""
+# ---- do nothing, noise, banks ----------------------------------------------------------
+
+
+def test_doing_nothing_wins_ties(planner, monkeypatch):
+    """Of a goal that is reached, or a cost that prefers nothing; and only ties."""
+    stub(planner, monkeypatch, make_gestures(40, L))
+    for cost_fn in (flat, lambda a: flat(a) + 0.25, lambda a: a[..., 2].mean(1)):
+        planner.reset()
+        result = planner.plan(cost_fn, num_plans=8, budget_ms=200)
+        assert result.method == "nothing" and not result.actions.any()
+        assert result.cost == cost_fn(torch.zeros(1, L, 3)).item()
+    rounding = planner.plan(lambda a: flat(a) + 1 - 1e-7 * (a[..., 2] > 0).any(1), budget_ms=200)
+    assert rounding.method == "nothing", "less than a float can tell"
+    pressed = planner.plan(lambda a: flat(a) + 1 - 1e-5 * (a[..., 2] > 0).any(1), budget_ms=200)
+    assert pressed.actions.any()
+
+
+def test_nothing_keeps_to_the_known_frames(planner):
+    known = touch(0, 30, 0.5, 0.5)
+    result = planner.plan(flat, known=known, known_mask=torch.arange(L) < 30, budget_ms=100)
+    assert result.method == "nothing" and torch.equal(result.actions, known)
+
+
+def prefers_presses(actions):
+    """A cost without ties: what is near to a random place at random frames; no gradient."""
+    weight = torch.rand(L, 3, generator=torch.Generator().manual_seed(0))
+    return -(actions.detach() * weight).mean((1, 2))
+
+
+def test_noise_advances_by_itself(monkeypatch):
+    """Calls are different tries; alike in two planners of one seed, other with another seed."""
+    options = {"num_plans": 4, "num_inference_steps": 2, "budget_ms": math.inf}
+    plans = {}
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        scheduler = tdd.DDIMScheduler(prediction_type="x0")
+        planner = Planner(Faithful(), scheduler, {"eta": 0.0}, seed=seed)
+        monkeypatch.setattr(planner, "_refine", lambda *a: None)
+        plans[name] = []
+        for _ in range(3):
+            planner.reset()
+            plans[name].append(planner.plan(prefers_presses, **options).actions)
+        again = [planner.plan(seed=5).actions for _ in range(2)]
+        assert torch.equal(*again), "a call with a seed of its own"
+    for one, two, other in zip(*plans.values(), strict=True):
+        assert torch.equal(one, two) and not torch.equal(one, other)
+    assert len({plan.numpy().tobytes() for plan in plans["one"]}) == 3
+
+
+def test_history_is_part_of_the_plan(monkeypatch):
+    """After the same calls the same plan: the last plan too is what it was."""
+    options = {"num_plans": 12, "num_inference_steps": 2, "budget_ms": math.inf}
+    seen = []
+    for _ in range(2):
+        planner = noise_planner()
+        results = [planner.plan(prefers_presses, **options) for _ in range(2)]
+        seen.append([(r.actions.tolist(), r.cost, r.evaluations, r.method) for r in results])
+    assert seen[0] == seen[1] and seen[0][0] != seen[0][1]
+
+
+@pytest.mark.parametrize("batch", [1, 5, 32])
+def test_draws_do_not_depend_on_how_many_are_drawn_at_a_time(batch):
+    planner = noise_planner()
+    drawn = []
+    for size in (batch, 12):
+        request = Request(None, None, exact_gesture(), 0.5, None, 1, 12, 2, math.inf, (3,))
+        request.varied = 4
+        kinds = [request.next_kinds(min(size, 12 - i)) for i in range(0, 12, size)]
+        drawn.append(torch.cat([planner._draw(request, k) for k in kinds]))
+    assert torch.allclose(*drawn, atol=1e-5)
+    assert kinds == [["draw", "draw", "draw", "variation"] * 3]
+
+
+@pytest.fixture
+def run_with_bank(untrained_run, tmp_path):
+    """A copy of a run, to keep a bank in."""
+    return shutil.copytree(untrained_run, tmp_path / "run")
+
+
+def test_a_bank_is_drawn_once_per_checkpoint(run_with_bank, capsys, monkeypatch):
+    """Kept beside the checkpoint; drawn again for another one, or if the file is damaged."""
+    first = Planner.load(run_with_bank, bank=20)
+    (path,) = run_with_bank.glob("*_bank_20_*.npy")
+    assert "drawing 20 gestures, once" in capsys.readouterr().out
+    fresh = tdd.generate(first.model, first.scheduler, (20, L, 3), seed=0, **first.sampling)
+    assert torch.equal(first.bank, tdd.to_gesture(fresh))
+    assert torch.equal(Planner.load(run_with_bank, bank=20).bank, first.bank)
+    assert capsys.readouterr().out == "", "kept"
+    good = path.read_bytes()
+    for damaged in (good[:-100], b"", b"hello", good[:128] + b"\xff" * (len(good) - 128)):
+        path.write_bytes(damaged)
+        assert torch.equal(Planner.load(run_with_bank, bank=20).bank, first.bank)
+        assert path.read_bytes() == good
+    content = torch.load(run_with_bank / "diffusion_checkpoint_epoch_0.pth", weights_only=True)
+    content["ema_state_dict"]["output_projection.bias"] += 1
+    save_checkpoint(run_with_bank / "diffusion_checkpoint_epoch_0.pth", content)
+    assert not torch.equal(Planner.load(run_with_bank, bank=20).bank, first.bank)
+    assert path.read_bytes() == good and len(list(run_with_bank.glob("*_bank_*"))) == 2
+    monkeypatch.setattr(bank, "write_whole", lambda *a: fail_to_write())
+    assert len(Planner.load(run_with_bank, bank=10).bank) == 10
+    assert capsys.readouterr().err == "warning: these gestures are not kept: no room\n"
+
+
+def fail_to_write():
+    raise OSError("no room")
+
+
+def test_draws_come_from_the_bank_where_any_gesture_will_do():
+    """Not with known frames, nor for variations, nor for goals, which the denoiser draws."""
+    gestures, planner = make_gestures(50, L), noise_planner()
+    planner.bank = gestures
+    of_bank = lambda a: (a[None] == gestures).all((1, 2)).any().item()  # noqa: E731
+    assert of_bank(planner.plan().actions)
     seen = []
 
-    def predictor(tokens, actions):
-        seen.append(tuple(actions.shape))
-        return tokens + actions.mean((1, 2, 3))[:, None, None] * torch.arange(4.0)
+    def cost_fn(actions):
+        seen.extend(actions.clone())
+        return prefers_presses(actions)
 
-    tokens, goal = torch.randn(256, 4), torch.randn(256, 4)
-    costs = token_cost(predictor, tokens, goal)(torch.rand(5, L, 3))
-    assert costs.shape == (5,) and seen == [(5, 1, L, 3)]
-    there = token_cost(lambda z, a: goal.expand(len(a), -1, -1), tokens, goal)
-    assert there(torch.rand(2, L, 3)).tolist() == pytest.approx([0, 0], abs=1e-6)
-    with pytest.raises(tdd.UserError, match="goal_tokens must be like tokens"):
-        token_cost(predictor, tokens, goal[:1])
-    with pytest.raises(tdd.UserError, match=r"predictor must return .2, 256, 4."):
-        token_cost(lambda z, a: z[:, :1], tokens, goal)(torch.rand(2, L, 3))
+    options = {"num_plans": 12, "num_inference_steps": 2, "budget_ms": math.inf}
+    planner._refine = lambda *a: None
+    planner.plan(cost_fn, **options)
+    assert len(seen) == 14 and sum(map(of_bank, seen[2:])) == 9, "every fourth varies the last plan"
+    planner.reset()
+    known, mask = touch(0, 30, 0.5, 0.5), torch.arange(L) < 30
+    result = planner.plan(known=known, known_mask=mask)
+    assert torch.equal(result.actions[:30], known[:30]) and not of_bank(result.actions)
+    planner = Planner(
+        Headed(), tdd.DDIMScheduler(prediction_type="x0"), {"eta": 0.0}, bank=gestures
+    )
+    assert planner.plan(goal=torch.ones(2)).actions[:, 0].tolist() == [1.0] * L
+
+
+def test_a_bank_buys_many_draws(planner, monkeypatch):
+    """With a cost that takes a batch in 5 ms, all are evaluated in half of 300 ms."""
+    monkeypatch.setattr(planner, "bank", make_gestures(200, L))
+    planner.plan(lambda a: (time.sleep(0.005), flat(a))[1], num_plans=128, budget_ms=300)
+    assert planner.plan(seed=1).milliseconds < 20
+
+
+# ---- faults of the cost ----------------------------------------------------------------
+
+
+def failing(number, error, cost_fn=begin_cost):
+    """A cost that raises at its n-th call."""
+    calls = []
+
+    def fails(actions):
+        calls.append(len(actions))
+        if len(calls) == number:
+            raise error
+        return cost_fn(actions)
+
+    return fails
+
+
+ERRORS = [
+    ValueError("bad\nscreen"), RuntimeError("CUDA error"), MemoryError(), tdd.UserError("mine"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), AssertionError("a"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_cost_that_fails_leaves_the_best_plan_so_far(planner, monkeypatch, error):
+    """At the first call its own exception; while drawing the plan in hand; later CEM goes on."""
+    stub(planner, monkeypatch, make_gestures(80, L))
+    options = {"num_plans": 70, "budget_ms": math.inf}
+    with pytest.raises(type(error)):
+        planner.plan(failing(1, error), **options)
+    name = type(error).__name__
+    for number in (2, 3):
+        planner.reset()
+        stub(planner, monkeypatch, make_gestures(80, L))
+        result = planner.plan(failing(number, error), **options)
+        assert result.reason.startswith(f"cost_fn failed in its call {number}: {name}")
+        assert result.method == "draw" and "\n" not in result.reason
+        drawn = begin_cost(make_gestures(80, L)[: 1 + 32 * (number - 2)]).min()
+        assert result.cost == pytest.approx(drawn.item())
+    planner.reset()
+    result = planner.plan(failing(6, error), **options)  # the third gradient
+    assert "refined by CEM, not by the gradient of the cost: it has no gradient" in result.reason
+    assert name in result.reason and result.evaluations > 300
+
+
+def test_a_cost_that_fails_under_cem_too(planner, monkeypatch):
+    stub(planner, monkeypatch, make_gestures(8, L))
+
+    def cost_fn(actions):
+        cost_fn.calls += 1
+        if cost_fn.calls > 4:
+            raise ValueError("gone")
+        return begin_cost(actions.detach())
+
+    cost_fn.calls = 0
+    result = planner.plan(cost_fn, num_plans=8, budget_ms=math.inf)
+    assert "refined by CEM" in result.reason and "failed in its call 5: ValueError: gone" in (
+        result.reason
+    )
+    assert result.cost <= begin_cost(make_gestures(8, L)).min()
+
+
+def test_an_interrupt_is_none_of_them(planner):
+    with pytest.raises(KeyboardInterrupt):
+        planner.plan(failing(2, KeyboardInterrupt()))
+
+
+def test_costs_that_are_nan_are_counted(planner, monkeypatch):
+    stub(planner, monkeypatch, make_gestures(8, L))
+    monkeypatch.setattr(planner, "_refine", lambda *a: None)
+
+    def cost_fn(actions):
+        return torch.where(actions[..., 2].any(1), math.nan, begin_cost(actions))
+
+    result = planner.plan(cost_fn, num_plans=8, budget_ms=math.inf)
+    assert result.method == "nothing" and result.reason == "8 costs were not finite"
+
+
+# ---- time ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy_machine():
+    """Two processes that do nothing but compute."""
+    code = "while True: pass"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    yield
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("serial", [False, True])
+@pytest.mark.parametrize("ms", [2, 20, 150, 300])
+def test_late_by_one_call_at_most(planner, monkeypatch, busy_machine, ms, serial):
+    """On a busy machine, a call or a candidate taking as long; a gradient takes thrice that."""
+    monkeypatch.setattr(planner, "bank", make_gestures(200, L))
+    calls = []
+
+    def cost_fn(actions):
+        began = time.perf_counter()
+        seconds = ms / 1000 * (len(actions) if serial else 1)
+        time.sleep(seconds)
+        calls.append(time.perf_counter() - began)
+        if actions.requires_grad:  # the backward pass takes twice as long
+            actions.register_hook(lambda g: time.sleep(2 * seconds))
+            calls[-1] *= 3
+        return begin_cost(actions)
+
+    late = []
+    for _ in range(3):
+        calls.clear()
+        result = planner.plan(cost_fn, budget_ms=500)
+        late.append(result.milliseconds - 500 - 1000 * max(calls))
+        assert result.evaluations >= 2
+        assert ms < 150 or result.reason.startswith("not refined: a gradient takes")
+    assert sorted(late)[1] < 60, "of a gradient, or of our own steps when the machine is busy"
+
+
+def test_a_cost_that_becomes_slow_is_late_by_that_call(planner, monkeypatch):
+    monkeypatch.setattr(planner, "bank", make_gestures(200, L))
+
+    def cost_fn(actions):
+        cost_fn.calls += 1
+        time.sleep(0.4 if cost_fn.calls == 6 else 0.002)
+        return begin_cost(actions)
+
+    cost_fn.calls = 0
+    assert planner.plan(cost_fn, budget_ms=300).milliseconds < 300 + 400 + 30
+
+
+def test_threads_take_turns(planner, monkeypatch):
+    """Two threads, one planner: no call of the cost is made while the other plans."""
+    stub(planner, monkeypatch, make_gestures(40, L))
+    inside, results, order = threading.Lock(), [], []
+
+    def plan(name):
+        def cost_fn(actions):
+            order.append(name)
+            assert inside.acquire(blocking=False), "another one is planning"
+            time.sleep(0.002)
+            inside.release()
+            return begin_cost(actions)
+
+        results.append(planner.plan(cost_fn, budget_ms=150))
+
+    threads = [threading.Thread(target=plan, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2 and all(r.milliseconds < 300 for r in results)
+    changes = sum(a != b for a, b in itertools.pairwise(order))
+    assert changes == 1, "one after the other"
 
 
 def test_the_examples_of_the_documents_run(untrained_run, capsys):
