@@ -27,8 +27,8 @@ from trainlib.gesture_files import as_folder
 SWIPES_FROM = 0.02  # a contact that never gets this far from its touch-down is a tap
 NEAR = 0.05  # a touch-down this close to the one before, of the same kind, is another go
 LONGEST_PAUSE = 3000.0  # ms; longer ones are breaks
-ENDS_MS = 50.0  # the share of the path in the first and the last is fitted beside the curve
-WEIGHT_LAST, WEIGHT_FIRST = 10.0, 3.0
+ENDS_MS = 50.0  # how far a finger goes in the first and the last is fitted beside the curve
+WEIGHT_ENDS = 30.0
 RIDGE = 0.01  # pulls the control point of a contact of few samples to the middle of the chord
 
 _GRID = np.geomspace(0.5, 6, 21)
@@ -78,7 +78,8 @@ def shape_of(stroke: Stroke, period: float) -> FloatArray:
     control /= (np.sum(bow**2, axis=0) + RIDGE)[:, None]
     fitted = s[..., None] ** 2 * end + bow[..., None] * control
     error = np.sum((fitted - moved[:, None]) ** 2, axis=(0, 2)) / (len(xy) * reach**2)
-    error += _error_at_ends(fitted, moved[:, None], round(ENDS_MS / period))
+    num = max(round(ENDS_MS / period), 1)
+    error += WEIGHT_ENDS * _error_at_ends(fitted, moved[:, None], num)
     best = int(error.argmin())
 
     chord = np.hypot(*end)
@@ -91,12 +92,11 @@ def shape_of(stroke: Stroke, period: float) -> FloatArray:
 
 
 def _error_at_ends(fitted: FloatArray, moved: FloatArray, num: int) -> FloatArray:
-    """Return the error in the share of the path that the last and the first samples go."""
+    """Return the squared errors in the share of the path that the first and last samples go."""
     steps = [np.hypot(*np.moveaxis(np.diff(xy, axis=0), -1, 0)) for xy in (fitted, moved)]
     shares = [step / step.sum(axis=0).clip(1e-12, None) for step in steps]
-    last, first = ([share[part].sum(axis=0) for share in shares]
-                   for part in (slice(-num, None), slice(num)))  # fmt: skip
-    return WEIGHT_LAST * (last[0] - last[1]) ** 2 + WEIGHT_FIRST * (first[0] - first[1]) ** 2
+    error = shares[0] - shares[1]
+    return error[:num].sum(axis=0) ** 2 + error[-num:].sum(axis=0) ** 2
 
 
 # ---- habits ----------------------------------------------------------------------------

@@ -14,7 +14,8 @@ which make a Gaussian copula, and the pauses. `python -m augmentation.fit_human`
 recorded contacts; no recorded contact is in it.
 
 A touch screen samples at 30 to 240 Hz and reports whole pixels, if any changed; a silent sample
-repeats the one before it. Between samples the frames are linear.
+repeats the one before it. Touch-down and lift-off are samples too, so a contact lasts a whole
+number of periods. Between samples the frames are linear.
 """
 
 import json
@@ -57,7 +58,8 @@ RATES_HZ, RATE_SHARES = (30, 60, 90, 120, 180, 240), (0.02, 0.1, 0.08, 0.5, 0.1,
 SCREENS = ((720, 1600), (1080, 2400), (1440, 3200), (4096, 4096))  # the last counts sensor steps
 LEG_MS = 400.0  # of a chain, at most on average
 REST_SHARE = 0.45  # of the legs of a long drag
-SPEED_NOISE = 0.25  # standard deviation of the log of the speed between two samples
+SPEED_NOISE = 0.3  # standard deviation of the log of a sample's speed
+SMOOTHED_OVER = 6  # samples
 
 _NOISES = 1 << 16  # speeds are drawn once; each leg starts somewhere among them
 _Z = np.linspace(-5, 5, 2001)
@@ -150,8 +152,9 @@ def draw_session(
     rests = (chain_ms[contact] > 0) & (rng.random(len(contact)) < REST_SHARE)
     limits = np.array([max(shortest, 1), longest])
     shapes = _draw_shapes(rng, np.where(rests, 0, kind[contact]), limits * FRAME_MS, habits)
-    frames = np.rint(shapes["duration"][first[:-1]] / FRAME_MS).clip(*limits)
-    frames = np.where(chain_ms > 0, np.rint(chain_ms / FRAME_MS), frames).astype(np.int64)
+    rate = rng.choice(np.array(RATES_HZ, np.float64), C, p=RATE_SHARES)[leader]
+    single = _count_frames(shapes["duration"][first[:-1]], rate).clip(limits[0], limits[1])
+    frames = np.where(chain_ms > 0, _count_frames(chain_ms, rate), single)
     weights = rng.uniform(0.5, 1.5, len(contact))
     weights /= np.add.reduceat(weights, first[:-1])[contact]
     onset = _draw_onsets(rng, frames, again, habits, length if whole else 0)
@@ -160,7 +163,7 @@ def draw_session(
         down=FRAME_MS * onset.astype(np.float64),
         up=FRAME_MS * (onset + frames).astype(np.float64),
         kind=kind,
-        rate=rng.choice(np.array(RATES_HZ, np.float64), C, p=RATE_SHARES)[leader],
+        rate=rate,
         screen=rng.choice(np.array(SCREENS, np.float64), C)[leader],
         first=first,
         duration=weights * FRAME_MS * frames[contact],
@@ -169,7 +172,7 @@ def draw_session(
         end=end,
         timing=np.stack([shapes["a"], shapes["b"]], axis=1),
         rests=np.stack([shapes["rest_before"], shapes["rest_after"]], axis=1),
-        speeds=np.exp(SPEED_NOISE * rng.standard_normal(_NOISES)),
+        speeds=_draw_speeds(rng),
         speeds_at=rng.integers(0, _NOISES, len(contact)),
     )
 
@@ -233,6 +236,19 @@ def _draw_shapes(
         for column, feature in enumerate(FEATURES):
             shapes[column, rows] = np.interp(z[:, column], KNOTS, quantiles[feature])
     return dict(zip(FEATURES, shapes, strict=True))
+
+
+def _count_frames(duration: FloatArray, rate: FloatArray) -> IntArray:
+    """Return how many frames contacts press that last whole sample periods, about `duration` ms."""
+    periods = np.rint(duration * rate / 1000).clip(1, None)
+    return np.ceil(periods * 1000 / rate / FRAME_MS - 1e-6).astype(np.int64)
+
+
+def _draw_speeds(rng: np.random.Generator) -> FloatArray:
+    """Draw factors of the speed, (_NOISES,), that change smoothly."""
+    z = rng.standard_normal(_NOISES + SMOOTHED_OVER - 1)
+    mean = np.convolve(z, np.full(SMOOTHED_OVER, SMOOTHED_OVER**-0.5), "valid")
+    return np.exp(SPEED_NOISE * mean)
 
 
 def _draw_onsets(

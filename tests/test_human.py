@@ -126,7 +126,7 @@ def test_the_draw_has_the_habits(whole):
         drawn = session.duration[chosen]
         inner, wanted = slice(4, -4), expected["quantiles"]["duration"]  # up to two deviations
         found = np.quantile(drawn, stats.norm.cdf(KNOTS[inner]))
-        np.testing.assert_allclose(found, wanted[inner], rtol=0.1, atol=2)
+        np.testing.assert_allclose(found, wanted[inner], rtol=0.1, atol=6)  # whole sample periods
         length = np.hypot(*session.end[chosen].T)
         rank = stats.spearmanr(drawn, length).statistic
         row = expected["correlation"][FEATURES.index("duration")]
