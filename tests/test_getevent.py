@@ -8,6 +8,7 @@ they occur, odd ones included, stand beside what is right for them.
 """
 
 import re
+import time
 from collections import Counter
 
 import numpy as np
@@ -196,6 +197,36 @@ def test_an_empty_packet_alone_is_a_lift_off(tmp_path):
     assert touches_of(read(tmp_path, lines)) == (TOUCHES, {})
 
 
+def test_a_finger_that_follows_another_without_a_lift_off_between(tmp_path):
+    """Another tracking id is another finger."""
+    place = [("ABS_MT_POSITION_X", 5), ("ABS_MT_POSITION_Y", 6)]
+    there = [("ABS_MT_POSITION_X", 900), ("ABS_MT_POSITION_Y", 6)]
+    one, two = (("ABS_MT_TRACKING_ID", number) for number in (1, 2))
+    due = [[(1000, 5, 6), (1020, 5, 6)], [(1020, 900, 6), (1040, 900, 6)]]
+    lift = report(1040, ("ABS_MT_TRACKING_ID", -1))
+    lines = [*report(1000, one, *place), *report(1020, two, *there), *lift]
+    assert touches_of(read(tmp_path, lines)) == (due, {})
+    end, lift = ("SYN_MT_REPORT", 0), report(1040, ("SYN_MT_REPORT", 0))
+    lines = [*report(1000, *place, one, end), *report(1020, *there, two, end), *lift]
+    assert touches_of(read(tmp_path, lines)) == (due, {})
+
+
+def test_a_lift_off_by_btn_touch_alone_or_with_a_last_move(tmp_path):
+    lines = [line for line in protocol_b(TOUCHES) if "ffffffff" not in line]
+    assert touches_of(read(tmp_path, lines)) == (TOUCHES, {})
+    lines = protocol_b(TOUCHES)
+    lines.insert(-3, event(1760, "ABS_MT_POSITION_X", 100))
+    assert touches_of(read(tmp_path, lines)) == (TOUCHES, {})
+
+
+def test_the_first_fault_of_a_contact_counts(tmp_path):
+    place = [("ABS_MT_POSITION_X", 5), ("ABS_MT_POSITION_Y", 6)]
+    second = [("ABS_MT_SLOT", 1), ("ABS_MT_TRACKING_ID", 2), *place]
+    lines = [*report(10, *place), *report(20, *second)]
+    _, faults = touches_of(read(tmp_path, lines))
+    assert faults == {"no touch-down": 1, "two fingers": 1}
+
+
 FAULTS = {
     "no touch-down": [event(10, "ABS_MT_POSITION_X", 4), event(11, "SYN_REPORT", 0)],
     "no touch-down, lifts": report(10, ("ABS_MT_TRACKING_ID", -1)),
@@ -242,9 +273,10 @@ def test_lines_that_go_back_in_time_or_are_none_are_counted(tmp_path):
     lines.insert(9, event(500, "ABS_MT_POSITION_X", 9))
     lines.insert(0, "could not get driver version for /dev/input/mice, Not a typewriter")
     lines += ["^C", "", lines[-1][:40], event(0, "SYN_REPORT", 0).replace("[", "[soon ")]
+    lines += [event(0, "SYN_REPORT", 0).replace("0.0", "1e400")]
     recording = read(tmp_path, lines)
     assert touches_of(recording) == (TOUCHES, {})
-    assert recording.refused == {"time going back": 1, "not an event": 2, "no time": 1}
+    assert recording.refused == {"time going back": 1, "not an event": 2, "no time": 2}
 
 
 def test_other_devices_do_not_disturb(tmp_path):
@@ -274,6 +306,8 @@ add device 2: /dev/input/event2
 LABELS = ("ABS_MT_SLOT          ", "ABS_MT_POSITION_X    ", "ABS_MT_POSITION_Y    ")
 AXES = {"-lp": DESCRIPTION.format(*LABELS), "-p": DESCRIPTION.format("002f", "0035", "0036")}
 SINGLE = DESCRIPTION.format("ABS_PRESSURE", "ABS_X", "ABS_Y")
+COPIES = "    ABS (0003): ABS_X : value 0, min 0, max 9\n ABS_Y : value 0, min 0, max 9\n"
+AXES["-lp, both"] = AXES["-lp"].replace("    ABS (0003): ABS_MT_SLOT", COPIES + "    ABS_MT_SLOT")
 
 
 def first_places(tmp_path, sources, **options):
@@ -282,7 +316,7 @@ def first_places(tmp_path, sources, **options):
     return [tuple(s.xy[0].round(6)) for s in recording.strokes], how
 
 
-@pytest.mark.parametrize("described", [*AXES.values(), SINGLE], ids=["-lp", "-p", "single"])
+@pytest.mark.parametrize("described", [*AXES.values(), SINGLE], ids=[*AXES, "single"])
 @pytest.mark.parametrize("order", ["in the log", "before", "after", "no device column"])
 def test_axes_that_getevent_describes(tmp_path, described, order):
     lines = protocol_b(TOUCHES)
@@ -366,3 +400,13 @@ def test_from_a_log_to_gestures(tmp_path):
     due = np.interp(time, [1000, 1010, 1020, 1033], [0.2, 0.21, 0.21, 0.21])
     np.testing.assert_allclose(x[0, onset : onset + 17, 0], due, atol=1e-6)
     assert made.manifest["assumed"] == ["x 100 to 1100, y 0 to 2000, from getevent -p"]
+
+
+def test_reading_speed(tmp_path):
+    """Ten thousand contacts of 50 reports in ten seconds on one core, with a factor 5."""
+    touch = [(8 * i, 5 + i, 7 + i) for i in range(50)]
+    touches = [[(1000 * n + t, x, y) for t, x, y in touch] for n in range(200)]
+    lines = protocol_b(touches)
+    began = time.monotonic()
+    assert len(read(tmp_path, lines).strokes) == 200
+    assert time.monotonic() - began < 5 * 10 * 200 / 10_000

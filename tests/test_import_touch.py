@@ -12,6 +12,7 @@ import json
 import lzma
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -135,6 +136,14 @@ def test_silence_means_held_and_no_drift():
     np.testing.assert_allclose(np.interp(time, held.t, held.xy[:, 0]), due, atol=1e-12)
     regular = stroke(np.arange(6) * 10, np.arange(6) / 10)
     assert hold(regular, 10).t.tolist() == regular.t.tolist()
+    assert hold(stroke([0, 20, 45], [0, 1, 2]), 10).t.tolist() == [0, 20, 35, 45]
+
+
+def test_rounding_of_times_adds_no_frame():
+    t = 1000 * np.arange(0.1, 10, 0.1)
+    late = [stroke([a, 1000 * (a / 1000 + 0.5)], 0.5) for a in t.tolist()]
+    assert max(s.t[1] - s.t[0] for s in late) > 500
+    assert {frames_of(s, s.t[0]) for s in late} == {(0, 250)}
 
 
 def test_a_session_of_short_strokes_has_the_period_of_the_others():
@@ -195,6 +204,13 @@ def test_times_that_make_a_session_last_for_ever_are_bad_input(tmp_path, capsys)
     assert run(tmp_path, capsys, path, "--window", "whole", "--val_share", "0")[0] == 0
 
 
+def test_a_contact_that_ends_at_the_border_is_not_in_the_next_window():
+    s = stroke([400, 500], 0.5)
+    rng = np.random.default_rng(0)
+    windows, refused = timeline_windows([s], {"s": 2 * L}, L, rng, drop_idle=True)
+    assert [w.first for w in windows] == [0] and refused["idle"] == 1
+
+
 # ---- JSON lines ------------------------------------------------------------------------
 
 
@@ -232,7 +248,7 @@ def test_dirty_strokes_are_counted(tmp_path):
         *("{", "[]", "3", "null", "[" * 100_000, "\x00\xff", '{"session": "s"}'),
         *('{"points": 3}', '{"points": []}', '{"points": [[0, 1]]}'),
         *('{"points": [[0, 1, 1], [0, 1]]}', '{"points": [[0, 1, NaN]]}'),
-        '{"points": [[0, 1, "a"]]}',
+        *('{"points": [[0, 1, "a"]]}', '{"points": [[1e300, 1, 1]]}'),
     ],
 )
 def test_an_unreadable_line_is_named_and_nothing_written(tmp_path, capsys, bad):
@@ -348,12 +364,20 @@ def test_the_manifest_names_source_arguments_and_counts(tmp_path):
 
 
 def test_a_timeline_of_two_contacts_at_once_is_refused(tmp_path):
-    rows = [line(down=0), line(down=50), line(down=5000)]
+    rows = [line(down=0), line(down=50), line(down=100), line(down=5000)]  # the third in time
     path = written(tmp_path, "a.jsonl", "\n".join(rows))
     x, manifest = imported(path, tmp_path, window="timeline", drop_idle=True)
     assert manifest["refused"]["contacts"] == {"two fingers": 1}
     assert manifest["refused"]["windows"]["around a refused contact"] in (1, 2)
     assert (np.diff(x[..., 2], axis=1) > 0).sum() <= 1
+
+
+def test_importing_speed(tmp_path):
+    """Ten thousand contacts in ten seconds on one core, with a factor 5 for a busy machine."""
+    path = written(tmp_path, "a.jsonl", "\n".join(players(20, 50)))
+    began = time.monotonic()
+    import_touch([path], tmp_path / "out")
+    assert time.monotonic() - began < 5 * 10 * 1000 / 10_000
 
 
 def test_a_missing_file_or_an_unknown_suffix(tmp_path, capsys):

@@ -200,6 +200,8 @@ def test_sessions_are_apart_and_the_next_may_begin_without_a_lift_off(tmp_path):
     "row, reason",
     [
         (("x", 1, 1, "HELD"), "not a number"),
+        ((1e300, 1, 1, "HELD"), "not a number"),
+        ((1017, "1\r", 1, "HELD\x00"), "no touch state"),
         ((1017, "", 1, "HELD"), "not a number"),
         ((1017, 1, "nan", "HELD"), "not a number"),
         ((1017, 1, 1, "HOVER"), "no touch state"),

@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from augmentation.strokes import Axes, Stroke
 from trainlib.bars import bar
 from trainlib.errors import UserError, first_line
 
+LARGEST = 1e19  # of all numbers in files: more than the ns since 1970
 _OPENERS: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open}
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # as PowerShell redirects
 
@@ -58,6 +60,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 def unreadable(path: Path, number: int, why: str) -> UserError:
     """Return the error of a file that cannot be read at some line."""
     return UserError(f"{path}, line {number}: {why}")
+
+
+def number_in(text: str) -> float:
+    """Return the number in a text; NaN if there is none, or none that can be reckoned with."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if abs(number) < LARGEST else math.nan
 
 
 def without_compression(path: Path) -> Path:

@@ -10,6 +10,7 @@ event-codes.rst in the Linux kernel's Documentation/input.
 import math
 import re
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from augmentation.recordings.files import Recording, numbered_lines, session_name, unreadable
+from augmentation.recordings.files import (
+    Recording,
+    number_in,
+    numbered_lines,
+    session_name,
+    unreadable,
+)
 from augmentation.strokes import NO_DOWN, NO_LIFT, TIME_BACK, TWO_FINGERS, Axes, Stroke
 
 LOST, NO_POSITION, NO_EVENT, NO_TIME = "events lost", "no position", "not an event", "no time"
@@ -242,15 +249,12 @@ def _number(value: str) -> int:
 
 
 def _milliseconds(stamp: str) -> float:
-    """Return a time in ms, NaN if it is none."""
-    try:
-        return 1000 * float(stamp)
-    except ValueError:
-        pass
-    try:
-        return 1000 * datetime.fromisoformat(stamp.strip()).replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        return math.nan
+    """Return a time in seconds, or a date with a time, in ms; NaN if it is neither."""
+    seconds = number_in(stamp)
+    if math.isnan(seconds):
+        with suppress(ValueError):
+            seconds = datetime.fromisoformat(stamp.strip()).replace(tzinfo=UTC).timestamp()
+    return 1000 * seconds
 
 
 def _stroke(contact: _Contact, session: str, device: str) -> Stroke:

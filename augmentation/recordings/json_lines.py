@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from augmentation.recordings.files import Recording, numbered_lines, session_name, unreadable
+from augmentation.recordings.files import (
+    LARGEST,
+    Recording,
+    numbered_lines,
+    session_name,
+    unreadable,
+)
 from augmentation.strokes import TIME_BACK, Stroke
 from trainlib.errors import first_line
 
@@ -22,7 +28,7 @@ def read_json_lines(path: Path, _options: Any, recording: Recording) -> None:
         try:
             row = json.loads(line)
             points = np.array(row["points"], np.float64)
-            if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+            if points.ndim != 2 or points.shape[1] != 3 or not (abs(points) < LARGEST).all():
                 raise ValueError("points must be [[t_ms, x, y], ...], finite numbers")
         except (ValueError, KeyError, TypeError, RecursionError) as e:
             why = f"no {e}" if isinstance(e, KeyError) else first_line(e)

@@ -11,9 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from augmentation.recordings.files import Recording, numbered_lines, session_name, unreadable
+from augmentation.recordings.files import (
+    Recording,
+    number_in,
+    numbered_lines,
+    session_name,
+    unreadable,
+)
 from augmentation.strokes import DUPLICATE, NO_DOWN, NO_LIFT, TIME_BACK, TWO_FINGERS, Axes, Stroke
-from trainlib.errors import UserError, first_line
+from trainlib.errors import UserError
 
 FIELDS, NO_STATE, NO_NUMBER = "wrong number of fields", "no touch state", "not a number"
 CANCELLED = "cancelled"
@@ -109,9 +115,9 @@ class _Table:
             return NO_STATE
         session = self._sessions.setdefault(said.get("session", ""), _Session(said.get("finger")))
         sizes = [said[role] for role in ("width", "height") if role in said]
-        if any(not _number(size) > 1 for size in sizes):
+        if any(not number_in(size) > 1 for size in sizes):
             return NO_NUMBER
-        t, x, y = _number(said["t"]), _number(said["x"]), _number(said["y"])
+        t, x, y = number_in(said["t"]), number_in(said["x"]), number_in(said["y"])
         if math.isnan(t) or (math.isnan(x + y) and state not in _LIFTS):
             return NO_NUMBER
         if session.is_other_finger(said.get("finger"), state, t):
@@ -174,15 +180,6 @@ class _Table:
             session.contact = None
 
 
-def _number(text: str) -> float:
-    """Return a number, NaN if it is none or not finite."""
-    try:
-        number = float(text)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
 # ---- the text ---------------------------------------------------------------------------
 
 
@@ -229,13 +226,17 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         if not line:
             continue
         delimiter = delimiter or next((d for d in _DELIMITERS if d in line), " ")
-        try:
-            row = (
-                line.split() if delimiter == " " else next(csv.reader([line], delimiter=delimiter))
-            )
-        except csv.Error as e:
-            raise unreadable(path, number, first_line(e)) from None
-        yield number, row
+        yield number, _fields(line, delimiter)
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    """Split a row, at any number of blanks or at a delimiter that is not in quotes."""
+    if delimiter == " ":
+        return line.split()
+    try:
+        return next(csv.reader([line], delimiter=delimiter))
+    except csv.Error:  # damaged; take() will say of what
+        return line.split(delimiter)
 
 
 def _likely_unit(contacts: list[_Contact]) -> str:
