@@ -373,11 +373,11 @@ def test_a_timeline_of_two_contacts_at_once_is_refused(tmp_path):
 
 
 def test_importing_speed(tmp_path):
-    """Ten thousand contacts in ten seconds on one core, with a factor 5 for a busy machine."""
+    """Ten thousand contacts in ten seconds of one core."""
     path = written(tmp_path, "a.jsonl", "\n".join(players(20, 50)))
-    began = time.monotonic()
+    began = time.process_time()
     import_touch([path], tmp_path / "out")
-    assert time.monotonic() - began < 5 * 10 * 1000 / 10_000
+    assert time.process_time() - began < 10 * 1000 / 10_000
 
 
 def test_a_missing_file_or_an_unknown_suffix(tmp_path, capsys):
