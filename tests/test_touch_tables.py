@@ -119,6 +119,22 @@ def test_a_contact_that_a_second_finger_joins_is_none_of_one_finger(tmp_path):
     assert whole(strokes) == [[[t + 500, x, y] for t, x, y in TOUCH]]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [(0, 2, 5, 2, 1), ("ACTION_DOWN", "ACTION_MOVE", "ACTION_POINTER_DOWN", "ACTION_MOVE", "up")],
+)
+def test_a_second_finger_without_a_column_of_fingers(tmp_path, words):
+    strokes, lines = read(tmp_path, table([(8 * i, 1, 1, word) for i, word in enumerate(words)]))
+    assert faults(strokes) == ["two fingers"] and lines == {"two fingers": 1}
+
+
+def test_a_table_whose_first_row_has_a_field_too_many(tmp_path):
+    lines = BROWSER.splitlines()
+    lines = [lines[0] + " 1", *lines[1:]]
+    strokes, refused = read(tmp_path, "\n".join(lines), "a.txt", columns=BROWSER_COLUMNS)
+    assert len(whole(strokes)) == 1 and refused["wrong number of fields"] == 1
+
+
 def test_another_finger_that_lands_alone_is_followed(tmp_path):
     """As where each contact has a number of its own."""
     rows = [*with_finger(ROWS, 40), *with_finger(ROWS, 41, late=100)]
@@ -158,6 +174,7 @@ def test_units_of_time_given_or_seen(tmp_path, unit, factor):
         (1, 1, 1, 0),
         ("True", "True", "True", "False"),
         ("down", "held", "Held", "up "),
+        (0, 2, 2, 1),  # Android's MotionEvent
     ],
 )
 def test_words_and_numbers_of_the_touch_state(tmp_path, words):
@@ -277,6 +294,7 @@ def test_a_corner_is_turned_clockwise(tmp_path):
     "columns",
     [
         *("t", "=", "width=1", "t=a,x=b,y=c", "t=a,x=b,y=c,touch="),
+        "t=0,x=1,y=2,touch=3",
         *("t=a,x=b,y=c,touch=d,z=e", "t=1,x=2,y=3,touch=4,width=5"),
     ],
 )

@@ -3,9 +3,10 @@
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ TIME_UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}  # in ms
 _DELIMITERS = ",;\t|"
 
 DOWN, HELD, UP, CANCEL, ON, OFF = "down", "held", "up", "cancel", "on", "off"
+SECOND = "second"  # finger, which lands or lifts beside the first
 _STATES = {
     **dict.fromkeys(("down", "start", "started", "begin", "began"), DOWN),
     **dict.fromkeys(("held", "hold", "move", "moved", "stationary"), HELD),
@@ -36,9 +38,12 @@ _STATES = {
     **dict.fromkeys(("cancel", "canceled", "cancelled"), CANCEL),
     **dict.fromkeys(("1", "1.0", "true"), ON),
     **dict.fromkeys(("0", "0.0", "false"), OFF),
+    **dict.fromkeys(("action_pointer_down", "action_pointer_up"), SECOND),
 }
+_ACTIONS = {"0": DOWN, "1": UP, "2": HELD, "3": CANCEL, "5": SECOND, "6": SECOND}  # MotionEvent's
 _LIFTS = (UP, CANCEL, OFF)
-_PREFIX = re.compile(r"(action|touch|pointer|mouse)_?")  # of touchstart, ACTION_MOVE, ...
+_PREFIX = re.compile(r"^(action|touch|pointer|mouse)_?")  # of touchstart, ACTION_MOVE, ...
+_HEAD = 1000  # rows that show how many fields a table has, and what its touch states are
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -54,6 +59,8 @@ def parse_columns(text: str) -> dict[str, str]:
         )
     if ("width" in columns) != ("height" in columns):
         raise UserError("--columns must name width and height, or neither")
+    if "0" in columns.values():
+        raise UserError("--columns counts columns from 1, got 0")
     if missing := [role for role in NEEDED if not columns.get(role)]:
         raise UserError(f"--columns must name t, x, y and touch; {missing[0]} is missing")
     return columns
@@ -61,7 +68,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 @dataclass
 class _Contact:
-    """A finger that is down, sample by sample; times in the file's unit."""
+    """A finger that is down, sample by sample; times as in the file."""
 
     session: str
     device: str
@@ -85,7 +92,7 @@ class _Session:
         Another one is followed once it lands, alone and later. A contact that a second finger
         joins is none of one finger.
         """
-        if finger == self.finger:
+        if finger == self.finger and state != SECOND:
             return False
         if self.contact is not None:
             self.contact.fault = self.contact.fault or TWO_FINGERS
@@ -96,11 +103,13 @@ class _Session:
 
 
 class _Table:
-    """Follows the rows of one table and keeps the contacts that have ended."""
+    """Follows the rows of one table and keeps the strokes that have ended, times as they are."""
 
-    def __init__(self, name: str, columns: Mapping[str, int], width: int) -> None:
-        self.ended: list[_Contact] = []
-        self._name, self._columns, self._width = name, columns, width
+    def __init__(
+        self, name: str, columns: Mapping[str, int], width: int, states: Mapping[str, str]
+    ) -> None:
+        self.ended: list[Stroke] = []
+        self._name, self._columns, self._width, self._states = name, columns, width, states
         self._last_column = max(columns.values())
         self._sessions: dict[str, _Session] = {}
 
@@ -110,7 +119,7 @@ class _Table:
             return FIELDS
         said = {role: row[column].strip() for role, column in self._columns.items()}
         word = said["touch"].lower()
-        state = _STATES.get(word) or _STATES.get(_PREFIX.sub("", word))
+        state = self._states.get(word) or self._states.get(_PREFIX.sub("", word))
         if state is None:
             return NO_STATE
         session = self._sessions.setdefault(said.get("session", ""), _Session(said.get("finger")))
@@ -174,9 +183,9 @@ class _Table:
 
     def _end(self, session: _Session, fault: str) -> None:
         """End the contact of a session, if it has one; its first fault counts."""
-        if session.contact is not None:
-            session.contact.fault = session.contact.fault or fault
-            self.ended.append(session.contact)
+        if c := session.contact:
+            t, xy, fault = np.array(c.t), np.array(c.xy), c.fault or fault
+            self.ended.append(Stroke(c.session, t, xy, c.device, fault))
             session.contact = None
 
 
@@ -190,20 +199,19 @@ def read_table(path: Path, options: Any, recording: Recording) -> None:
     """
     rows = _rows(path)
     number, first = next(rows, (1, []))
-    wanted = parse_columns(options.columns)
-    if wanted and all(name.isdigit() for name in wanted.values()):
-        columns = {role: int(name) - 1 for role, name in wanted.items()}
-        rows = chain([(number, first)], rows)
+    columns = parse_columns(options.columns)
+    head = [row for _, row in islice(rows, _HEAD)]
+    if columns and all(name.isdigit() for name in columns.values()):
+        columns_at = {role: int(name) - 1 for role, name in columns.items()}
+        head.insert(0, first)
+        width = Counter(map(len, head)).most_common(1)[0][0]
     else:
-        header = [name.strip() for name in first]
-        if not wanted:
-            wanted = {role: role for role in (*NEEDED, *OPTIONAL) if role in (*NEEDED, *header)}
-        if missing := [role for role, name in wanted.items() if name not in header]:
-            why = f"no column for {missing[0]} in {', '.join(header) or 'nothing'}; set --columns"
-            raise unreadable(path, number, why)
-        columns = {role: header.index(name) for role, name in wanted.items()}
-    table = _Table(session_name(path), columns, len(first))
-    for _, row in rows:
+        columns_at = _named(columns, [name.strip() for name in first], path, number)
+        width = len(first)
+    touches = {row[columns_at["touch"]].strip() for row in head if len(row) == width}
+    states = _ACTIONS if "2" in touches else _STATES
+    table = _Table(session_name(path), columns_at, width, states)
+    for row in chain(head, (row for _, row in rows)):
         if fault := table.take(row):
             recording.refused[fault] += 1
     table.end_all()
@@ -211,12 +219,22 @@ def read_table(path: Path, options: Any, recording: Recording) -> None:
     if unit == "auto":
         unit = _likely_unit(table.ended)
         recording.notes[f"times in {unit}, going by the steps between samples"] = None
-    for contact in table.ended:
-        t, xy = TIME_UNITS[unit] * np.array(contact.t), np.array(contact.xy)
-        recording.strokes.append(Stroke(contact.session, t, xy, contact.device, contact.fault))
-    for size in {contact.device for contact in table.ended} - {""}:
-        width, height = map(float, size.split("x"))
-        recording.axes[size] = Axes(0, width - 1, 0, height - 1), "by the columns"
+    recording.strokes += (s._replace(t=TIME_UNITS[unit] * s.t) for s in table.ended)
+    for size in {str(stroke.device) for stroke in table.ended} - {""}:
+        x_size, y_size = map(float, size.split("x"))
+        recording.axes[size] = Axes(0, x_size - 1, 0, y_size - 1), "by the columns"
+
+
+def _named(
+    columns: Mapping[str, str], header: Sequence[str], path: Path, number: int
+) -> dict[str, int]:
+    """Return where the columns are; without any, those that bear the names of their roles."""
+    if not columns:
+        columns = {role: role for role in (*NEEDED, *OPTIONAL) if role in (*NEEDED, *header)}
+    if missing := [role for role, name in columns.items() if name not in header]:
+        why = f"no column for {missing[0]} in {', '.join(header) or 'nothing'}; set --columns"
+        raise unreadable(path, number, why)
+    return {role: header.index(name) for role, name in columns.items()}
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -239,8 +257,8 @@ def _fields(line: str, delimiter: str) -> list[str]:
         return line.split(delimiter)
 
 
-def _likely_unit(contacts: list[_Contact]) -> str:
+def _likely_unit(strokes: list[Stroke]) -> str:
     """Return the unit in which the steps between samples are between 1 and 1000 ms."""
-    steps = [b - a for contact in contacts for a, b in pairwise(contact.t) if b > a]
-    step = float(np.median(steps)) if steps else 1.0
+    steps = np.concatenate([[], *(np.diff(stroke.t) for stroke in strokes)])
+    step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
     return next((u for u, high in (("s", 1), ("ms", 1e3), ("us", 1e6)) if step < high), "ns")
