@@ -22,6 +22,7 @@ from augmentation.generate_click_dataset import main
 from augmentation.human import FEATURES, HABITS_FILE, KNOTS, Session, draw_session, render_session
 from augmentation.presets import HUMAN_DATASETS, generate_preset
 from augmentation.strokes import Stroke
+from benchmarks import human
 from trainlib.contacts import contacts_of
 from trainlib.data_gate import check_data
 from trainlib.errors import UserError
@@ -271,10 +272,10 @@ def test_the_fit_finds_the_habits_again(timeline):
 
 
 def test_the_command_fits_files(tmp_path, capsys):
-    _, session = rendered(num=2000)
+    _, session = rendered(num=1000)
     lines = [
         json.dumps({"session": s.session, "points": np.column_stack([s.t, s.xy]).tolist()})
-        for s in strokes_of(session, 2000)
+        for s in strokes_of(session, 1000)
     ]
     (tmp_path / "taps.jsonl").write_text("\n".join(lines))
     argv = [str(tmp_path / "taps.jsonl"), "--output", str(tmp_path / "habits.json")]
@@ -358,3 +359,36 @@ def test_mistakes_are_one_line(tmp_path, capsys, options, message):
     code, _, err = run(capsys, "--output_dir", tmp_path / "d", *options)
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "d").exists()
+
+
+# --------------------------------------------------------------------------------------
+# The comparison with recordings
+
+
+def test_the_comparison_finds_what_differs(timeline):
+    x, _ = timeline
+    same = human.describe(x)
+    assert all(row[label] == 0 for row in human.distances(("a", "b"), (same, same))
+               for label in human.COMPARED)  # fmt: skip
+    slow = x.copy()
+    slow[..., :2] *= 0.5  # half the path, deviation and speed in the same time
+    taps, swipes = human.distances(("a", "b"), (human.describe(slow), same))
+    assert taps["duration"] < 0.1 and taps["path"] > 0.1 and swipes["speed peak"] > 0.1
+
+
+def test_two_users_with_the_committed_habits_are_alike(monkeypatch):
+    monkeypatch.setattr(human, "NUM_GENERATED", 2000)
+    strokes = []
+    for user in "ab":
+        _, session = rendered(seed=ord(user), num=1000)
+        strokes += [stroke._replace(session=user) for stroke in strokes_of(session, 1000)]
+    rows = human.compare(strokes, "(.)")
+    assert [row["of"] for row in rows[::2]].count("the habits as committed") == 1
+    for row in rows:
+        limit = 1.95 * np.sqrt(2 / min(row["n"], human.NUM_GENERATED))
+        assert row["deviation"] < limit + 0.08, row
+    assert [row["n"] for row in rows[:2]] == [
+        len(part) for part in human.recorded(strokes).values()
+    ]
+    with pytest.raises(UserError, match="one user"):
+        human.compare(strokes[:5], "(.)")
