@@ -466,7 +466,8 @@ def test_dirty_hdf5(tmp_path):
         (np.zeros((2, L, 2)), "got [2, 250, 2]"),
         (np.full((2, L, 3), 0.5), "press must be 0 or 1, got 0.5 in actions[0], frame 0"),
         (np.full((2, L, 3), np.nan), "press must be 0 or 1, got nan"),
-        (np.array(["a"], dtype="S1"), "actions must be"),
+        (np.full((2, L, 3), b"a"), "actions must hold numbers, got |S1"),
+        (np.zeros((2, L, 3), complex), "actions must hold numbers, got complex128"),
     ],
 )
 def test_bad_hdf5_is_one_line(tmp_path, capsys, x, words):
@@ -478,9 +479,12 @@ def test_hdf5_without_actions_damaged_or_without_h5py(tmp_path, capsys, monkeypa
     code, _, err = run(tmp_path, capsys, hdf5(tmp_path, actions(2), key="moves"))
     assert code == 2 and "holds moves, no dataset 'actions'" in err
     path = hdf5(tmp_path, actions(40))
-    path.write_bytes(path.read_bytes()[:-5000])
-    code, _, err = run(tmp_path, capsys, path)
-    assert code == 2 and f"cannot read {path} as HDF5" in err and err.count("\n") == 1
+    content = path.read_bytes()
+    header = content.index(b"TREE")
+    for damaged in (content[:-5000], content[:header] + bytes(40) + content[header + 40 :]):
+        path.write_bytes(damaged)
+        code, _, err = run(tmp_path, capsys, path)
+        assert code == 2 and f"cannot read {path} as HDF5" in err and err.count("\n") == 1
     monkeypatch.setitem(sys.modules, "h5py", None)
     code, _, err = run(tmp_path, capsys, path)
     assert code == 2 and "pip install h5py" in err and err.count("\n") == 1

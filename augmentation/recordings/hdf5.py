@@ -10,6 +10,7 @@ from augmentation.strokes import FRAME_MS, Stroke
 from trainlib.bars import bar
 from trainlib.contacts import contacts_of
 from trainlib.errors import BROKEN, UserError, first_line
+from trainlib.memory import is_out_of_memory
 
 _FRAMES_AT_ONCE = 1_000_000
 
@@ -27,11 +28,14 @@ def read_hdf5(path: Path, _options: Any, recording: Recording) -> None:
     try:
         with h5py.File(path, "r") as file:
             if "actions" not in file:
-                raise UserError(
-                    f"{path} holds {', '.join(file) or 'nothing'}, no dataset 'actions'"
-                )
+                names = ", ".join(map(str, file)) or "nothing"
+                raise UserError(f"{path} holds {names}, no dataset 'actions'")
             _read_actions(path, file["actions"], recording)
-    except (OSError, RuntimeError) as e:  # damage
+    except UserError:
+        raise
+    except Exception as e:  # damage shows as many kinds of exception
+        if is_out_of_memory(e):
+            raise
         raise UserError(f"cannot read {path} as HDF5 ({first_line(e)})") from None
 
 
@@ -40,6 +44,8 @@ def _read_actions(path: Path, actions: Any, recording: Recording) -> None:
     shape: tuple[int, ...] = getattr(actions, "shape", ())
     if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
         raise UserError(f"{path}: actions must be [N, L, 3] or [N, T, L, 3], got {list(shape)}")
+    if actions.dtype.kind not in "fiu":
+        raise UserError(f"{path}: actions must hold numbers, got {actions.dtype}")
     num_frames, stray = int(np.prod(shape[1:-1])), 0
     step = max(_FRAMES_AT_ONCE // num_frames, 1)
     for first in bar(range(0, shape[0], step), f"reading {path.name}"):
