@@ -203,7 +203,8 @@ def split_and_cut(recording: Recording, options: ImportOptions) -> dict[str, Par
         frames = {name: num for name, num in recording.frames.items() if name in of_split}
         windows, refused = cut(strokes, frames, options, options.generator(split))
         if not windows:
-            reasons = listing(refused["contacts"] + refused["windows"]) or "no contact"
+            found = recording.refused + refused["contacts"] + refused["windows"]
+            reasons = listing(found) or "no contact"
             raise UserError(f"no window is left for {split} ({reasons})")
         notes = {
             "users": sorted(set(of_split.values())) if options.user_pattern else [],
@@ -282,7 +283,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options of the command line that are given."""
+    """Return the options of the command line that are given.
+
+    A pattern may begin with a dash, which argparse would take for an option.
+    """
+    argv = [*(sys.argv[1:] if argv is None else argv)]
+    if "--user_pattern" in argv[:-1]:
+        place = argv.index("--user_pattern")
+        argv[place : place + 2] = ["=".join(argv[place : place + 2])]
     parser = OneLineParser(
         prog="python -m augmentation.import_touch",
         description=__doc__,

@@ -123,7 +123,10 @@ DIALECTS = {
     "stray character": lambda line: "0" + line,
     "no blank": lambda line: line.replace("] /dev", "]/dev"),
     "numbers": lambda line: " ".join(NUMBERS.get(word, word) for word in line.split()),
+    "indented": lambda line: "   " + line,
     "date": lambda line: re.sub(r"\[ *([\d.]+)", lambda m: f"[2024-04-07 11:47:0{m[1]}", line),
+    "no year": lambda line: re.sub(r"\[ *([\d.]+)", lambda m: f"[04-07 11:47:0{m[1]}", line),
+    "clock": lambda line: re.sub(r"\[ *([\d.]+)", lambda m: f"[11:47:0{m[1]}", line),
 }
 
 
@@ -345,6 +348,10 @@ def test_two_screens_that_are_described_need_a_device_column(tmp_path):
     log = tmp_path / "log.txt"
     other = SINGLE.replace("event2", "event7")
     lines = [line.replace(" /dev/input/event2:", "") for line in protocol_b(TOUCHES)]
+    sensor, flat = other, AXES["-p"].replace("event2", "event3").replace("max 1100", "max 100")
+    log.write_text(AXES["-p"] + sensor + flat + "\n".join(lines))
+    assert first_places(tmp_path, [log])[0][0] == (0.2, 0.25)
+    other = AXES["-lp"].replace("event2", "event7")
     log.write_text(AXES["-p"] + other + "\n".join(lines))
     with pytest.raises(UserError, match="which screen"):
         read_recording([log], ImportOptions())

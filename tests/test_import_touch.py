@@ -275,7 +275,7 @@ def users(tmp_path, part):
 
 def test_listed_users_are_validated_on_and_nobody_is_in_both(tmp_path, capsys):
     path = written(tmp_path, "a.jsonl", "\n".join(players(7)))
-    argv = ["--user_pattern", r"(\d+)$", "--val_users", "5,2"]
+    argv = ["--user_pattern", r"-(\d+)$", "--val_users", "5,2"]
     code, out, _ = run(tmp_path, capsys, path, *argv)
     assert code == 0 and "20 windows with 20 contacts, 5 sessions of 5 users" in out
     assert users(tmp_path, "val") == (["2", "5"], 2, 8)
@@ -301,6 +301,7 @@ def test_unknown_users_are_split_by_session_and_it_is_said(tmp_path, capsys):
     "argv, words",
     [
         (["--user_pattern", "("], "no regular expression"),
+        (["--user_pattern"], "--user_pattern"),
         (["--user_pattern", "x"], "one group"),
         (["--user_pattern", r"(\d{3})"], "finds no user in the session 'game-1'"),
         (["--val_users", "game-1,game-77"], "game-77"),

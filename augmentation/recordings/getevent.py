@@ -57,7 +57,7 @@ _STATES = {"UP": 0, "DOWN": 1}
 _LIFTED = -1  # a tracking id
 
 _EVENT = re.compile(
-    r"(?:[^[]{0,8}\[ *([^]]+)\]\s*)?"  # the time, perhaps behind a stray character
+    r"\s*(?:[^[]{0,8}\[ *([^]]+)\]\s*)?"  # the time, perhaps behind a stray character
     r"(?:(/dev/[^:]+):\s*)?"
     r"(EV_[A-Z]+|[0-9a-f]{4})\s+(\w+)\s+([0-9a-f]{8}|UP|DOWN)\b"
 )
@@ -235,7 +235,8 @@ def read_getevent(path: Path, options: Any, recording: Recording) -> None:
     for name, device in devices.items():
         device.end_all(NO_LIFT)
         recording.strokes += (_stroke(c, session_name(path), name) for c in device.ended)
-    for name, known in ranges.items():
+    multi = {name: known for name, known in ranges.items() if X in known}
+    for name, known in (multi or ranges).items():  # ABS_X may be of a sensor
         if axes := _axes(known):
             recording.axes[name] = axes, "from getevent -p"
 
@@ -249,11 +250,12 @@ def _number(value: str) -> int:
 
 
 def _milliseconds(stamp: str) -> float:
-    """Return a time in seconds, or a date with a time, in ms; NaN if it is neither."""
+    """Return a time in seconds, or of a day, in ms; NaN if it is neither."""
     seconds = number_in(stamp)
-    if math.isnan(seconds):
+    for date in ("", "2000-", "2000-01-01 ") if math.isnan(seconds) else ():  # what it may lack
         with suppress(ValueError):
-            seconds = datetime.fromisoformat(stamp.strip()).replace(tzinfo=UTC).timestamp()
+            seconds = datetime.fromisoformat(date + stamp.strip()).replace(tzinfo=UTC).timestamp()
+            break
     return 1000 * seconds
 
 
@@ -267,6 +269,6 @@ def _stroke(contact: _Contact, session: str, device: str) -> Stroke:
 def _axes(ranges: dict[int, tuple[int, int]]) -> Axes | None:
     """Return the axes that a device describes; None without x and y."""
     for x, y in ((X, Y), (SINGLE_X, SINGLE_Y)):
-        if x in ranges and y in ranges:
+        if x in ranges and y in ranges and all(low < high for low, high in (ranges[x], ranges[y])):
             return Axes(*ranges[x], *ranges[y])
     return None
