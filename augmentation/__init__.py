@@ -1,4 +1,4 @@
-"""Synthetic touch gestures, and the file format that the trainer reads.
+"""Touch gestures, drawn and recorded, and the file format that the trainer reads.
 
 The contract with the trainer is the format below, not an import: any program that writes it
 can feed the trainer, and the trainer reads nothing else.
@@ -27,6 +27,11 @@ Gestures as people make them (style="human", off by default)
     uniform. In the manifest, shortest and longest limit a contact, in place of min_delta_t and
     max_delta_t, contact_counts is in place of gesture_counts, and habits is the SHA-256 of the
     fitted table.
+
+Recorded gestures (augmentation/import_touch.py)
+    Windows "whole" and "timeline" as above. In the manifest, source lists the files with their
+    SHA-256; users, sessions and contacts count what the windows show, assumed says in words what
+    the files do not, and refused counts lines, contacts and windows by reason.
 
 A folder
     batch_000000_actions.npy, batch_000001_actions.npy, ...: little-endian float32 [N*L, 3], the
