@@ -131,8 +131,12 @@ def run_job(job: Job, method: Method, settings: dict[str, Any], model: World) ->
 
 
 def goal_of(method: Method, instances: Instances) -> dict[str, Tensor]:
-    """Return what a goal-trained method is told beside the cost."""
-    return {"context": context_of(instances)} if method.group == GOAL else {}
+    """Return what a method is told beside the cost."""
+    told = {"context": context_of(instances)} if method.group == GOAL else {}
+    if method.sees_tokens:
+        told["tokens"] = observe(instances.scenes, instances.scenes.state)
+        told["goal_tokens"] = instances.goal_tokens
+    return told
 
 
 def judge_answers(instances: Instances, objective: Objective) -> Row:

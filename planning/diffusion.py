@@ -83,7 +83,7 @@ def guided(
     """
     steps = int(prior.sampling["num_inference_steps"])
     copies = 4 if smoothing else 1
-    K = objective.budget // (steps * copies * (FORWARD + BACKWARD) + FORWARD)
+    K = objective.capacity // (steps * copies * (FORWARD + BACKWARD) + FORWARD)
     seed = int(rng.integers(2**31))
     generator = torch.Generator().manual_seed(seed)
 
@@ -129,11 +129,11 @@ def diffusion_es(
         refine_share: of the budget, kept for Adam steps on the ramps of the best three.
         lr: of these steps.
     """
-    population = objective.budget // 5
+    population = objective.capacity // 5
     parents, costs = shoot_for_starts(objective, rng, prior.draw, 0.2, elites)
     rows = torch.arange(objective.num)[:, None]
-    kept = int(refine_share * objective.budget)
-    while objective.left >= population + kept:
+    kept = int(refine_share * objective.capacity)
+    while objective.room() >= population + kept:
         chosen = torch.from_numpy(rng.integers(0, elites, (objective.num, population)))
         seed = int(rng.integers(2**31))
         children = prior.mutate(parents[rows, chosen].flatten(0, 1), sigma, steps, seed)

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from planning.optimizers import shoot_then_refine
 from planning.planner import with_goal
-from planning.search import Objective, descend, ramp, to_ramp
+from planning.search import Objective, descend, normal, ramp, to_ramp
 from planning.surrogate import draw_transitions
 from planning.tasks import UNCHANGED, Instances
 from planning.world import FEATURES, GRID, Scenes, State, observe
@@ -238,6 +239,31 @@ def regress_ends(
         descend(objective, z, ramp, lr)
     else:
         objective(ramp(z))
+
+
+def regress_jitter(
+    objective: Objective,
+    rng: np.random.Generator,
+    policy: GoalPolicy,
+    context: Tensor,
+    *,
+    share: float = 0.3,
+    spread: float = 0.1,
+    lr: float = 0.03,
+) -> None:
+    """Draw gestures around the regression's six parameters, N(0, spread²); Adam from the best.
+
+    A share of the budget is for the draws, the first of which is the regression's own answer.
+    """
+    z = at_fixed_time(policy.to_ends_net(context))[:, None]
+
+    def draw(num: int, K: int, rng: np.random.Generator) -> Tensor:
+        noise = spread * normal((num, K, 6), rng)
+        noise[..., [2, 5]] = 0  # their time does not matter to the goal
+        noise[:, 0] *= float(objective.used > 0)
+        return ramp((z + noise).clamp(0, 1))
+
+    shoot_then_refine(objective, rng, draw, share=share, lr=lr)
 
 
 def nearest_goal(

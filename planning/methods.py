@@ -1,6 +1,7 @@
 """The list of methods that the benchmark compares, in three classes of what they may know.
 
-cost only      the cost function (two of them also the true generator of gestures, and say so)
+cost only      the cost function (some also the true generator of gestures, or the tokens that the
+               cost compares, and say so)
 learned prior  gestures to learn from, and the cost function
 goal trained   pairs of goal and gesture from the simulator, and the cost function
 """
@@ -10,9 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from planning import baselines as base
 from planning import optimizers as opt
 from planning.diffusion import DiffusionPrior, diffusion_es, guided
-from planning.goals import GoalPolicy, cfg_ddim, nearest_goal, regress_ends, regress_gesture
+from planning.goals import (
+    GoalPolicy,
+    cfg_ddim,
+    nearest_goal,
+    regress_ends,
+    regress_gesture,
+    regress_jitter,
+)
 
 COST, PRIOR, GOAL = "cost only", "learned prior", "goal trained"
 
@@ -25,6 +34,7 @@ class Method:
         label: its name in tables and figures.
         group: COST, PRIOR or GOAL.
         run: `run(objective, rng, **settings)`; goal-trained ones also take `context`.
+        sees_tokens: whether `run` also takes `tokens` and `goal_tokens`, (I, N, D).
         trials: the settings that are tried on the tuning instances; at most four each.
     """
 
@@ -32,6 +42,7 @@ class Method:
     group: str
     run: Callable[..., None]
     trials: tuple[dict[str, Any], ...] = ({},)
+    sees_tokens: bool = False
 
 
 def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
@@ -44,6 +55,9 @@ IN_TIME = tuple({"share": s, "lr": lr} for s in (0.2, 0.3) for lr in (0.02, 0.05
 LOCAL_CEM = tuple({"share": s, "std": std} for s in (0.2, 0.4) for std in (0.05, 0.15))
 LOCAL_CEM_IN_TIME = tuple({"share": s, "std": std} for s in (0.2, 0.3) for std in (0.05, 0.15))
 STEPS = grid("lr", 0.01, 0.03, 0.1, 0.3)
+AXES = tuple({"share": s, "step": step} for s in (0.2, 0.4) for step in (0.05, 0.2))
+GENERATIONS = tuple({"share": s, "std": std} for s in (0.2, 0.4) for std in (0.05, 0.2))
+JITTER = tuple({"spread": s, "lr": lr} for s in (0.05, 0.15) for lr in (0.02, 0.05))
 
 
 def cost_methods() -> dict[str, Method]:
@@ -68,6 +82,30 @@ def cost_methods() -> dict[str, Method]:
         ),
         "true_adam": Method("true generator + Adam 6-D", COST, opt.shoot_then_refine, REFINE),
         "true_cem": Method("true generator + CEM 6-D", COST, opt.shoot_then_cem, LOCAL_CEM),
+    } | expert_methods()  # fmt: skip
+
+
+def expert_methods() -> dict[str, Method]:
+    """Return what an expert would try first; nothing is learned, two rows look at the tokens."""
+    shoot, refine = opt.shoot, opt.shoot_then_refine
+    sobol, structured = base.draw_sobol, base.draw_structured
+    return {
+        "sobol_axes": Method(
+            "Sobol + coordinate search 6-D", COST, base.coordinate_search, AXES
+        ),
+        "sobol_cma": Method("Sobol + CMA-ES 6-D", COST, base.cma_es, GENERATIONS),
+        "sobol_adam": Method("Sobol + Adam 6-D", COST, partial(refine, draw=sobol), REFINE),
+        "sobol_halving": Method("Sobol + Adam 6-D, halving", COST, base.halving, REFINE),
+        "structured": Method("structured draws", COST, partial(shoot, draw=structured)),
+        "structured_adam": Method(
+            "structured draws + Adam 6-D", COST, partial(refine, draw=structured), REFINE
+        ),
+        "changes": Method(
+            "draws at token changes", COST, base.at_changes(shoot), sees_tokens=True
+        ),
+        "changes_adam": Method(
+            "draws at token changes + Adam 6-D", COST, base.at_changes(refine), REFINE, True
+        ),
     }  # fmt: skip
 
 
@@ -117,12 +155,21 @@ def goal_methods(policy: GoalPolicy) -> dict[str, Method]:
         "cfg_ddim_adam": Method(
             "DDIM given the goal + Adam 6-D", GOAL, partial(cfg, refine=True), STEPS
         ),
+        "cfg_ddim_64_adam": Method(
+            "DDIM given the goal, 64 draws + Adam 6-D",
+            GOAL,
+            partial(cfg, num=64, refine=True),
+            STEPS,
+        ),
         "regress_gesture": Method(
             "regression to the gesture", GOAL, partial(regress_gesture, policy=policy)
         ),
         "regress_ends": Method("regression to 6 parameters", GOAL, ends),
         "regress_ends_adam": Method(
             "regression to 6 parameters + Adam 6-D", GOAL, partial(ends, refine=True), STEPS
+        ),
+        "regress_jitter_adam": Method(
+            "regression, jittered + Adam 6-D", GOAL, partial(regress_jitter, policy=policy), JITTER
         ),
         "nearest_goal": Method("nearest goal", GOAL, partial(nearest_goal, policy=policy)),
     }

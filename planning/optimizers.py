@@ -15,7 +15,17 @@ from planning.tasks import draw_true
 from trainlib.gestures import SEQ_LEN
 
 Draw = Callable[[int, int, np.random.Generator], Tensor]  # I, K, rng → (I, K, L, 3)
-ROUND = 50  # candidates that a method without rounds of its own draws at a time
+ROUND = 50  # candidates at a time, at least
+
+
+def round_of(objective: Objective) -> int:
+    """Return how many candidates a method without rounds of its own evaluates at a time."""
+    return max(ROUND, 4 * objective.width)
+
+
+def starts_of(objective: Objective, top: int) -> int:
+    """Return from how many starts to descend: more than `top` where a call takes many at once."""
+    return max(top, 3 * objective.width // 4)
 
 
 def draw_noise(num: int, K: int, rng: np.random.Generator) -> Tensor:
@@ -30,8 +40,8 @@ def as_action(z: Tensor) -> Tensor:
 
 def shoot(objective: Objective, rng: np.random.Generator, draw: Draw = draw_true) -> None:
     """Evaluate random actions."""
-    while objective.left:
-        objective(draw(objective.num, min(ROUND, objective.left), rng))
+    while K := min(round_of(objective), objective.room()):
+        objective(draw(objective.num, K, rng))
 
 
 def adam_zeros(objective: Objective, rng: np.random.Generator, lr: float = 0.1) -> None:
@@ -64,7 +74,7 @@ def cem_raw(
     objective: Objective, rng: np.random.Generator, std: float = 0.1, elite_share: float = 0.1
 ) -> None:
     """CEM on the raw action around a random gesture."""
-    population = objective.budget // rounds_for(objective.budget)
+    population = objective.capacity // rounds_for(objective.budget)
     elites = max(2, round(elite_share * population))
     mean = draw_true(objective.num, 1, rng)[:, 0]
     cem(objective, rng, mean, as_action, std=std, population=population, elites=elites)
@@ -74,7 +84,7 @@ def cem_ramp(
     objective: Objective, rng: np.random.Generator, std: float = 0.3, elite_share: float = 0.1
 ) -> None:
     """CEM on the six parameters from the middle of their range."""
-    population = objective.budget // rounds_for(objective.budget)
+    population = objective.capacity // rounds_for(objective.budget)
     elites = max(2, round(elite_share * population))
     mean = torch.full((objective.num, 6), 0.5)
     cem(objective, rng, mean, ramp, std=std, population=population, elites=elites)
@@ -88,8 +98,7 @@ def mppi(
     Williams et al., arXiv:1509.01149; around a random gesture; noise smoothed over 20 ms.
     """
     mean = draw_true(objective.num, 1, rng)[:, 0]
-    while objective.left:
-        K = min(ROUND, objective.left)
+    while K := min(round_of(objective), objective.room()):
         noise = normal((objective.num * K, 3, SEQ_LEN + 9), rng)
         noise = torch.nn.functional.avg_pool1d(noise, 10, stride=1) * 10**0.5
         noise = noise.transpose(1, 2).unflatten(0, (objective.num, K))
@@ -104,9 +113,9 @@ def annealed(
     Pan et al., arXiv:2407.01573: it has the noise schedule of a diffusion, but no learned prior.
     """
     mean = draw_noise(objective.num, 1, rng)[:, 0]
-    rounds = math.ceil(objective.budget / ROUND)
+    rounds = math.ceil(objective.capacity / round_of(objective))
     for std in 0.5 * (lowest / 0.5) ** (np.arange(rounds) / max(rounds - 1, 1)):
-        K = min(ROUND, objective.left)
+        K = min(round_of(objective), objective.room())
         z = mean[:, None] + float(std) * normal((objective.num, K, SEQ_LEN, 3), rng)
         mean = _softmin_mean(objective, z.clamp(0, 1), temperature)
 
@@ -131,7 +140,7 @@ def shoot_then_refine(
 
     The steps go along the six parameters of each, or along the raw action.
     """
-    starts, _ = shoot_for_starts(objective, rng, draw, share, top)
+    starts, _ = shoot_for_starts(objective, rng, draw, share, starts_of(objective, top))
     descend(objective, starts if raw else to_ramp(starts), as_action if raw else ramp, lr)
 
 
@@ -146,7 +155,7 @@ def shoot_then_cem(
     """Spend a share of the budget on random actions, then CEM on the ramp around the best."""
     starts, _ = shoot_for_starts(objective, rng, draw, share, top=1)
     mean = to_ramp(starts[:, 0])
-    population = max(objective.left // rounds_for(objective.budget), 10)
+    population = max(objective.room() // rounds_for(objective.budget), 10)
     elites = max(3, population // 10)
     cem(objective, rng, mean, ramp, std=std, population=population, elites=elites)
 
@@ -156,9 +165,11 @@ def shoot_for_starts(
 ) -> tuple[Tensor, Tensor]:
     """Evaluate share·budget random actions; return the cheapest `top`, (I, top, L, 3), costs."""
     starts, cheapest = torch.empty(objective.num, 0, SEQ_LEN, 3), torch.empty(objective.num, 0)
-    wanted = max(top, int(share * objective.budget))
-    while objective.used < wanted and objective.left:
-        new = draw(objective.num, min(ROUND, wanted - objective.used), rng)
+    wanted = max(math.ceil(top / objective.width), int(share * objective.budget))
+    while K := min(
+        round_of(objective), objective.room(), (wanted - objective.used) * objective.width
+    ):
+        new = draw(objective.num, K, rng)
         starts, cheapest = torch.cat([starts, new], 1), torch.cat([cheapest, objective(new)], 1)
         order = cheapest.argsort(dim=1)[:, :top]
         starts = starts[torch.arange(objective.num)[:, None], order]

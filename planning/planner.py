@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from planning.search import (
     cem,
     descend,
     largest_power,
+    ramp,
 )
 from train_diffusion_ddim import (
     DDIMScheduler,
@@ -111,11 +112,18 @@ class _Search:
         cost_fn: the cost function, (K, L, 3) → (K,).
         device: where it gets its actions.
         seconds: until when.
+        prices: what calls of the cost took before.
     """
 
-    def __init__(self, cost_fn: PlanCost, device: torch.device, seconds: float) -> None:
+    def __init__(
+        self,
+        cost_fn: PlanCost,
+        device: torch.device,
+        seconds: float,
+        prices: dict[int, Prices] | None = None,
+    ) -> None:
         self.cost_fn, self.device = cost_fn, device
-        self.objective = Objective(self._costs, 1, UNLIMITED, (), seconds)
+        self.objective = Objective(self._costs, 1, UNLIMITED, (), seconds, prices=prices)
         self.method, self.reasons, self.calls = "", list[str](), 0
         self.idle: tuple[Tensor, float] | None = None  # doing nothing, and its cost
 
@@ -202,6 +210,7 @@ class Planner:
         self.bank, self.seed, self.calls = bank, integer("seed", seed, 0), 0
         self.last: Tensor | None = None
         self._prices, self._lock = Prices(), threading.RLock()
+        self._cost_prices: dict[int, Prices] | None = None
 
     @classmethod
     def load(
@@ -250,6 +259,25 @@ class Planner:
 
             planner.bank = kept_bank(path, num, draw)
         return planner
+
+    def warm_up(self, cost_fn: PlanCost) -> None:
+        """Call a cost with every number of actions that a plan may, twice, and take its gradients.
+
+        Compiled models and libraries prepare for every size that they meet, for seconds perhaps;
+        and the first plan then knows which sizes fit into its time.
+        """
+        with self._lock, torch.inference_mode(False):
+            objective = _Search(cost_fn, self.device, math.inf).objective
+            for size in 2 * [2**i for i in range(LARGEST.bit_length())]:
+                z = torch.full((1, size, 6), 0.5, dtype=torch.float32)
+                try:
+                    objective(ramp(z))
+                except _CostError as e:
+                    raise e.cause from None
+                if size <= STARTS:
+                    with suppress(_CostError, RuntimeError):  # plans say so, if there is none
+                        objective.gradient(z, ramp)
+            self._cost_prices = objective.call_prices
 
     def reset(self) -> None:
         """Forget the last plan, as when the goal has changed."""
@@ -315,6 +343,7 @@ class Planner:
     def _plan(self, cost_fn: PlanCost | None, request: Request, began: float) -> PlanResult:
         """Do what `plan` promises; the call came in at `began`."""
         self.calls += 1
+        self._prices = self._prices.carried(1)
         if request.init is None and self.last is not None and cost_fn is not None:
             request.vary(self.last, WARM, WARM_TURN, LAST)
         kinds = request.next_kinds(1)
@@ -323,9 +352,10 @@ class Planner:
         sampler_ms, seconds = 1000 * (now - began), began + request.budget_ms / 1000 - now
         actions, cost, used, method, reason = first[0], math.nan, 0, kinds[0], ""
         if cost_fn is not None:
-            search = _Search(cost_fn, self.device, seconds)
+            search = _Search(cost_fn, self.device, seconds, self._cost_prices)
             self._search(search, request, first, kinds)
             actions, cost, method = search.answer()
+            self._cost_prices = search.objective.call_prices
             used, reason = search.objective.used, "; ".join(search.reasons)
         self.last = actions.clone()
         milliseconds = 1000 * (time.perf_counter() - began)
@@ -359,7 +389,7 @@ class Planner:
 
     def _draw_one_kind(self, request: Request, kind: str, num: int) -> Tensor:
         """Draw gestures from noise, from the bank or around `init`, (num, L, 3)."""
-        if kind == DRAW and request.is_plain and self.bank is not None:
+        if kind == DRAW and self.bank is not None and request.is_plain:
             return self.bank[request.rows(num, len(self.bank))]
         shape, steps = (num, SEQ_LEN, 3), request.num_inference_steps
         x_T = request.eps(kind, num).to(self.device)
@@ -385,14 +415,21 @@ class Planner:
         """Draw as `_draw` does and note how long it took, but for what the bank gave."""
         began = time.perf_counter()
         drawn = self._draw(request, kinds)
-        num = len(kinds) if self._denoises(request) else 0
+        num = kinds.count(VARIATION) if self._has_bank(request) else len(kinds)
         if num:
             self._prices.add(num, time.perf_counter() - began)
         return drawn
 
-    def _denoises(self, request: Request) -> bool:
-        """Return whether draws of a request need the denoiser."""
-        return self.bank is None or not request.is_plain or request.varied > 0
+    def _has_bank(self, request: Request) -> bool:
+        """Return whether draws of a request, but for variations, come from the bank."""
+        return self.bank is not None and request.is_plain
+
+    def _prices_of_draws(self, request: Request, most: int) -> np.ndarray:
+        """Return what 1 to `most` draws should take, (most,), seconds."""
+        sizes = np.arange(1, most + 1)
+        if self._has_bank(request):
+            sizes = -(-sizes // request.varied) if request.varied else 0 * sizes
+        return np.concatenate([[0.0], self._prices.upto(most)])[sizes]
 
     def _evaluate_draws(
         self, search: _Search, request: Request, first: Tensor, kinds: list[str]
@@ -437,12 +474,16 @@ class Planner:
         return seconds if FEWEST_STEPS * price <= seconds < math.inf else 0.0
 
     def _next_size(self, search: _Search, request: Request, most: int, reserved: float) -> int:
-        """Return how many draws can be made and evaluated in time, `most` at most."""
+        """Return how many draws can be made and evaluated in time, `most` at most.
+
+        Where there is a bank, but no time for variations, there will be none.
+        """
         most = min(most, search.objective.room())
-        prices = search.objective.prices(most)
-        if self._denoises(request):
-            prices = prices + self._prices.upto(most)
-        fits = prices <= search.objective.seconds_left - reserved
+        left = search.objective.seconds_left - reserved
+        costs, draws = search.objective.prices(most), self._prices_of_draws(request, most)
+        if most and self._has_bank(request) and costs[0] <= left < costs[0] + draws[0]:
+            request.varied, draws = 0, 0 * draws
+        fits = costs + draws <= left
         return most if fits.all() else largest_power(fits)
 
     def _refine(self, search: _Search, request: Request, starts: Tensor) -> None:

@@ -23,6 +23,7 @@ from trainlib.gestures import PRESSED, SEQ_LEN
 
 CostFn = Callable[[Tensor], Tensor]  # (I, K, L, 3) → (I, K)
 FORWARD, BACKWARD = 1, 2  # evaluations that they count
+FADE = 0.8  # of a price, from search to search
 LARGEST = 32  # candidates of one call when the clock decides: what a GPU takes at once
 SHARPNESS = 200.0  # of a press as gradients see it: they reach a few frames beyond its edges
 
@@ -36,11 +37,25 @@ class Prices:
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
+        self._old: set[int] = set()  # sizes that were not measured since they were carried
 
     def add(self, num: int, seconds: float) -> None:
         """Note a call with `num` candidates; a slow one counts at once, a fast one by half."""
-        before = self._seen.get(num, seconds)
+        before = seconds if num in self._old else self._seen.get(num, seconds)
         self._seen[num] = max(seconds, (before + seconds) / 2)
+        self._old -= {num}
+
+    def carried(self, ratio: float) -> "Prices":
+        """Return the prices to begin another search with, times `ratio`.
+
+        A size that the last search did not measure costs less from search to search, so that one
+        slow call does not deter from it for ever.
+        """
+        prices = Prices()
+        for num, seconds in self._seen.items():
+            prices._seen[num] = ratio * seconds * (FADE if num in self._old else 1)
+        prices._old = set(prices._seen)
+        return prices
 
     def upto(self, num: int) -> np.ndarray:
         """Return the seconds of calls with 1 to `num` candidates, (num,); 0 if none is known."""
@@ -69,15 +84,18 @@ class Objective:
         budget: evaluations per instance; a forward pass counts one, a backward pass two.
         milestones: evaluations after which to keep the best so far.
         seconds: wall-clock in which every call should end.
+        width: candidates of one call that count as one: 1 for a machine that takes them one after
+            the other, more for one that takes as many at once, where depth is what costs.
+        prices: `call_prices` of a search before. The first call shows how much slower or faster
+            than then all calls are.
 
     Attributes:
         used: evaluations spent per instance.
-        calls: of cost_fn, and of its gradient counted thrice: the depth, where a call takes as
-            long however many candidates it holds.
         best, best_cost: the cheapest candidate, (I, L, 3), the first of equals, and its cost, (I,).
         kept: milestone → (best, best_cost, seconds since the start).
         world_seconds: seconds inside cost_fn and its gradient.
         not_finite: costs that were not finite.
+        call_prices: what calls took, by the evaluations of a candidate.
     """
 
     def __init__(
@@ -87,9 +105,12 @@ class Objective:
         budget: int,
         milestones: Sequence[int] = (),
         seconds: float = math.inf,
+        *,
+        width: int = 1,
+        prices: dict[int, Prices] | None = None,
     ) -> None:
-        self.cost_fn, self.num, self.budget = cost_fn, num, budget
-        self.used, self.calls, self.world_seconds, self.not_finite = 0, 0, 0.0, 0
+        self.cost_fn, self.num, self.budget, self.width = cost_fn, num, budget, width
+        self.used, self.world_seconds, self.not_finite = 0, 0.0, 0
         plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults
         self.best = torch.zeros(num, SEQ_LEN, 3, **plain)
         self.best_cost = torch.full((num,), math.inf, **plain)
@@ -97,12 +118,17 @@ class Objective:
         self._pending = sorted(milestones)
         self._start = time.perf_counter()
         self._deadline = self._start + seconds
-        self._prices = {FORWARD: Prices(), FORWARD + BACKWARD: Prices()}
+        self.call_prices = prices or {FORWARD: Prices(), FORWARD + BACKWARD: Prices()}
 
     @property
     def left(self) -> int:
         """Evaluations left per instance."""
         return self.budget - self.used
+
+    @property
+    def capacity(self) -> int:
+        """Candidates per instance that the whole budget can evaluate."""
+        return self.budget * self.width
 
     @property
     def seconds_left(self) -> float:
@@ -114,8 +140,8 @@ class Objective:
 
         A gradient that was never measured is priced by what it counts.
         """
-        own = self._prices[each]
-        return own.upto(num) if own else each * self._prices[FORWARD].upto(num)
+        own = self.call_prices[each]
+        return own.upto(num) if own else each * self.call_prices[FORWARD].upto(num)
 
     def room(self, each: int = FORWARD) -> int:
         """Return how many candidates the next call may hold: within the budget, and in time.
@@ -125,7 +151,7 @@ class Objective:
         Args:
             each: evaluations of a candidate: FORWARD, or with its gradient FORWARD + BACKWARD.
         """
-        affordable = self.left // each
+        affordable = self.left // each * self.width
         if math.isinf(self._deadline):
             return affordable
         fits = self.prices(min(affordable, LARGEST), each) <= self.seconds_left
@@ -143,8 +169,10 @@ class Objective:
         self._record(actions, costs, FORWARD, time.perf_counter() - began)
         return costs
 
-    def gradient(self, z: Tensor, decode: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return d cost / d z, like z, for candidates decode(z); three evaluations each.
+    def gradient(
+        self, z: Tensor, decode: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return costs, (I, K), and d cost / d z of candidates decode(z); three evaluations each.
 
         RuntimeError, as of torch, if the costs have none; one evaluation each.
 
@@ -163,7 +191,7 @@ class Objective:
             finally:
                 seconds = time.perf_counter() - began
                 self._record(actions.detach(), costs.detach(), each, seconds)
-        return gradient
+        return costs.detach(), gradient
 
     def guidance(self, actions: Tensor) -> Tensor:
         """Return costs to be differentiated by a sampler, (I*K, L, 3) → (I*K,); three each.
@@ -190,18 +218,22 @@ class Objective:
     def _record(self, actions: Tensor, costs: Tensor, each: int, seconds: float) -> None:
         """Count a call that took `seconds`, and keep what is better."""
         K = costs.shape[1]
-        assert self.used + K * each <= self.budget, "a method overspent its budget"
+        used = self.used + math.ceil(K / self.width) * each
+        assert used <= self.budget, "a method overspent its budget"
+        if self.used == 0:
+            known = self.prices(K, each)[-1]
+            ratio = seconds / known if known else 1.0
+            self.call_prices = {k: v.carried(ratio) for k, v in self.call_prices.items()}
+        self.call_prices[each].add(K, seconds)
         self.world_seconds += seconds
-        self._prices[each].add(K, seconds)
         done = 0
-        for milestone in [m for m in self._pending if m < self.used + K * each]:
-            affordable = (milestone - self.used) // each
+        for milestone in [m for m in self._pending if m < used]:
+            affordable = (milestone - self.used) // each * self.width
             self._improve(actions[:, done:affordable], costs[:, done:affordable])
             done = max(done, affordable)
             self._keep_until(milestone + 1)
         self._improve(actions[:, done:], costs[:, done:])
-        self.used += K * each
-        self.calls += each
+        self.used = used
 
     def _improve(self, actions: Tensor, costs: Tensor) -> None:
         if costs.shape[1] == 0:
@@ -363,6 +395,38 @@ def _along(values: Tensor, passed: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------
 
 
+class Adam:
+    """Adam on numbers in [0, 1] (Kingma & Ba, arXiv:1412.6980).
+
+    Args:
+        z: where to start, (I, R, ...).
+        lr: the step.
+        scale_dim: numbers along it share a step size, that of the steepest: else rounding errors
+            of a gradient that is zero would be taken for directions.
+    """
+
+    def __init__(self, z: Tensor, lr: float, scale_dim: int | None = None) -> None:
+        self.z, self.lr, self.scale_dim, self.taken = z.clone(), lr, scale_dim, 0
+        self.mean, self.square = torch.zeros_like(z), torch.zeros_like(z)
+
+    def step(self, gradient: Tensor) -> None:
+        """Move z down a gradient; where it is not finite, z waits."""
+        gradient = gradient.nan_to_num(0, 0, 0)
+        size, dim = gradient.square(), self.scale_dim
+        size = size if dim is None else size.amax(dim=dim, keepdim=True)
+        self.taken += 1
+        self.mean = torch.lerp(gradient, self.mean, 0.9)
+        self.square = torch.lerp(size, self.square, 0.999)
+        mean = self.mean / (1 - 0.9**self.taken)
+        scale = (self.square / (1 - 0.999**self.taken)).sqrt() + 1e-8
+        self.z = (self.z - self.lr * mean / scale).clamp(0, 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the starts, (I, R') of R."""
+        at = torch.arange(len(rows))[:, None], rows
+        self.z, self.mean, self.square = self.z[at], self.mean[at], self.square[at]
+
+
 def descend(
     objective: Objective,
     z: Tensor,
@@ -378,27 +442,21 @@ def descend(
         objective: the cost and its budget.
         z: where to start.
         decode: z → actions, (I, R, L, 3).
-        lr: of Adam, arXiv:1412.6980.
+        lr: of Adam.
         steps: at most; None = no limit.
-        scale_dim: numbers along it share a step size, that of the steepest: else rounding errors
-            of a gradient that is zero would be taken for directions.
+        scale_dim: of Adam.
 
     Returns: whether there was a way down; False if the first gradient is zero everywhere.
     """
-    z, mean, square, taken = z.clone(), torch.zeros_like(z), torch.zeros_like(z), 0
+    adam, taken = Adam(z, lr, scale_dim), 0
     while objective.room(FORWARD + BACKWARD) >= z.shape[1] and taken != steps:
-        gradient = objective.gradient(z, decode).nan_to_num(0, 0, 0)  # the others still move
-        if taken == 0 and not gradient.any():
+        _, gradient = objective.gradient(adam.z, decode)
+        if taken == 0 and not gradient.nan_to_num(0, 0, 0).any():
             return False
+        adam.step(gradient)
         taken += 1
-        mean = torch.lerp(gradient, mean, 0.9)
-        size = gradient.square()
-        size = size if scale_dim is None else size.amax(dim=scale_dim, keepdim=True)
-        square = torch.lerp(size, square, 0.999)
-        spread = (square / (1 - 0.999**taken)).sqrt() + 1e-8
-        z = (z - lr * mean / (1 - 0.9**taken) / spread).clamp(0, 1)
     if objective.room() >= z.shape[1]:
-        objective(decode(z))
+        objective(decode(adam.z))
     return True
 
 

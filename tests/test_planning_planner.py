@@ -768,6 +768,27 @@ def test_a_bank_buys_many_draws(planner, monkeypatch):
     assert planner.plan(seed=1).milliseconds < 20
 
 
+def test_one_slow_draw_is_forgotten(monkeypatch):
+    """A stall of half a second in a variation: bank or not, later calls draw as before."""
+    for gestures in (None, make_gestures(50, L)):
+        planner, stall = noise_planner(), [0.0]
+        planner.bank = gestures
+        original = planner._draw
+
+        def draw(request, kinds, original=original, stall=stall):
+            time.sleep(stall.pop() if stall and len(kinds) > 1 else 0)
+            return original(request, kinds)
+
+        monkeypatch.setattr(planner, "_draw", draw)
+        options = {"num_plans": 20, "num_inference_steps": 2, "budget_ms": 400}
+        planner.plan(prefers_presses, **options)
+        stall.append(0.5)
+        planner.plan(prefers_presses, **options)
+        results = [planner.plan(prefers_presses, **options) for _ in range(8)]
+        assert results[-1].evaluations > 20
+        assert gestures is None or results[0].evaluations > 20, "the bank costs nothing"
+
+
 # ---- faults of the cost ----------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train_diffusion_ddim as tdd
-from planning import goals, search, tasks
+from planning import benchmark, goals, search, tasks
 from planning.diffusion import DiffusionPrior
 from planning.methods import cost_methods, goal_methods, prior_methods
 
@@ -37,7 +37,8 @@ def test_the_budget_by_hand():
     objective(candidates)
     assert objective.used == 4 and objective.left == 16
     assert objective.kept[2][0][0, 0, 0].item() == pytest.approx(0.5)  # best of the first two
-    gradient = objective.gradient(candidates[:, :2])
+    costs, gradient = objective.gradient(candidates[:, :2])
+    assert costs.tolist() == [pytest.approx([0.36, 0.04])]
     assert gradient[0, :, 0, 0].tolist() == pytest.approx([-1.2, -0.4], abs=1e-6)
     assert objective.used == 4 + 2 * 3, "a gradient counts three"
     assert objective.kept[5][0][0, 0, 0].item() == pytest.approx(0.69)
@@ -45,6 +46,31 @@ def test_the_budget_by_hand():
     assert objective.kept[20][1].item() == pytest.approx(1e-4, rel=1e-3)
     with pytest.raises(AssertionError):
         objective(candidates.repeat(1, 3, 1, 1))
+
+
+def told(method):
+    """What a method is told beside the cost, of two screens."""
+    return benchmark.goal_of(method, tasks.make_instances("drag", 2, 0))
+
+
+@pytest.mark.parametrize(
+    "name", ["shoot_true", "true_adam", "sobol_axes", "cem_ramp", "sobol_halving"]
+)
+def test_a_machine_that_takes_many_at_once(name):
+    """At a width of 32 a budget of 20 is one of depth: more candidates, no more calls."""
+    calls = []
+
+    def cost_fn(actions):
+        calls.append((actions.shape[1], actions.requires_grad))
+        return off_grey(actions)
+
+    method = cost_methods()[name]
+    objective = search.Objective(cost_fn, 2, 20, milestones=(10, 20), width=32)
+    method.run(objective, np.random.default_rng(0), **method.trials[0])
+    depth = sum(math.ceil(K / 32) * (3 if graded else 1) for K, graded in calls)
+    assert 16 <= objective.used == depth <= 20
+    assert sum(K for K, _ in calls) > 60, "more than one after the other"
+    assert objective.kept[10][1].isfinite().all()
 
 
 def test_nan_costs_never_win():
@@ -79,6 +105,41 @@ def test_calls_are_priced_by_what_was_measured():
     assert prices.upto(4)[-1] == 5.0
 
 
+def test_prices_are_carried_to_the_next_search():
+    """Times how much slower it is; a size that was not measured again gets cheaper, then is new."""
+    prices = search.Prices()
+    prices.add(2, 1.0)
+    prices.add(4, 9.0)
+    second = prices.carried(2.0)
+    assert second.upto(4)[[1, 3]].tolist() == [2, 18]
+    second.add(2, 3.0)
+    third = second.carried(1.0)
+    assert third.upto(4)[[1, 3]].tolist() == [3, pytest.approx(18 * 0.8)]
+    third.add(4, 2.0)
+    assert third.upto(4)[3] == 2, "it counts alone"
+
+
+def test_the_first_call_shows_how_slow_all_are(monkeypatch):
+    """By hand: in the first search 32 cost as much as 2; the second machine is thrice as slow."""
+    now, pace = [0.0], [1.0]
+    monkeypatch.setattr(search.time, "perf_counter", lambda: now[0])
+
+    def cost_fn(actions):
+        now[0] += pace[0]
+        return quadratic(actions)
+
+    first = search.Objective(cost_fn, 1, 1000, seconds=60)
+    for num in (2, 32):
+        first(torch.zeros(1, num, L, 3))
+    pace[0] = 3.0
+    second = search.Objective(cost_fn, 1, 1000, seconds=10, prices=first.call_prices)
+    second(torch.zeros(1, 2, L, 3))
+    assert second.prices(32)[-1] == 3 and second.room() == 32, "7 s left"
+    second(torch.zeros(1, 2, L, 3))
+    second(torch.zeros(1, 2, L, 3))
+    assert second.room() == 0, "1 s left"
+
+
 def test_no_call_is_begun_that_would_end_late(monkeypatch):
     """A clock by hand: a call takes 2 s, and a second for every candidate."""
     now = [0.0]
@@ -103,7 +164,7 @@ def test_no_call_is_begun_that_would_end_late(monkeypatch):
 def test_methods_keep_to_their_budget(name, budget):
     method = cost_methods()[name]
     objective = search.Objective(off_grey, 2, budget, milestones=(10, 250))
-    method.run(objective, np.random.default_rng(0), **method.trials[0])
+    method.run(objective, np.random.default_rng(0), **method.trials[0], **told(method))
     objective.finish()
     least = 31 if name == "adam_zeros" else 0.9 * budget
     assert least <= objective.used <= budget
@@ -157,9 +218,8 @@ def test_costs_see_gestures_in_the_data_format(name):
         seen.append((actions[..., 2] > 0).any().item())
         return off_grey(actions)
 
-    given = {"context": torch.randn(2, goals.CONTEXT_DIM)} if method.group == "goal trained" else {}
     objective = search.Objective(cost_fn, 2, 250)
-    method.run(objective, np.random.default_rng(0), **method.trials[0], **given)
+    method.run(objective, np.random.default_rng(0), **method.trials[0], **told(method))
     assert any(seen) or name in ("adam_zeros", "regress_gesture"), "not only idle ones"
     assert torch.equal(objective.best, tdd.to_gesture(objective.best))
 
