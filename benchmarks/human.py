@@ -39,7 +39,7 @@ COMPARED = {
     "last 50 ms": "last_50_ms",
 }
 NUM_GENERATED = 20_000
-HALVES = ("one half of the users", "the other half")
+HALVES = ("half A", "half B")  # of the users
 
 Sample = Mapping[str, FloatArray]  # taps and swipes: FEATURES of contacts, (n, 14)
 
@@ -87,7 +87,7 @@ def compare(strokes: Sequence[Stroke], user_pattern: str) -> list[Row]:
         raise UserError("all is of one user; give more files, or --user_pattern")
     halves = [[s for s in strokes if users[s.session] in names[i::2]] for i in (0, 1)]
     samples = [recorded(half) for half in halves]
-    rows = distances(("the habits as committed", "all users"), (generated(None), recorded(strokes)))
+    rows = distances(("committed habits", "all users"), (generated(None), recorded(strokes)))
     for i in (0, 1):
         sample = generated(fit(halves[i]))
         for j in (i, 1 - i):

@@ -383,7 +383,7 @@ def test_two_users_with_the_committed_habits_are_alike(monkeypatch):
         _, session = rendered(seed=ord(user), num=1000)
         strokes += [stroke._replace(session=user) for stroke in strokes_of(session, 1000)]
     rows = human.compare(strokes, "(.)")
-    assert [row["of"] for row in rows[::2]].count("the habits as committed") == 1
+    assert [row["of"] for row in rows[::2]].count("committed habits") == 1
     for row in rows:
         limit = 1.95 * np.sqrt(2 / min(row["n"], human.NUM_GENERATED))
         assert row["deviation"] < limit + 0.08, row
