@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.ablations import ABLATIONS, FULL, SHORT
 from benchmarks.frontier import FRONTIER, describe
+from benchmarks.human import HUMAN, shown
 from benchmarks.measure import read_rows
 from benchmarks.report import RESULTS, show, table
 from evaluation.bayes import DEFAULT_PRIOR
@@ -290,6 +291,7 @@ def blocks() -> dict[str, str]:
     epochs = {f"ablations_{n}": ablations(n) for n in (SHORT, FULL, MANY)}
     others = {"train_log": train_log(), "recipes": recipes(), "speed": speed()}
     others |= {"realism": realism(), "made_by_realism": made_by("default", "realism.json")}
+    others["human_gestures"] = shown(json.loads(HUMAN.read_text("utf-8")))
     others["frontier"] = table([describe(row) for row in read_rows(FRONTIER)])
     return made | epochs | others | reported_blocks()
 
