@@ -12,15 +12,14 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from planning import benchmark as bench
 from planning import document, surrogate
+from planning.bank import kept_bank
 from planning.diffusion import DiffusionPrior
 from planning.goals import load_policy
 from planning.methods import Method, cost_methods, goal_methods, prior_methods
@@ -125,18 +124,6 @@ def load_prior(checkpoint: Path) -> DiffusionPrior:
     return prior
 
 
-def fill_bank(prior: DiffusionPrior, num: int, path: Path) -> None:
-    """Give the denoiser a bank of `num` of its gestures, which is kept in `path`."""
-    if path.exists():
-        prior.bank = torch.from_numpy(np.load(path, allow_pickle=False))
-    if prior.bank is None or len(prior.bank) != num:
-        say(f"drawing {num} gestures")
-        prior.fill_bank(num, seed=0)
-        content = BytesIO()
-        np.save(content, np.asarray(prior.bank))
-        write_whole(path, content.getvalue())
-
-
 def known_methods(prior: DiffusionPrior, goals: str | None) -> dict[str, Method]:
     """Return all methods, those trained on goals if they are there."""
     methods = cost_methods() | prior_methods(prior)
@@ -168,7 +155,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     folder = Path(args.output_dir or ("runs/planning_quick" if args.quick else RESULTS))
     claim_folder(folder, checkpoint, args.quick, args.replace or args.quick)
     cache = folder / "cache"
-    fill_bank(prior, size.bank, cache / "bank.npy")
+    prior.bank = kept_bank(cache / "bank.npy", size.bank, lambda num: prior.sample(num, seed=0))
     settings = settings_of(folder, methods, size)
     jobs = bench.plan_jobs(methods, size)
     options = {"num": 6000, "steps": 300} if args.quick else {}

@@ -7,6 +7,7 @@ interrupted run goes on where it stopped. Stages:
     long         some methods, 1,000 and 8,000 evaluations, fewer instances
     temperature  some methods, at other reaches of the gradient
     surrogate    some methods, with the learned world model in place of the soft one
+    batched      every method, 250 calls of up to 32 actions each, as on a GPU
 """
 
 import json
@@ -35,6 +36,7 @@ from trainlib.process import progress
 BUDGET = 250  # evaluations of 2 ms in half a second
 MILESTONES = (10, 30, 100, 250)
 LONG_MILESTONES = (10, 30, 100, 250, 1000, 8000)
+WIDTH = 32  # actions that the stage batched evaluates at the price of one
 TUNING_SEED = 1000
 LONG_METHODS = ("shoot_true", "adam_raw", "adam_ramp", "cem_raw", "cem_ramp", "true_adam",
                 "ddim_select", "ddim_adam")  # fmt: skip
@@ -54,12 +56,13 @@ class Size:
     bank: int = 8192
     long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)
     extra: int = 100  # instances of the stages temperature and surrogate
+    batched: int = 25  # instances of the stage batched
     timed: int = 5  # plans that are timed
     chance: int = 80_000  # gestures of a base rate
 
 
 FULL = Size()
-QUICK = Size(10, 1, 0, 512, ((1000, 5),), 5, 1, 400)
+QUICK = Size(10, 1, 0, 512, ((1000, 5),), 5, 0, 1, 400)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def plan_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
             for task in KNOB_TASKS
         ]
     jobs += [Job("surrogate", name, task, 0, size.extra) for name in known for task in TASKS]
+    if size.batched:
+        jobs += [Job("batched", name, task, 0, size.batched) for name in methods for task in TASKS]
     return jobs
 
 
@@ -111,7 +116,9 @@ def run_job(job: Job, method: Method, settings: dict[str, Any], model: World) ->
     """Plan all instances of a job with one method and judge the answers on the hard simulator."""
     instances = make_instances(job.task, job.instances, job.seed)
     milestones = [m for m in LONG_MILESTONES if m <= job.budget]
-    objective = Objective(model_cost(instances, model), job.instances, job.budget, milestones)
+    width = WIDTH if job.stage == "batched" else 1
+    cost_fn = model_cost(instances, model)
+    objective = Objective(cost_fn, job.instances, job.budget, milestones, width=width)
     began = time.perf_counter()
     method.run(objective, rng_for(*job.key), **settings, **goal_of(method, instances))
     objective.finish()

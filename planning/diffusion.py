@@ -39,10 +39,6 @@ class DiffusionPrior:
         model, scheduler, config = load_model(checkpoint)
         return cls(model, scheduler, config.sampling | {"num_inference_steps": num_inference_steps})
 
-    def fill_bank(self, num: int, seed: int) -> None:
-        """Draw the bank."""
-        self.bank = to_gesture(self.sample(num, seed))
-
     def sample(self, num: int, seed: int, **options: Any) -> Tensor:
         """Draw from the sampler, (num, L, 3), not rounded; options as of `generate`."""
         shape, given = (num, SEQ_LEN, 3), {**self.sampling, **options}

@@ -246,6 +246,8 @@ def blocks(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
         made["base_rates"] = base_rate_table(rates)
     if larger:
         made[PRESET_GPU] = preset_table(rows, larger, methods)
+    if any(row["stage"] == "batched" for row in rows):
+        made["batched"] = success_table(rows, methods, stage="batched")
     for budget in sorted({row["budget"] for row in rows if row["stage"] == "long"}):
         made[f"long_{budget}"] = success_table(rows, methods, budget, stage="long", budget=budget)
     for tau in sorted({row["variant"] for row in rows if row["stage"] == "temperature"}):

@@ -12,7 +12,7 @@ import torch
 from conftest import python
 
 import train_diffusion_ddim as tdd
-from planning import benchmark, document, optimizers, surrogate, world
+from planning import benchmark, document, optimizers, surrogate, tasks, world
 from planning.__main__ import claim_folder, main
 from planning.methods import COST, Method
 
@@ -39,7 +39,7 @@ def test_the_surrogate_learns_and_keeps_to_what_can_move(tmp_path):
 
 def test_results_are_paired_and_resumed(tmp_path):
     methods = {"a": Method("a", COST, optimizers.shoot), "b": Method("b", COST, optimizers.shoot)}
-    size = benchmark.Size(4, 2, 0, 0, (), 2, 1)
+    size = benchmark.Size(4, 2, 0, 0, (), 2, 0, 1)
     jobs = [j for j in benchmark.plan_jobs(methods, size) if j.task == "scroll"]
     assert [(j.method, j.seed) for j in jobs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     path, settings = tmp_path / "results.jsonl", {"a": {}, "b": {}}
@@ -54,6 +54,20 @@ def test_results_are_paired_and_resumed(tmp_path):
     ]
     bits = document.collect(benchmark.read_rows(path), 250, stage="main")
     assert {len(b) for b in bits.values()} == {8}
+
+
+def test_the_stage_batched_counts_calls_of_32():
+    """A draw from the generator, 32·250 of them: the most that depth can pay for."""
+    methods, seen = {"a": Method("a", COST, optimizers.shoot)}, []
+    jobs = benchmark.plan_jobs(methods, benchmark.Size(1, 0, 0, 0, (), 0, 2))
+    assert [(j.stage, j.task, j.instances) for j in jobs] == [
+        ("batched", t, 2) for t in tasks.TASKS
+    ]
+    method = Method(
+        "a", COST, lambda objective, rng: seen.append((objective.room(), objective.num))
+    )
+    benchmark.run_job(jobs[0], method, {}, world.soft_world)
+    assert seen == [(32 * 250, 2)]
 
 
 @pytest.fixture
