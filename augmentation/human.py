@@ -143,18 +143,19 @@ def draw_session(
     habits = habits or json.loads(HABITS_FILE.read_text("utf-8"))
     # Of a session, enough: a contact and the pause before it last longer, on average.
     C = num_windows if whole else int(num_windows * length * FRAME_MS / LONG_MS) + 10
-    contacts = _draw_contacts(rng, C, kinds, habits, whole, with_chains=longest == length)
+    unlimited = not whole and longest == length
+    contacts = _draw_contacts(rng, C, kinds, habits, whole, with_chains=unlimited)
     kind, again, leader, chain_ms = contacts
     num_legs = np.ceil(chain_ms / LEG_MS).clip(1, None).astype(np.int64)
     first = np.concatenate([[0], np.cumsum(num_legs)])
     contact = np.repeat(np.arange(C), num_legs)
 
     rests = (chain_ms[contact] > 0) & (rng.random(len(contact)) < REST_SHARE)
-    limits = np.array([max(shortest, 1), longest])
+    limits = np.array([max(shortest, 1), np.inf if unlimited else longest])
     shapes = _draw_shapes(rng, np.where(rests, 0, kind[contact]), limits * FRAME_MS, habits)
     rate = rng.choice(np.array(RATES_HZ, np.float64), C, p=RATE_SHARES)[leader]
-    single = _count_frames(shapes["duration"][first[:-1]], rate).clip(limits[0], limits[1])
-    frames = np.where(chain_ms > 0, _count_frames(chain_ms, rate), single)
+    total_ms = np.where(chain_ms > 0, chain_ms, shapes["duration"][first[:-1]])
+    frames = _count_frames(total_ms, rate).clip(limits[0], limits[1]).astype(np.int64)
     weights = rng.uniform(0.5, 1.5, len(contact))
     weights /= np.add.reduceat(weights, first[:-1])[contact]
     onset = _draw_onsets(rng, frames, again, habits, length if whole else 0)
@@ -204,7 +205,7 @@ def _draw_contacts(
     """Draw the kinds of contacts and who follows whom; whole windows have no chains or others."""
     share = np.array([habits[name]["share"] if name in kinds else 0 for name in KINDS])
     long_share = np.array([habits[name]["long_share"] for name in KINDS])
-    if whole or not with_chains:
+    if not with_chains:
         share, long_share = share * (1 - long_share), np.zeros(len(KINDS))
     again = (rng.random(num) < habits["again"]["share"]) & (not whole)
     again[0] = False
@@ -238,10 +239,10 @@ def _draw_shapes(
     return dict(zip(FEATURES, shapes, strict=True))
 
 
-def _count_frames(duration: FloatArray, rate: FloatArray) -> IntArray:
+def _count_frames(duration: FloatArray, rate: FloatArray) -> FloatArray:
     """Return how many frames contacts press that last whole sample periods, about `duration` ms."""
     periods = np.rint(duration * rate / 1000).clip(1, None)
-    return np.ceil(periods * 1000 / rate / FRAME_MS - 1e-6).astype(np.int64)
+    return np.ceil(periods * 1000 / rate / FRAME_MS - 1e-6)
 
 
 def _draw_speeds(rng: np.random.Generator) -> FloatArray:
