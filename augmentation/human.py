@@ -135,17 +135,16 @@ def draw_session(
         whole: each window holds one contact, its onset uniform where it fits; else contacts and
             pauses follow one another as in a session, and the windows cut them where they may.
         shortest: contact, frames, in [0, longest].
-        longest: contact, frames, at least 1, in [shortest, length]; of a session, `length` is no
-            limit.
+        longest: likewise, at least 1, in [shortest, length]; of a session, `length` is no limit.
         length: frames of a window, L.
         habits: as `fit_human` fits them; None takes those of human.json.
     """
     habits = habits or json.loads(HABITS_FILE.read_text("utf-8"))
-    # Of a session, enough: a contact and the pause before it last longer, on average.
+    # Enough for a session: a contact and its pause last longer, on average.
     C = num_windows if whole else int(num_windows * length * FRAME_MS / LONG_MS) + 10
     unlimited = not whole and longest == length
     contacts = _draw_contacts(rng, C, kinds, habits, whole, with_chains=unlimited)
-    kind, again, leader, chain_ms = contacts
+    kind, _, leader, chain_ms = contacts
     num_legs = np.ceil(chain_ms / LEG_MS).clip(1, None).astype(np.int64)
     first = np.concatenate([[0], np.cumsum(num_legs)])
     contact = np.repeat(np.arange(C), num_legs)
@@ -155,10 +154,10 @@ def draw_session(
     shapes = _draw_shapes(rng, np.where(rests, 0, kind[contact]), limits * FRAME_MS, habits)
     rate = rng.choice(np.array(RATES_HZ, np.float64), C, p=RATE_SHARES)[leader]
     total_ms = np.where(chain_ms > 0, chain_ms, shapes["duration"][first[:-1]])
-    frames = _count_frames(total_ms, rate).clip(limits[0], limits[1]).astype(np.int64)
+    frames = _count_frames(total_ms, rate, limits)
     weights = rng.uniform(0.5, 1.5, len(contact))
     weights /= np.add.reduceat(weights, first[:-1])[contact]
-    onset = _draw_onsets(rng, frames, again, habits, length if whole else 0)
+    onset = _draw_onsets(rng, frames, contacts.again, habits, length if whole else 0)
     start, control, end = _place(rng, shapes, first, contacts, habits)
     return Session(
         down=FRAME_MS * onset.astype(np.float64),
@@ -239,10 +238,11 @@ def _draw_shapes(
     return dict(zip(FEATURES, shapes, strict=True))
 
 
-def _count_frames(duration: FloatArray, rate: FloatArray) -> FloatArray:
-    """Return how many frames contacts press that last whole sample periods, about `duration` ms."""
+def _count_frames(duration: FloatArray, rate: FloatArray, limits: FloatArray) -> IntArray:
+    """Return the frames, within limits, of contacts that last whole sample periods, (C,)."""
     periods = np.rint(duration * rate / 1000).clip(1, None)
-    return np.ceil(periods * 1000 / rate / FRAME_MS - 1e-6)
+    frames = np.ceil(periods * 1000 / rate / FRAME_MS - 1e-6)
+    return frames.clip(limits[0], limits[1]).astype(np.int64)
 
 
 def _draw_speeds(rng: np.random.Generator) -> FloatArray:
