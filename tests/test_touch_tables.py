@@ -85,6 +85,7 @@ def test_a_browsers_log_as_gestures(tmp_path):
     (x,) = read_gestures(made.folder, 250)
     pressed = x[x[:, 2] == 1]
     assert len(pressed) == 22  # 44 ms
+    assert made.manifest["refused"]["lines"] == {"duplicate": 1, "time going back": 1}
     np.testing.assert_allclose(pressed[:, :2], [[103 / 359, 134 / 214]] * 22, rtol=1e-6)
 
 
@@ -95,6 +96,12 @@ def test_a_games_table(tmp_path):
     assert whole(strokes) == [due]
     assert faults(strokes) == ["no touch-down"]
     assert lines == {"two fingers": 1, "no touch state": 1}
+
+
+def test_a_screen_without_a_size(tmp_path):
+    lines = BROWSER.replace("9106 360", "9106 0").replace("9306 360 215", "9306 360 1")
+    strokes, refused = read(tmp_path, lines, "a.txt", columns=BROWSER_COLUMNS)
+    assert not whole(strokes) and refused["not a number"] == 2
 
 
 def test_a_row_logged_again_later_with_one_more_field(tmp_path):
@@ -165,6 +172,13 @@ def test_units_of_time_given_or_seen(tmp_path, unit, factor):
         assert whole(strokes) == [[list(row) for row in TOUCH]]
 
 
+def test_a_unit_is_seen_where_most_rows_share_their_time_with_another(tmp_path):
+    moves = [(1000 + 8 * i, i, j, "HELD") for i in range(20) for j in range(4)]
+    rows = [(1000, 0, 0, "DOWN"), *moves, (1200, 1, 1, "UP")]
+    ((*_, (last, _, _)),) = whole(read(tmp_path, table(rows))[0])
+    assert last == 1200
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -232,6 +246,16 @@ def test_refused_rows_change_nothing(tmp_path, row, reason):
     strokes, lines = read(tmp_path, table([*ROWS[:3], row, ROWS[3]]))
     assert lines == {reason: 1}
     assert whole(strokes) == [[list(row) for row in TOUCH]]
+
+
+def test_the_summary_counts_a_refused_line_once(tmp_path, capsys):
+    rows = [(name, *row) for name in "ab" for row in [*ROWS, ROWS[-1]]]
+    path = tmp_path / "a.csv"
+    path.write_text(table(rows, header="session,t,x,y,touch"))
+    assert main([str(path), "--output_dir", str(tmp_path / "out"), "--val_share", "0.01"]) == 0
+    out, err = capsys.readouterr()
+    assert "refused:  lines: 2 duplicate\n" in out and "val:      1 window with 1 contact" in out
+    assert err == ""
 
 
 # ---- the screen ------------------------------------------------------------------------
