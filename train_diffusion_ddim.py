@@ -18,8 +18,8 @@ Symbols, one meaning each:
     known, known_mask    frames that are given, the rest is recreated                (B, L) bool
     context              vector that says where to go, a goal                        (B, D_context)
 
-Sections: CONFIG, DATASET, SCHEDULER, MODEL, KNOWN FRAMES, METRICS, VALIDATION, TRAINING, CLI.
-What is not the method (files, checkpoints, logs, signals, figures, Muon) is in trainlib/.
+Sections: CONFIG, DATASET, SCHEDULER, MODEL, KNOWN FRAMES, VALIDATION, TRAINING, CLI.
+What is not the method (files, checkpoints, logs, metrics, figures, Muon) is in trainlib/.
 Papers: DDPM 2006.11239, DDIM 2010.02502, cosine schedule 2102.09672, v-prediction 2202.00512,
 DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, RoPE 2104.09864, CSDI 2107.03502, EDM2 2312.02696,
 classifier-free guidance 2207.12598, Muon 2502.16982.
@@ -43,16 +43,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainlib import process, tensors
 from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
+from trainlib.contact_chain import contact_chain
 from trainlib.contacts import median_shake
 from trainlib.data_gate import check_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
 from trainlib.figures import visualize_action_sequences, visualize_noise_comparison
 from trainlib.files import make_folder
 from trainlib.gesture_files import read_context, read_gestures, write_actions
-from trainlib.gestures import ACTION_DIM, GESTURE_TYPES, PRESSED, SEQ_LEN, classify_moves
+from trainlib.gestures import ACTION_DIM, GESTURE_TYPES, PRESSED, SEQ_LEN
 from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of, options_of
+from trainlib.legendre import legendre_table
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
+from trainlib.metrics import (
+    classify_gestures,
+    compute_reconstruction_metrics,
+    gesture_metrics,
+    has_one_press,
+    mean_variance,
+    recreation_rows,
+)
+from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_type_accuracy
+from trainlib.metrics import compute_spatial_accuracy as compute_spatial_accuracy
+from trainlib.metrics import compute_temporal_iou as compute_temporal_iou
 from trainlib.run import config_of, failures_named, open_run, resume_run, save_if_due
 from trainlib.run_log import WANDB_MODES, NullLogger, asked_wandb_mode
 from trainlib.state import TrainState
@@ -61,7 +74,7 @@ from trainlib.summary import end_of_run, epoch_line, generation_line, log_keys
 Model = Callable[..., Tensor]  # model(x_t, t), perhaps with known, known_mask, context
 Index = int | Tensor  # one t for the batch, or (B,) int64
 
-PIXEL = 0.001  # of the screen; less is no motion
+STILL = 2e-4  # of the screen, a fifth of a pixel; less is no motion
 FLOOR = 1e-8  # keeps ratios and logarithms finite
 
 BETA_SCHEDULES = ("linear", "cosine")
@@ -100,10 +113,8 @@ class TrainConfig(Knobs):
     patch_size: int = flag(5, "frames per token; must divide seq_len; 1 = the plan's", low=1)
     adaln: bool = flag(True, "condition on t by adaLN-zero; off = the plan's added embedding")
     rotary: bool = flag(True, "positions by rotary attention; off = the plan's sinusoids")
-    token_overlap: bool = flag(True, "let each token also read its two neighbours' frames")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
-    noise_units: bool = flag(True, "let the denoiser also read x, y in units of the noise")
-    gates: bool = flag(True, "predict by P(press) and P(x moves), P(y moves); needs x0")
+    contacts: bool = flag(True, "predict each contact as one curve; needs x0")
     context_dim: int = flag(0, "width of the goals in *_context.npy; 0 = none", low=0)
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2, high=1_000_000)
@@ -118,7 +129,7 @@ class TrainConfig(Knobs):
     eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
     # optimisation
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
-    num_epochs: int = flag(45, "passes over the training set", low=1)
+    num_epochs: int = flag(36, "passes over the training set", low=1)
     lr: float = flag(3e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
     optimizer: str = flag("muon", "Muon for the blocks, or AdamW for all", choices=OPTIMIZERS)
     amp: bool = flag(False, "bf16 autocast in training; worth it where bf16 is native")
@@ -142,9 +153,9 @@ class TrainConfig(Knobs):
             raise UserError(f"--num_inference_steps must be at most --num_timesteps {T}, got {N}")
         if self.context_dim and self.augment:
             raise UserError("--context_dim needs --no-augment: a mirrored gesture has no goal")
-        if self.gates and self.prediction_type != "x0":
+        if self.contacts and self.prediction_type != "x0":
             predicted = f"--prediction_type x0, got {self.prediction_type}"
-            raise UserError(f"--gates needs {predicted}; add --no-gates")
+            raise UserError(f"--contacts needs {predicted}; add --no-contacts")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -239,7 +250,7 @@ class DDIMScheduler(nn.Module):
     # At ten steps this range biases durations and types the least of those tried. Noise alone lacks
     # the trace of the gesture that x_t has at any finite sigma, a bias that goes with 1/sigma: so
     # with more steps the top grows with their number (docs/LOG.md).
-    SIGMA_RANGE = (12.0, 0.05)
+    SIGMA_RANGE = (12.0, 0.005)
 
     def __init__(
         self,
@@ -516,10 +527,7 @@ class DDIMScheduler(nn.Module):
         tensors.require_finite(x_t, "the latent is not finite: did the training diverge?")
         return x_t
 
-    @staticmethod
-    def get_variance(x: Tensor) -> Tensor:
-        """Return the variance over frames of each channel, averaged over the batch; (C,)."""
-        return torch.var(x, dim=1).mean(dim=0)
+    get_variance = staticmethod(mean_variance)  # the plan has it here
 
 
 # ----------------------------------------------------------------------------------------
@@ -674,35 +682,154 @@ def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
     return torch.cat([*given, flags], dim=-1)
 
 
-def in_noise_units(x_t: Tensor, alpha_bar_t: Tensor) -> Tensor:
-    """Tell every frame how x and y of x_t stand against the noise, on the same scale at every t.
+def meet_known(xy: Tensor, known: Tensor, known_mask: Tensor) -> Tensor:
+    """Let a curve, (B, L, C - 1), pass through the known frames that are pressed.
 
-    As (B, L, 2C - 1): the distance of x, y from their mean while pressed, in noise std, limited to
-    4; its sum up to the frame over the root of the number of pressed frames, doubled, likewise
-    (the CUSUM test for a change of the mean); the probability of a press. Left to x_t alone, where
-    slopes shrink with the noise, the denoiser fits lines but draws no clicks (docs/LOG.md).
-    The unit is at least 0.1, or the jumps that the limit makes of every swipe drown what is left.
+    Each frame is shifted by what the nearest of them, before and after, lack; interpolated.
     """
-    std = (1 - alpha_bar_t).sqrt().clamp(min=0.1)
-    pressed = torch.sigmoid(2 * alpha_bar_t.sqrt() * x_t[..., -1:] / std**2)  # Bayes, for ±1
-    frames = pressed.sum(dim=1, keepdim=True) + FLOOR
-    mean = (pressed * x_t[..., :-1]).sum(dim=1, keepdim=True) / frames
-    residual = pressed * (x_t[..., :-1] - mean) / std
-    total = 2 * residual.cumsum(dim=1) / frames**0.5
-    limited = 4 * torch.tanh(torch.cat([residual, total], dim=-1) / 4)
-    return torch.cat([limited, pressed], dim=-1)
+    misses = nearest_known(known[..., :-1] - xy, known_mask & (known[..., -1] > 0))
+    axes = xy.shape[-1]
+    before, after, along, has_before, _ = misses.split([axes, axes, 1, 1, 1], dim=-1)
+    return xy + torch.where(has_before > 0, torch.lerp(before, after, along), after)
+
+
+class Decisions(NamedTuple):
+    """What a ContactHead takes for true; to be trained by cross-entropy, too."""
+
+    log_odds: Tensor  # of a press, (B, L)
+    gates: Tensor  # log odds that a coefficient is not 0, (B, SLOTS, axes * DEGREES)
+    member: Tensor  # 1 where a frame is of a contact, (B, L, SLOTS)
+    basis: Tensor  # the polynomials of the frame's contact, (B, L, DEGREES)
+
+
+class ContactHead(nn.Module):
+    """Read x_0 off the tokens and x_t: which frames are pressed, and each contact as one curve.
+
+    Presses: every frame testifies by the likelihood of its noisy numbers, pressed against idle; a
+    chain of at most SLOTS contacts weighs all that together, so no contact falls apart. Where
+    noise leaves no trace of single frames, the tokens alone decide: ᾱ_t of the one, 1 - ᾱ_t of the
+    other.
+
+    Curves: a contact is a run of frames with P(press) > 1/2; its x and y are polynomials of time.
+    In x_t their coefficients are those of x_0 in noise of variance (1 - ᾱ_t)/n, n frames. An MLP
+    that reads them and the tokens says what they are in x_0: P(not 0) times an estimate,
+    preconditioned as EDM's network (arXiv:2206.00364, eq. 7), whose errors shrink with the noise.
+    None makes a curve shake. At noise below CERTAIN the likelier of 0 and not 0 is taken for true:
+    an average of two gestures is none.
+    """
+
+    DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
+    SLOTS = 3  # contacts in a window
+    WIDTH = 64  # of the MLP
+    CERTAIN = 4e-4  # 1 - ᾱ_t, sigma = 0.01
+    STD = 0.6  # of x and y in model units
+
+    def __init__(
+        self, d_model: int, seq_len: int, patch_size: int, axes: int, alphas_cumprod: Tensor
+    ) -> None:
+        super().__init__()
+        self.log_snr = nn.Buffer(torch.logit(alphas_cumprod.double()).float(), persistent=False)
+        self.axes, self.patch_size, numbers = axes, patch_size, axes * self.DEGREES
+        Linear = tensors.WideLinear
+        self.frames = zero_init(Linear(d_model, 4 * patch_size))  # two log odds, down, up
+        self.frames.bias.data.view(patch_size, 4)[:, 2:] = -3  # changes are rare
+        self.window = zero_init(Linear(d_model, self.SLOTS + 1))  # how many contacts
+        self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
+        self.from_tokens = Linear(d_model, self.WIDTH)
+        self.from_x_t = Linear(2 * numbers + 2, self.WIDTH)
+        self.hidden = Linear(self.WIDTH, self.WIDTH)
+        self.out = zero_init(Linear(self.WIDTH, 2 * numbers))
+        self.out.bias.data[:numbers] = 3.0 - torch.arange(self.DEGREES).repeat(axes)  # near a line
+        self.legendre = nn.Buffer(legendre_table(seq_len, self.DEGREES), persistent=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        known: Tensor | None,
+        known_mask: Tensor | None,
+    ) -> tuple[Tensor, Decisions]:
+        """Return x_0, (B, L, C), model units, and the decisions that it rests on.
+
+        tokens is (B, L/patch_size, D), all else as the denoiser's, but none of half precision.
+        """
+        alpha_bar_t = torch.sigmoid(self.log_snr[t, None, None].to(x_t.dtype))
+        place = self.place(tokens).repeat_interleave(self.patch_size, dim=1)  # (B, L, axes)
+        alone, own, down, up = self.frames(tokens).unflatten(2, (-1, 4)).flatten(1, 2).unbind(dim=2)
+        own = own + press_evidence(x_t, place, alpha_bar_t)
+        if known is not None and known_mask is not None:
+            own = torch.where(known_mask, 30 * known[..., -1], own)
+        chained = contact_chain(own, down, up, self.window(tokens.mean(dim=1)))
+        log_odds = torch.lerp(alone, chained, alpha_bar_t[..., 0])
+        member, basis = (x.to(x_t.dtype) for x in self.contacts(log_odds > 0))
+
+        mean = mean_over(member)  # (B, SLOTS, L)
+        c_t = coefficients(mean, basis, x_t[..., :-1])
+        per_token = mean.unflatten(2, (-1, self.patch_size)).sum(dim=3)
+        seen, n = per_token @ self.from_tokens(tokens), member.sum(dim=1)[..., None].clamp(min=1)
+        c, gates = self.clean(c_t, seen, alpha_bar_t, n)
+
+        curve = ((member @ c).unflatten(2, (self.axes, -1)) * basis[:, :, None]).sum(dim=-1)
+        xy = curve + place * (1 - member.sum(dim=2, keepdim=True))
+        if known is not None and known_mask is not None:
+            xy = meet_known(xy, known, known_mask)
+        probability = torch.sigmoid(log_odds)[..., None]
+        x_0 = torch.cat([probability * (xy + 1), 2 * probability], dim=-1) - 1  # zero while idle
+        return x_0, Decisions(log_odds, gates, member, basis)
+
+    def contacts(self, pressed: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell of frames, (B, L) bool, whose they are, (B, L, SLOTS), and the basis there."""
+        starts = pressed & ~F.pad(pressed, (1, 0))[:, :-1]
+        number, device = starts.cumsum(dim=1) * pressed, pressed.device
+        member = number[..., None] == torch.arange(1, self.SLOTS + 1, device=device)
+        n = (member * member.sum(dim=1, keepdim=True)).sum(dim=2)  # of the frame's contact, or 0
+        frame = torch.arange(pressed.shape[1], device=device)
+        since = frame - torch.where(starts, frame, 0).cummax(dim=1).values
+        return member, self.legendre[n, since]
+
+    def clean(
+        self, c_t: Tensor, seen: Tensor, alpha_bar_t: Tensor, n: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate coefficients of x_0 from those of x_t, (B, SLOTS, axes * DEGREES); and gates."""
+        noise, signal = (1 - alpha_bar_t) / n, alpha_bar_t * self.STD**2
+        c_in = (signal + noise).rsqrt()
+        c_skip, c_out = self.STD * signal.sqrt() * c_in**2, self.STD * noise.sqrt() * c_in
+        features = [c_in * c_t, torch.log1p(c_t**2 / noise), n.log(), noise.log()]
+        hidden = F.silu(seen + self.from_x_t(torch.cat(features, dim=-1)))
+        gates, correction = self.out(F.silu(self.hidden(hidden))).chunk(2, dim=-1)
+        share = torch.where(1 - alpha_bar_t < self.CERTAIN, gates > 0, torch.sigmoid(gates))
+        return share * (c_skip * c_t + c_out * correction), gates
+
+
+def press_evidence(x_t: Tensor, place: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """Return log p(x_t | pressed at `place`) - log p(x_t | idle) of each frame by itself, (B, L).
+
+    Gaussian noise around √ᾱ·(place, 1) or √ᾱ·(-1, ..., -1), of variance 1 - ᾱ, at least 0.01.
+    """
+    pressed = F.pad(place, (0, 1), value=1.0)
+    root, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).clamp(min=0.01)
+    return (root / noise * (pressed + 1) * (x_t - root / 2 * (pressed - 1))).sum(dim=-1)
+
+
+def mean_over(member: Tensor) -> Tensor:
+    """Return the matrix, (B, SLOTS, L), that averages over the frames of each contact."""
+    return member.mT / member.sum(dim=1)[..., None].clamp(min=1)
+
+
+def coefficients(mean: Tensor, basis: Tensor, xy: Tensor) -> Tensor:
+    """Project x and y, (B, L, axes), on each contact's polynomials; (B, SLOTS, axes * DEGREES)."""
+    return torch.cat([mean @ (x * basis) for x in xy.split(1, dim=-1)], dim=-1)
 
 
 class MinimalDiffusionTransformer(nn.Module):
     """The denoiser: a small bidirectional transformer over the frames of a gesture.
 
     Options are those of TrainConfig, but for action_dim, C, and max_timesteps, T. beta_schedule is
-    the scheduler's, read with `noise_units` only. The attention weights have no dropout.
+    the scheduler's, read with `contacts` only. The attention weights have no dropout.
 
-    With `gates`, to predict x_0 of gestures that are zero while idle, it outputs P(press) for press
-    and P(press)·(P(moves)·E[x | moves] + P(rests)·E[x | rests]) for x, likewise y. Trained to tell
-    these cases apart too (`gate_loss`), it learns what squared error hardly teaches: that a slope
-    within the noise is none.
+    With `contacts`, to predict x_0 of gestures that are zero while idle, its output is that of a
+    ContactHead, else linear in the tokens.
     """
 
     def __init__(
@@ -719,10 +846,8 @@ class MinimalDiffusionTransformer(nn.Module):
         patch_size: int = 1,
         adaln: bool = False,
         rotary: bool = False,
-        token_overlap: bool = False,
-        noise_units: bool = False,
+        contacts: bool = False,
         beta_schedule: str = "linear",
-        gates: bool = False,
         known_frames: bool = False,
         context_dim: int = 0,
     ) -> None:
@@ -733,15 +858,10 @@ class MinimalDiffusionTransformer(nn.Module):
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
         self.max_timesteps, self.patch_size = max_timesteps, patch_size
         self.adaln, self.rotary, self.known_frames = adaln, rotary, known_frames
-        self.token_overlap, self.noise_units, self.gates = token_overlap, noise_units, gates
+        self.contacts = contacts
 
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
-        if noise_units:
-            in_channels += 2 * (action_dim - 1) + 1
-            table = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule).alphas_cumprod
-            self.alphas_cumprod = nn.Buffer(table, persistent=False)
-        in_features = in_channels * patch_size * (3 if token_overlap else 1)
-        self.action_embedding = nn.Linear(in_features, d_model)
+        self.action_embedding = nn.Linear(in_channels * patch_size, d_model)
         tokens = seq_len // patch_size
         self.pos_encoder = nn.Identity() if rotary else PositionalEncoding(d_model, tokens)
         self.timestep_embedding = TimestepEmbedding(d_model)
@@ -749,10 +869,13 @@ class MinimalDiffusionTransformer(nn.Module):
         block, rotary_tokens = AdaLNBlock if adaln else PlanBlock, tokens if rotary else 0
         sizes = d_model, nhead, dim_feedforward, dropout, rotary_tokens
         self.blocks = nn.ModuleList(block(*sizes) for _ in range(num_layers))
-        axes = action_dim - 1 if gates else 0  # each also at rest, and a logit of each per token
-        self.output_projection = nn.Linear(d_model, (action_dim + axes) * patch_size + axes)
+        if contacts:
+            table = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule).alphas_cumprod
+            head: Any = ContactHead(d_model, seq_len, patch_size, action_dim - 1, table)
+        else:
+            head = nn.Linear(d_model, action_dim * patch_size)
+        self.output_projection = zero_init(head) if adaln and not contacts else head
         if adaln:
-            zero_init(self.output_projection)
             self.output_modulation = zero_init(nn.Linear(d_model, 2 * d_model))
             self.timestep_mlp = nn.Sequential(
                 nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model)
@@ -772,7 +895,7 @@ class MinimalDiffusionTransformer(nn.Module):
         known_mask: Tensor | None = None,
         context: Tensor | None = None,
         *,
-        return_gates: bool = False,
+        return_decisions: bool = False,
     ) -> Any:
         """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t): (B, L, C).
 
@@ -782,22 +905,17 @@ class MinimalDiffusionTransformer(nn.Module):
             known: (B, L, C), model units; read only where the mask is set.
             known_mask: (B, L) bool; None = nothing is known.
             context: (B, context_dim); None, or a row of zeros, = no goal.
-            return_gates: also return the logits of P(moves) of each axis and of P(press).
+            return_decisions: also return the Decisions; with `contacts`.
         """
         tensors.check_inputs(self, x_t, known, context)
         B, L, C = x_t.shape
         x = x_t
-        if self.noise_units:
-            x = torch.cat([x_t, in_noise_units(x_t, self.alphas_cumprod[t, None, None])], dim=-1)
         if known is not None and known_mask is not None:
-            x = torch.cat([x, nearest_known(known, known_mask)], dim=-1)
+            x = torch.cat([x_t, nearest_known(known, known_mask)], dim=-1)
         elif self.known_frames:
-            x = F.pad(x, (0, 2 * C + 3))  # what nearest_known says of an empty mask
+            x = F.pad(x_t, (0, 2 * C + 3))  # what nearest_known says of an empty mask
 
         x = x.reshape(B, L // self.patch_size, self.patch_size * x.shape[-1])  # (B, tokens, ...)
-        if self.token_overlap:
-            padded = F.pad(x, (0, 0, 1, 1))
-            x = torch.cat([padded[:, :-2], x, padded[:, 2:]], dim=-1)
         x = self.pos_encoder(self.action_embedding(x))  # (B, tokens, D)
         t_emb = self.timestep_mlp(self.timestep_embedding(t).to(x_t.dtype))  # (B, D)
         if context is not None and self.context_mlp is not None:  # a row of zeros adds nothing
@@ -812,16 +930,14 @@ class MinimalDiffusionTransformer(nn.Module):
         if self.adaln:
             shift, scale = self.output_modulation(t_emb)[:, None].chunk(2, dim=-1)
             x = modulate(self.layer_norm(x), shift, scale)
-        output = self.output_projection(x)
-        if not self.gates:
-            return output.reshape(B, L, C)
-        moves = output[..., 1 - C :].repeat_interleave(self.patch_size, dim=1)  # (B, L, C - 1)
-        output = output[..., : 1 - C].reshape(B, L, 2 * C - 1)
-        moving, resting, press = output.split([C - 1, C - 1, 1], dim=-1)
-        xy = to_data_units(torch.lerp(resting, moving, torch.sigmoid(moves)))
-        probability = torch.sigmoid(press)
-        output = to_model_units(torch.cat([probability * xy, probability], dim=-1))
-        return (output, torch.cat([moves, press], dim=-1)) if return_gates else output
+        if not self.contacts:
+            return self.output_projection(x).reshape(B, L, C)
+        wide = torch.promote_types(x_t.dtype, torch.float32)  # contacts need it
+        with tensors.full_precision(x_t):
+            x, wide_x_t = x.to(wide), x_t.to(wide)
+            output, decisions = self.output_projection(x, wide_x_t, t, known, known_mask)
+        output = output.to(x_t.dtype)
+        return (output, decisions) if return_decisions else output
 
 
 def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
@@ -919,131 +1035,6 @@ def draw_known_mask(x_0: Tensor, known_share: float) -> tuple[Tensor, Tensor]:
     weights = torch.tensor([1 - known_share, *shares]).to(x_0.device, non_blocking=True)
     drawn = torch.multinomial(weights, len(x_0), replacement=True)
     return torch.stack(masks)[drawn, torch.arange(len(x_0), device=x_0.device)], drawn
-
-
-# ----------------------------------------------------------------------------------------
-# METRICS — x_0 against its own recreation
-# ----------------------------------------------------------------------------------------
-# Every metric is paired: `reconstructed` must be a recreation of `original`, never an unrelated
-# sample. All take data units, (B, L, C), and weigh gestures (or frames) exactly.
-
-
-def classify_gestures(x: Tensor) -> Tensor:
-    """Return indices into GESTURE_TYPES, (B,) int64, by the move from first to last pressed frame.
-
-    The rule is that of `classify_moves`.
-    """
-    x = tensors.gestures(x, "x", least=0)
-    pressed, L = x[..., 2] > PRESSED, x.shape[1]  # (B, L)
-    first = pressed.int().argmax(dim=1)
-    last = L - 1 - pressed.flip(1).int().argmax(dim=1)
-    rows = torch.arange(len(x), device=x.device)
-    dx, dy = (x[rows, last, :2] - x[rows, first, :2]).unbind(dim=-1)
-    return classify_moves(dx, dy, pressed.any(dim=1))
-
-
-def compute_temporal_iou(orig_active: Tensor, recon_active: Tensor) -> float:
-    """Return the mean intersection over union of the pressed frames, those above 0.5 of (B, L).
-
-    Two gestures without any press agree: 1.
-    """
-    a, b = (x > PRESSED for x in tensors.paired(orig_active, recon_active, channels=()))
-    intersection, union = (a & b).sum(dim=1), (a | b).sum(dim=1)
-    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean().item()
-
-
-def compute_spatial_accuracy(
-    original: Tensor, reconstructed: Tensor, threshold: float = 0.1
-) -> float:
-    """Return the share of active frames whose (x, y) lies within `threshold` of the original.
-
-    Active: pressed in either of the two. 1 if there is none.
-    """
-    original, reconstructed = tensors.paired(original, reconstructed)
-    active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
-    if not active.any():
-        return 1.0
-    distance = torch.linalg.vector_norm((original - reconstructed)[..., :2], dim=-1)
-    return (distance < threshold)[active].float().mean().item()
-
-
-def compute_gesture_type_accuracy(original: Tensor, reconstructed: Tensor) -> float:
-    """Return the share of gestures whose type survives, one rule on both sides."""
-    original, reconstructed = tensors.paired(original, reconstructed)
-    same = classify_gestures(original) == classify_gestures(reconstructed)
-    return same.float().mean().item()
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """Return a / b, 1 where both vanish."""
-    return (a + FLOOR) / (b + FLOOR)
-
-
-def compute_reconstruction_metrics(
-    original: Tensor, reconstructed: Tensor, scheduler: DDIMScheduler | None = None
-) -> dict[str, float]:
-    """Score recreations, (B, L, C), data units, row by row against their originals.
-
-    Returns one finite float per metric, see docs/METRICS.md. The plan passes a scheduler; nothing
-    depends on it.
-    """
-    original, reconstructed = tensors.paired(original, reconstructed)
-    error = original - reconstructed
-    active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
-    agree = (original[..., 2] > PRESSED) == (reconstructed[..., 2] > PRESSED)
-    variance = DDIMScheduler.get_variance
-    orig_variance, recon_variance = variance(original), variance(reconstructed)
-    variance_ratio = _ratio(recon_variance, orig_variance)
-    smoothness_ratio = _ratio(variance(reconstructed.diff(dim=1)), variance(original.diff(dim=1)))
-    snr_db = 10 * torch.log10(_ratio((original**2).mean(dim=(1, 2)), (error**2).mean(dim=(1, 2))))
-    any_active = bool(active.any())
-    scores = {
-        "mse": (error**2).mean(),
-        "mae": error.abs().mean(),
-        "coord_mse": (error[..., :2] ** 2).mean(),
-        "press_mse": (error[..., 2] ** 2).mean(),
-        "active_coord_mse": (error[..., :2] ** 2)[active].mean() if any_active else 0.0,
-        "press_accuracy": agree[active].float().mean() if any_active else 1.0,
-        "mean_snr_db": snr_db.mean(),
-        "median_snr_db": snr_db.median(),
-    }
-    for c, name in enumerate("xyp"):
-        scores[f"orig_variance_{name}"] = orig_variance[c]
-        scores[f"recon_variance_{name}"] = recon_variance[c]
-        scores[f"variance_ratio_{name}"] = variance_ratio[c]
-        scores[f"smoothness_ratio_{name}"] = smoothness_ratio[c]
-    return {name: float(value) for name, value in scores.items()}
-
-
-def gesture_metrics(original: Tensor, reconstructed: Tensor) -> dict[str, float]:
-    """Return the plan's three gesture scores: timing, place, type; each in [0, 1]."""
-    original, reconstructed = tensors.paired(original, reconstructed)
-    return {
-        "temporal_iou": compute_temporal_iou(original[..., 2], reconstructed[..., 2]),
-        "spatial_accuracy": compute_spatial_accuracy(original, reconstructed),
-        "gesture_type_accuracy": compute_gesture_type_accuracy(original, reconstructed),
-    }
-
-
-def recreation_rows(x_0: Tensor, recreated: Tensor, epoch: int) -> list[dict[str, Any]]:
-    """Return the plan's reconstruction table, a row per gesture."""
-    x_0, recreated = tensors.paired(x_0, recreated)
-    types, recreated_types = classify_gestures(x_0), classify_gestures(recreated)
-    rows: list[dict[str, Any]] = []
-    for i, pair in enumerate(zip(x_0.split(1), recreated.split(1), strict=True)):
-        scores = gesture_metrics(*pair)
-        row = {"epoch": epoch, "sample_id": i, "original_type": GESTURE_TYPES[types[i]]}
-        row["reconstructed_type"] = GESTURE_TYPES[recreated_types[i]]
-        row["timing_accuracy"] = scores["temporal_iou"]
-        row["spatial_accuracy"] = scores["spatial_accuracy"]
-        row["overall_quality"] = sum(scores.values()) / len(scores)
-        rows.append(row)
-    return rows
-
-
-def has_one_press(x: Tensor) -> Tensor:
-    """Tell which samples press exactly once; (B, L, C) → (B,) bool."""
-    return _press_changes(tensors.gestures(x, "x", least=0))[0].sum(dim=1) == 1
 
 
 # ----------------------------------------------------------------------------------------
@@ -1213,9 +1204,9 @@ def comprehensive_evaluation(
 
 WARMUP_STEPS = 200  # at most a tenth of the run
 GRAD_CLIP = 1.0  # largest gradient norm
-NUM_T_BINS = 20  # of t, in which the loss is balanced
+NUM_T_BINS = 20  # of sqrt(t), in which the loss is balanced
+DECISION_WEIGHT = 2.0  # of their cross-entropy, beside the squared error
 NUM_TASKS = (1 + len(KNOWN_STRATEGIES)) * NUM_T_BINS
-GATE_WEIGHT = 2.0  # of the gates' cross-entropy, beside the squared error
 CONTEXT_DROPOUT = 0.1  # share of a batch that sees no context
 VAL_SEQUENCES = 64  # gestures validated each epoch; all at the end
 FIGURE_EVERY = 10  # epochs between figures
@@ -1236,7 +1227,7 @@ class Drawn(NamedTuple):
     t: Tensor  # (B,) int64 in [0, T)
     eps: Tensor  # (B, L, C), N(0, 1)
     known_mask: Tensor  # (B, L) bool, the frames that are given
-    task: Tensor  # (B,) int64 in [0, NUM_TASKS): known-frame strategy and bin of t
+    task: Tensor  # (B,) int64 in [0, NUM_TASKS): known-frame strategy and bin of sqrt(t)
     context: Tensor | None  # (B, D_context); a row of zeros is no goal
 
 
@@ -1250,7 +1241,8 @@ def draw(x_0: Tensor, T: int, known_share: float, context: Tensor | None = None)
     known_mask, strategy = draw_known_mask(x_0, known_share)
     if context is not None:
         context = context * (torch.rand(B, 1, device=device) >= CONTEXT_DROPOUT)
-    return Drawn(t, eps, known_mask, strategy * NUM_T_BINS + t * NUM_T_BINS // T, context)
+    t_bin = (NUM_T_BINS * (t / T) ** 0.5).long()  # narrow where noise is low
+    return Drawn(t, eps, known_mask, strategy * NUM_T_BINS + t_bin, context)
 
 
 def per_sample_loss(
@@ -1261,20 +1253,20 @@ def per_sample_loss(
     return (output.float() - target).square().mean(dim=(1, 2))
 
 
-def gate_loss(logits: Tensor, x_0: Tensor) -> Tensor:
-    """Score logits of P(x moves), P(y moves), P(press), (B, L, 3), against x_0, data units.
+def decision_loss(decisions: Decisions, x_0: Tensor) -> Tensor:
+    """Score decisions by their cross-entropy, in nats; (B,). x_0 is (B, L, C), data units.
 
-    Returns, in nats, the cross-entropy of motion, mean over axes and pressed frames, plus that of
-    press, mean over frames; (B,).
+    Of presses, mean over frames; and of which coefficients of x_0 are not 0, mean over axes and
+    over the contacts that are pressed throughout, summed over degrees.
     """
-    pressed = x_0[..., 2:] > PRESSED
-    high = torch.where(pressed, x_0[..., :2], -1).amax(dim=1, keepdim=True)
-    low = torch.where(pressed, x_0[..., :2], 2).amin(dim=1, keepdim=True)
-    moves = (high - low > PIXEL).expand(-1, x_0.shape[1], -1)
-    truth = torch.cat([moves, pressed], dim=-1).to(logits.dtype)
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    motion = (entropy[..., :2].mean(dim=2) * pressed[..., 0]).sum(dim=1)
-    return motion / pressed.sum(dim=(1, 2)).clamp(min=1) + entropy[..., 2].mean(dim=1)
+    log_odds, gates, member, basis = decisions
+    pressed, entropy = (x_0[..., 2] > PRESSED).to(gates.dtype), F.binary_cross_entropy_with_logits
+    press = entropy(log_odds, pressed, reduction="none").mean(dim=1)
+    mean, axes = mean_over(member), ACTION_DIM - 1
+    moves = (coefficients(mean, basis, x_0[..., :axes]).abs() > STILL).to(gates.dtype)
+    motion = entropy(gates, moves, reduction="none").sum(dim=2) / axes  # (B, SLOTS)
+    right = ((mean @ pressed[..., None])[..., 0] > 0.999).to(gates.dtype)
+    return press + (motion * right).sum(dim=1) / right.sum(dim=1).clamp(min=1)
 
 
 def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:
@@ -1314,16 +1306,18 @@ def train_step(
         given = {"known": to_model_units(x_0), "known_mask": drawn.known_mask[rows]}
     if drawn.context is not None:
         given["context"] = drawn.context[rows]
+    if config.contacts:
+        given["return_decisions"] = True
     with torch.autocast(x_0.device.type, torch.bfloat16, enabled=config.amp):
-        output = state.forward(x_t, t, **given, **({"return_gates": True} if config.gates else {}))
-    output, gates = output if config.gates else (output, None)
+        output = state.forward(x_t, t, **given)
+    output, decisions = output if config.contacts else (output, None)
     loss = per_sample_loss(scheduler, output, x_0, eps, t)
-    entropy = torch.zeros_like(loss) if gates is None else gate_loss(gates.float(), x_0)
+    entropy = torch.zeros_like(loss) if decisions is None else decision_loss(decisions, x_0)
     losses = process.gather_rows(loss.detach(), B)  # of the whole batch
     weight = torch.ones_like(losses)
     if config.balance_loss:
         weight = balanced_weight(state.task_loss, losses, drawn.task)
-    total = (weight[rows] * loss + GATE_WEIGHT * entropy).sum() * process.process_rank()[1] / B
+    total = (weight[rows] * loss + DECISION_WEIGHT * entropy).sum() * process.process_rank()[1] / B
 
     state.model.zero_grad(set_to_none=True)
     total.backward()  # processes average their gradients
@@ -1334,7 +1328,7 @@ def train_step(
         raise FloatingPointError(f"{found} at step {state.step}, lr {lr:g}; lower --lr")
     state.update(lr)
     scalars = {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": lr}
-    return scalars | ({"train/gate_loss": entropy.detach().mean()} if config.gates else {})
+    return scalars | ({"train/decision_loss": entropy.detach().mean()} if config.contacts else {})
 
 
 def log_figures(log: NullLogger, step: int, title: str, x_0: Tensor, recreated: Tensor) -> None:
@@ -1505,7 +1499,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
     },
     "cpu": {},  # the defaults
     "gpu": {  # the best recipe
-        **{"d_model": 96, "num_layers": 4, "num_epochs": 280, "lr": 2e-3, "known_share": 0.1}
+        **{"d_model": 96, "num_layers": 4, "num_epochs": 110, "lr": 2e-3, "known_share": 0.1}
     },
 }
 

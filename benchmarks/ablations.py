@@ -26,14 +26,11 @@ SHORT, FULL = 12, TrainConfig().num_epochs
 
 VARIANTS = {
     "default": "",
-    "no gates": "--no-gates",
-    "no noise units": "--no-noise_units",
-    "no gates, no noise units": "--no-gates --no-noise_units",
-    "no token overlap": "--no-token_overlap",
+    "no contacts": "--no-contacts",
     "no rotary attention": "--no-rotary",
     "no adaLN-zero": "--no-adaln",
     "patches of 10 frames": "--patch_size 10",
-    "predicts v": "--prediction_type v --no-gates",
+    "predicts v": "--prediction_type v --no-contacts",
     "linear schedule": "--beta_schedule linear",
     "unweighted loss": "--no-balance_loss",
     "known share 0.1": "--known_share 0.1",

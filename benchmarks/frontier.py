@@ -28,14 +28,13 @@ from evaluation.scores import add_noise, bayes_mean, measure_latencies
 from train_diffusion_ddim import (
     DDIMScheduler,
     DiffusionActionDataset,
-    compute_reconstruction_metrics,
     denoise_one_shot,
     generate,
-    gesture_metrics,
     load_model,
     recreate,
 )
 from trainlib.errors import OneLineParser, run_program, say
+from trainlib.metrics import compute_reconstruction_metrics, gesture_metrics
 
 NUM_DENOISED, NUM_GENERATED = 400, 1000
 SIZES = {

@@ -21,10 +21,11 @@ from evaluation.family import is_linear_gesture, read_prior, read_recipe
 from evaluation.protocol import Section, Subject
 from evaluation.protocols import PROTOCOLS
 from evaluation.replay import make_replay
-from train_diffusion_ddim import DiffusionActionDataset, has_press_edge, load_model, recreation_rows
+from train_diffusion_ddim import DiffusionActionDataset, has_press_edge, load_model
 from trainlib.checkpoint import load_checkpoint, newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder
+from trainlib.metrics import recreation_rows
 from trainlib.process import DEVICES, pick_device, timer
 from trainlib.provenance import describe_machine
 from trainlib.run_log import WANDB_MODES, resolve_wandb_mode

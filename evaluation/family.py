@@ -14,8 +14,9 @@ from torch import Tensor
 from augmentation.click_aug import Recipe
 from evaluation.bayes import GesturePrior
 from evaluation.controls import interpolation
-from train_diffusion_ddim import has_one_press, has_press_edge
+from train_diffusion_ddim import has_press_edge
 from trainlib.gestures import PRESSED
+from trainlib.metrics import has_one_press
 
 TOLERANCE = 0.02  # of a valid gesture, share of the screen or of a press
 

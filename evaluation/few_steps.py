@@ -25,16 +25,11 @@ from torch import Tensor
 from evaluation.bayes import DEFAULT_PRIOR, GesturePrior, exact_ddim
 from evaluation.estimates import Estimate, Table, bootstrap
 from evaluation.family import validity
-from train_diffusion_ddim import (
-    DDIMScheduler,
-    TrainConfig,
-    build_scheduler,
-    has_one_press,
-    noise_bank,
-)
+from train_diffusion_ddim import DDIMScheduler, TrainConfig, build_scheduler, noise_bank
 from trainlib.errors import OneLineParser, run_program, say
 from trainlib.files import write_json
 from trainlib.gestures import PRESSED
+from trainlib.metrics import has_one_press
 from trainlib.process import progress
 
 EXACT_FEW_STEPS = Path(__file__).parents[1] / "benchmarks" / "results" / "exact_few_steps.json"

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from evaluation.scores import record_steps
 from train_diffusion_ddim import (
     DDIMScheduler,
-    classify_gestures,
     has_press_edge,
     noise_bank,
     press_edges,
@@ -26,6 +25,7 @@ from train_diffusion_ddim import (
     to_model_units,
 )
 from trainlib.gestures import GESTURE_TYPES
+from trainlib.metrics import classify_gestures
 
 SIGMA = 0.4  # data units
 X_T_RANGE = (-1.0, 2.0)  # data units; noise beyond it is clipped

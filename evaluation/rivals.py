@@ -66,20 +66,19 @@ class Regression(nn.Module):
 class GestureVAE(nn.Module):
     """A beta-VAE of two denoisers that share the checkpoint's layers (arXiv:1312.6114).
 
-    The encoder is a denoiser at t = 0 whose output is mapped to the latent; the decoder is one
-    that starts from zeros and is conditioned on z by what conditions the checkpoint on t. Zeros are
-    alike wherever they are, so positions are added to them: distances alone would not tell.
+    The encoder is a denoiser at t = 0 whose output is mapped to the latent; the decoder is one at
+    t = T - 1 that starts from zeros and takes z as its context. Zeros are alike wherever they are,
+    so positions are added to them: distances alone would not tell.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        config = replace(config, known_frames=False, noise_units=False, rotary=False)  # no noise
+        config = replace(config, known_frames=False, rotary=False, augment=False)
         layers = max(1, config.num_layers // 2)
         rest = max(1, config.num_layers - layers)
-        self.encoder = build_model(replace(config, num_layers=layers, gates=False))
-        decoder: Any = build_model(replace(config, num_layers=rest))
-        decoder.timestep_embedding = nn.Linear(LATENT_DIM, config.d_model)
-        self.decoder = decoder
+        plain = replace(config, num_layers=layers, contacts=False, context_dim=0)
+        self.encoder = build_model(plain)
+        self.decoder = build_model(replace(config, num_layers=rest, context_dim=LATENT_DIM))
         self.shape = (config.seq_len, self.encoder.action_dim)
         self.to_latent = nn.Linear(math.prod(self.shape), 2 * LATENT_DIM)
 
@@ -92,7 +91,9 @@ class GestureVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Map z, (B, LATENT_DIM), to gestures, (B, L, C), data units, not rounded."""
-        return to_data_units(self.decoder(z.new_zeros(len(z), *self.shape), z).float())
+        x_t, last = z.new_zeros(len(z), *self.shape), self.decoder.max_timesteps - 1
+        t = torch.full((len(z),), last, device=z.device)
+        return to_data_units(self.decoder(x_t, t, context=z).float())
 
     def forward(self, x_0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Send x_0, (B, L, C), data units, through z = mean + std·eps.

@@ -9,15 +9,9 @@ from torch import Tensor, nn
 from evaluation.bayes import GesturePrior, posterior_mean
 from evaluation.criteria import PLAN_LINES
 from evaluation.estimates import Estimate, FloatArray, bootstrap
-from train_diffusion_ddim import (
-    DDIMScheduler,
-    compute_reconstruction_metrics,
-    gesture_metrics,
-    noise_bank,
-    to_data_units,
-    to_model_units,
-)
+from train_diffusion_ddim import DDIMScheduler, noise_bank, to_data_units, to_model_units
 from trainlib.gestures import PRESSED
+from trainlib.metrics import compute_reconstruction_metrics, gesture_metrics
 from trainlib.process import progress, timer
 
 

@@ -42,7 +42,7 @@ TINY = {
     "num_timesteps": 50,
     "beta_schedule": "cosine",
     "prediction_type": "v",
-    "gates": False,
+    "contacts": False,
     "num_inference_steps": 3,
     "batch_size": 4,
     "num_epochs": 2,

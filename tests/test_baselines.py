@@ -54,10 +54,10 @@ def test_regression_given_all_frames_learns_the_identity(tiny_config, monkeypatc
     assert torch.mean((answer - x_new) ** 2) < 5e-3 * x_new.var()
 
 
-@pytest.mark.parametrize("gates", [False, True])
-def test_regression_answers_an_ambiguous_question_with_the_mean(tiny_config, gates):
+@pytest.mark.parametrize("contacts", [False, True])
+def test_regression_answers_an_ambiguous_question_with_the_mean(tiny_config, contacts):
     pair = make_gestures(2, seed=5)
-    config = tiny_config(**EXACT | {"gates": gates}, known_share=0.0)
+    config = tiny_config(**EXACT | {"contacts": contacts}, known_share=0.0)
     model, scheduler = regression(config, pair.repeat(4, 1, 1), 250)
     answer = tdd.generate(model, scheduler, (3, L, 3), 1, seed=7)
     torch.testing.assert_close(answer, pair.mean(dim=0).expand(3, -1, -1), atol=0.08, rtol=0)
@@ -118,7 +118,7 @@ def test_rate_is_the_divergence_from_the_prior(tiny_config):
 
 
 def test_vae_overfits_eight_gestures_and_says_which(tiny_config):
-    config = tiny_config(**EXACT | {"gates": True}, num_layers=2, batch_size=8, d_model=32)
+    config = tiny_config(**EXACT | {"contacts": True}, num_layers=2, batch_size=8, d_model=32)
     x_train = make_gestures(8)
     torch.manual_seed(0)
     vae = rivals.fit(
@@ -137,7 +137,7 @@ def test_vae_overfits_eight_gestures_and_says_which(tiny_config):
 
 def test_the_decoder_knows_where_it_is(tiny_config):
     """Rotary attention sees distances alone: of equal tokens it would make equal frames."""
-    config = tiny_config(**EXACT | {"rotary": True, "adaln": False, "token_overlap": False})
+    config = tiny_config(**EXACT | {"rotary": True, "adaln": False})
     torch.manual_seed(0)
     frames = rivals.GestureVAE(config).eval().decode(torch.randn(1, rivals.LATENT_DIM))[0]
     tokens = frames.detach().reshape(-1, config.patch_size * 3)

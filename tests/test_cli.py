@@ -131,5 +131,5 @@ def test_data_that_moves_while_idle_is_refused_unless_the_recipe_allows_it(
     np.save(tmp_path / "data" / "a_actions.npy", x_0)
     flags = tiny_flags(save_dir=tmp_path / "run", data_dir=tmp_path / "data", num_epochs=1)
     assert "--no-augment" in refused(*flags, "--augment")
-    code, _, err = cli(*flags, "--no-augment", "--no-gates")
+    code, _, err = cli(*flags, "--no-augment", "--no-contacts")
     assert code == 0, err

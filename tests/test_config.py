@@ -123,7 +123,7 @@ def test_bad_values_are_one_line_before_any_data_is_read(refused, tmp_path, opti
     [
         (["--num_inference_steps", "11", "--num_timesteps", "10"], ["11", "10"]),
         (["--context_dim", "2"], ["--no-augment"]),
-        (["--gates", "--prediction_type", "v"], ["--gates", "got v", "--no-gates"]),
+        (["--contacts", "--prediction_type", "v"], ["--contacts", "got v", "--no-contacts"]),
         (["--d_model", "32", "--nhead", "5"], ["--nhead", "32", "5"]),
         (["--unknown", "1"], ["--unknown"]),
         (["--d_mod", "32"], ["--d_mod"]),  # no guessing

@@ -168,15 +168,15 @@ def test_what_moves_while_idle_is_refused(axis):
 @pytest.mark.parametrize("at_fault", ["train", "val"])
 def test_validation_is_held_to_what_training_is(at_fault):
     sets = {"train": make_gestures(9).numpy(), "val": make_gestures(4, seed=1).numpy()}
-    off = {"augment": False, "gates": False, "allow_overlap": False}
+    off = {"augment": False, "contacts": False, "allow_overlap": False}
     config = SimpleNamespace(data_dir="T", val_data_dir="V", seq_len=L, **off)
     check_data(sets["train"], sets["val"], config)
     sets[at_fault][2, 0, 1] = 0.1  # moves while idle
     check_data(sets["train"], sets["val"], config)
-    for option in ("augment", "gates"):
+    for option in ("augment", "contacts"):
         asked = SimpleNamespace(**{**vars(config), option: True})
         where = {"train": "T", "val": "V"}[at_fault]
-        with pytest.raises(UserError, match=rf"^{where} has x or y .*--no-augment --no-gates"):
+        with pytest.raises(UserError, match=rf"^{where} has x or y .*--no-augment --no-contacts"):
             check_data(sets["train"], sets["val"], asked)
     sets["val"][3] = sets["train"][5]
     with pytest.raises(UserError, match=r"1 gestures of V are in T too; .*--allow_overlap"):

@@ -21,7 +21,7 @@ import train_diffusion_ddim as tdd
 from trainlib.state import TrainState
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-DEFAULT = {"prediction_type": "x0", "gates": True}  # in place of what TINY has
+DEFAULT = {"prediction_type": "x0", "contacts": True}  # in place of what TINY has
 
 
 class Watch(TorchDispatchMode):
@@ -81,7 +81,7 @@ def test_a_training_step_waits_once(on_meta, options, balance_loss):
 @pytest.mark.parametrize("sampler", tdd.SAMPLERS)
 @pytest.mark.parametrize("prediction_type", tdd.PREDICTION_TYPES)
 def test_a_sample_never_waits(on_meta, sampler, prediction_type):
-    state = on_meta(prediction_type=prediction_type, gates=False)
+    state = on_meta(prediction_type=prediction_type, contacts=False)
     x_0 = torch.empty(2, L, 3, device=META)
     given = {"known": x_0, "known_mask": torch.empty(2, L, dtype=torch.bool, device=META)}
     with Watch() as watch:

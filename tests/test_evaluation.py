@@ -39,14 +39,12 @@ from train_diffusion_ddim import (
     TrainConfig,
     build_model,
     build_scheduler,
-    classify_gestures,
-    compute_reconstruction_metrics,
-    gesture_metrics,
     load_model,
     to_data_units,
     to_model_units,
 )
 from trainlib.checkpoint import save_checkpoint
+from trainlib.metrics import classify_gestures, compute_reconstruction_metrics, gesture_metrics
 from trainlib.state import TrainState
 
 ROOT = Path(__file__).parents[1]

@@ -326,7 +326,7 @@ def test_same_command_same_bytes_and_the_trainer_accepts_them(tmp_path, capsys):
     for needed in (pressed.all(axis=1), pressed[:, 0] & ~pressed[:, -1], ~pressed.any(axis=1)):
         assert needed.any()
     config = SimpleNamespace(
-        data_dir="a", val_data_dir="b", seq_len=L, augment=True, gates=True, allow_overlap=False
+        data_dir="a", val_data_dir="b", seq_len=L, augment=True, contacts=True, allow_overlap=False
     )
     check_data(train, val, config)
 

@@ -336,7 +336,7 @@ def test_the_trainer_takes_both_parts(tmp_path):
 
     class Config:
         data_dir, val_data_dir, seq_len = train.folder, val.folder, L
-        augment, gates, allow_overlap = True, True, False
+        augment, contacts, allow_overlap = True, True, False
 
     check_data(read_gestures(train.folder, L), read_gestures(val.folder, L), Config)
 

@@ -16,11 +16,11 @@ from scipy import stats
 from train_diffusion_ddim import (
     KNOWN_STRATEGIES,
     draw_known_mask,
-    has_one_press,
     has_press_edge,
     press_edges,
     touch_down,
 )
+from trainlib.metrics import has_one_press
 
 P_MIN = 1e-3  # the seeds are fixed, so a correct program always passes
 SPANS = {

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from train_diffusion_ddim import (
-    DDIMScheduler,
-    DiffusionActionDataset,
+from train_diffusion_ddim import DDIMScheduler, DiffusionActionDataset
+from trainlib.gestures import GESTURE_TYPES
+from trainlib.metrics import (
     classify_gestures,
     compute_gesture_type_accuracy,
     compute_reconstruction_metrics,
@@ -27,7 +27,6 @@ from train_diffusion_ddim import (
     compute_temporal_iou,
     gesture_metrics,
 )
-from trainlib.gestures import GESTURE_TYPES
 
 # Two gestures of four frames, [x, y, press]; errors are round numbers.
 ORIGINAL = torch.tensor(

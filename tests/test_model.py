@@ -10,6 +10,7 @@ network and nothing else of x_0 may; and a network that cannot overfit eight ges
 import math
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import L, make_gestures
@@ -22,9 +23,11 @@ from train_diffusion_ddim import (
     PositionalEncoding,
     SelfAttention,
     TimestepEmbedding,
-    in_noise_units,
+    meet_known,
     nearest_known,
+    press_evidence,
 )
+from trainlib.contact_chain import contact_chain
 from trainlib.errors import UserError
 from trainlib.state import TrainState
 
@@ -35,10 +38,8 @@ OPTIONS = [
     {"rotary": True},
     {"known_frames": True},
     {"patch_size": 4, "adaln": True, "rotary": True, "known_frames": True},
-    {"patch_size": 5, "token_overlap": True},
-    {"gates": True},
-    {"gates": True, "patch_size": 5},
-    {"noise_units": True},
+    {"contacts": True},
+    {"contacts": True, "patch_size": 5, "known_frames": True},
     {"action_dim": 5},
     {"max_timesteps": 100, "dropout": 0.0},
 ]
@@ -231,19 +232,19 @@ def test_shapes(options):
         assert model(x_t, t, x_t, mask).shape == x_t.shape
 
 
-@pytest.mark.parametrize("options", OPTIONS[:9], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:7], ids=str)
 def test_output_depends_on_t_on_order_and_on_every_frame(options):
     model = awake(build(**options))
     x_t, t = inputs()
     output = model(x_t, t)
-    assert (model(x_t, t + 100) - output).abs().max() > 1e-3
+    assert (model(x_t, (t + 100) % 1000) - output).abs().max() > 1e-3
     flipped = model(x_t.flip(1), t).flip(1)
     assert (flipped - output).abs().max() > 1e-3
     x_t[:, -1] += 1
     assert ((model(x_t, t) - output).abs().amax(dim=(0, 2)) > 1e-6).all()  # bidirectional
 
 
-@pytest.mark.parametrize("options", OPTIONS[:9], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:7], ids=str)
 def test_gestures_of_a_batch_do_not_mix(options):
     model, (x_t, t) = awake(build(**options)), inputs()
     output = model(x_t, t)
@@ -261,73 +262,131 @@ def test_adaln_starts_as_zero_and_every_block_as_the_identity():
     assert model.output_projection.weight.grad.any()  # and it can leave zero
 
 
-def test_the_gates_mix_rest_and_motion_and_multiply_by_press():
-    """By hand: a constant output layer; x and y moving, at rest, press; then who moves."""
-    model, (x_t, t) = build(gates=True), inputs()
-    nn.init.zeros_(model.output_projection.weight)
-    moving, resting, press, moves = [0.5, -0.5], [0.1, 0.3], [math.log(4)], [math.log(3), -1000.0]
-    model.output_projection.bias.data = torch.tensor([*moving, *resting, *press, *moves])
-    output, logits = model(x_t, t, return_gates=True)
-    assert torch.equal(output, model(x_t, t)) and output.shape == logits.shape == (3, L, 3)
-    x, y = 0.75 * 0.5 + 0.25 * 0.1, 0.3  # model units; P(press) = 0.8 multiplies data units
-    expected = torch.tensor([0.8 * (x + 1) - 1, 0.8 * (y + 1) - 1, 2 * 0.8 - 1])
-    torch.testing.assert_close(output[0, 0], expected)
-    torch.testing.assert_close(logits[1, 7], torch.tensor([*moves, *press]))
+ALPHA_BAR = tdd.DDIMScheduler(beta_schedule="cosine").alphas_cumprod
 
 
-def test_one_motion_logit_serves_a_token():
-    model, (x_t, t) = awake(build(gates=True, patch_size=5)), inputs()
-    logits = model(x_t, t, return_gates=True)[1].reshape(3, L // 5, 5, 3)
-    assert torch.equal(logits[..., :2], logits[:, :, :1, :2].expand(-1, -1, 5, -1))
-    assert (logits.std(dim=1) > 0).all() and (logits[..., 2].std(dim=2) > 0).all()
+def contact_head(gates, length=L):
+    """A head that reads nothing of the tokens; gates by degree, no correction."""
+    model = build(contacts=True, patch_size=5, seq_len=length, beta_schedule="cosine")
+    head = model.output_projection
+    for layer in (head.frames, head.out):
+        nn.init.zeros_(layer.bias)
+    head.out.bias.data[:16] = torch.tensor(gates).repeat(2)
+    return head
 
 
-def gestures_in_noise(std, frames=40, slope=0.0, B=64):
-    """x_t: pressed for some frames from frame 50, x rising by `slope`, y still, noise `std`."""
-    torch.manual_seed(2)
-    x_0 = -torch.ones(B, 250, 3)
-    x_0[:, 50 : 50 + frames, 0] = 0.2 + slope * torch.linspace(-0.5, 0.5, frames)
-    x_0[:, 50 : 50 + frames, 1:] = torch.tensor([-0.4, 1.0])
-    return (1 - std**2) ** 0.5 * x_0 + std * torch.randn_like(x_0)
+def draw_contacts(head, x_t, t=0, known=None, known_mask=None):
+    tokens, t = torch.zeros(len(x_t), x_t.shape[1] // 5, 16), torch.full((len(x_t),), t)
+    with torch.no_grad():
+        return head(tokens, x_t, t, known, known_mask)
 
 
-@pytest.mark.parametrize("std", [0.1, 0.2])
-def test_noise_units_do_not_depend_on_the_noise(std):
-    """Distances have unit std, and their running sum is twice a Brownian bridge."""
-    features = in_noise_units(gestures_in_noise(std), torch.tensor(1 - std**2))
-    features[..., :4] = 4 * torch.atanh(features[..., :4] / 4)  # undo the limit
-    inside = features[:, 50:90]
-    assert (inside[..., -1] > 0.99).all() and (features[:, :45, -1] < 0.01).all()
-    assert inside[..., :2].std() == pytest.approx(1, abs=0.06)
-    middle = features[:, 69, 2:4]  # a bridge has the variance 1/4 in the middle
-    assert middle.std() == pytest.approx(1, abs=0.2)
-    assert features[:, 120:, 2:4].abs().max() < 0.2  # and ends at zero
+def curves(*contacts, length=L):
+    """x_0, model units, (1, L, 3): for each (first, polynomial of x, of y, frames) a contact."""
+    x_0 = -torch.ones(1, length, 3)
+    for first, x, y, n in contacts:
+        s = torch.linspace(-1, 1, n, dtype=torch.float64)
+        xy = [sum(c * s**k for k, c in enumerate(poly)) for poly in (x, y)]
+        x_0[0, first : first + n] = torch.stack([*xy, torch.ones(n)], dim=-1).float()
+    return x_0
 
 
-def test_noise_units_are_never_smaller_than_a_tenth():
-    features = in_noise_units(gestures_in_noise(0.02), torch.tensor(1 - 0.02**2))
-    assert (4 * torch.atanh(features[:, 50:90, :2] / 4)).std() == pytest.approx(0.2, abs=0.01)
+def test_a_contact_is_the_polynomial_through_its_frames():
+    """Gates open: what is a polynomial of degree 7 comes back, two contacts in a window too."""
+    x_0 = curves(
+        (1, [0.1, -0.3, 0.2, 0.1, -0.2, 0.1, 0.1, 0.2], [0.5, 0.1], 11),
+        (13, [-0.4], [0, 0, 0.7], 6),
+    )
+    output, decisions = draw_contacts(contact_head([30.0] * 8), ALPHA_BAR[0] ** 0.5 * x_0)
+    torch.testing.assert_close(output, x_0, atol=1e-3, rtol=0)
+    assert torch.equal(decisions.log_odds > 0, x_0[..., 2] > 0)
 
 
-def test_noise_units_tell_a_slope_from_noise():
-    """The sum in the middle of a ramp is -d·sqrt(n)/(8 std), doubled, before the limit."""
-    std, slope, frames = 0.2, 0.3, 40
-    middle = in_noise_units(gestures_in_noise(std, frames, slope), torch.tensor(1 - std**2))[
-        :, 69, 2:4
-    ].mean(dim=0)
-    expected = -2 * slope * (1 - std**2) ** 0.5 * frames**0.5 / (8 * std)
-    assert middle[0] == pytest.approx(4 * math.tanh(expected / 4), rel=0.2)
-    assert abs(middle[1]) < 0.4
+@pytest.mark.parametrize("degree", [0, 1, 2])
+def test_closed_gates_leave_the_least_squares_fit(degree):
+    """Of noise on a press, what is left is numpy's polyfit of that degree, one per contact."""
+    torch.manual_seed(5)
+    x_t = curves((3, [0.2, 0.3], [-0.1], 14)) + 0.01 * torch.randn(1, L, 3)
+    gates = [30.0 if k <= degree else -1000.0 for k in range(8)]
+    output, _ = draw_contacts(contact_head(gates), x_t)
+    frames, noisy = np.arange(14), x_t[0, 3:17].double().numpy()
+    for axis in range(2):
+        fit = np.polyval(np.polyfit(frames, noisy[:, axis], degree), frames)
+        np.testing.assert_allclose(output[0, 3:17, axis], fit, atol=2e-3)
+        assert np.abs(np.diff(output[0, 3:17, axis], degree + 1)).max() < 1e-6  # nothing shakes
 
 
-def test_token_overlap_reads_the_neighbours_frames():
-    model, seen = build(patch_size=5, token_overlap=True), []
-    model.action_embedding.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-    x_t, t = inputs()
-    model(x_t, t)
-    tokens = [torch.zeros(3, 15), *x_t.reshape(3, 4, 15).unbind(1), torch.zeros(3, 15)]
-    windows = [torch.cat(tokens[i : i + 3], dim=-1) for i in range(4)]
-    assert torch.equal(seen[0], torch.stack(windows, dim=1))
+def test_the_shrinkage_is_that_of_a_gaussian_prior():
+    """Open gates, no correction: E[c | c_t] of c ~ N(0, STD²) in noise of variance (1 - ᾱ)/n."""
+    t, n = 300, 10
+    x_t = curves((0, [0.4], [-0.2], n))
+    x_t[..., 2] *= 100  # pressed beyond doubt
+    output, _ = draw_contacts(contact_head([30.0] * 8), x_t, t)
+    a, variance = ALPHA_BAR[t].item(), 0.6**2
+    gain = a**0.5 * variance / (a * variance + (1 - a) / n)
+    expected = torch.tensor([0.4, -0.2]) * gain
+    torch.testing.assert_close(output[0, :n, :2], expected.expand(n, 2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("t", [100, 400, 700])
+def test_what_a_frame_testifies_is_its_likelihood_ratio(t):
+    x_t, place, a = torch.randn(2, L, 3), torch.randn(2, L, 2), ALPHA_BAR[t]
+    means = torch.cat([place, torch.ones(2, L, 1)], dim=-1), -torch.ones(2, L, 3)
+    noise = (torch.distributions.Normal(a**0.5 * mean, (1 - a) ** 0.5) for mean in means)
+    pressed, idle = (n.log_prob(x_t).sum(dim=-1) for n in noise)
+    evidence = press_evidence(x_t, place, a.expand(2, 1, 1))
+    torch.testing.assert_close(evidence, pressed - idle, atol=1e-4, rtol=1e-4)
+
+
+def test_at_low_noise_the_chain_decides_and_at_high_noise_the_tokens():
+    head, x_t = contact_head([0.0] * 8), torch.randn(2, L, 3)
+    head.frames.bias.data[::4] = 7.0  # what the tokens say alone
+    for t in (1, 990):
+        log_odds, a = draw_contacts(head, x_t, t)[1].log_odds, ALPHA_BAR[t]
+        flat = torch.zeros(2, L)
+        own = press_evidence(x_t, torch.zeros(2, L, 2), a.expand(2, 1, 1))
+        chained = contact_chain(own, flat, flat, torch.zeros(2, 4))
+        torch.testing.assert_close(log_odds, (1 - a) * 7 + a * chained, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("sigma", "share"), [(0.009, 1.0), (0.011, 0.6)])
+def test_at_the_end_it_is_decided_what_moves(sigma, share):
+    scheduler = tdd.DDIMScheduler(beta_schedule="cosine")
+    t = scheduler.timestep_at(sigma)
+    x_0 = curves((3, [0.1, 0.5], [-0.2, 0.3], 14))
+    logit = math.log(0.6 / 0.4)
+    output, _ = draw_contacts(
+        contact_head([30.0, logit] + [-30.0] * 6), ALPHA_BAR[t] ** 0.5 * x_0, t
+    )
+    moved = output[0, 16, :2] - output[0, 3, :2]
+    torch.testing.assert_close(moved, share * torch.tensor([1.0, 0.6]), atol=2e-3, rtol=0)
+
+
+def test_contacts_beyond_the_slots_are_not_drawn():
+    """A window holds at most three contacts: of five the least likely are idle."""
+    x_0 = curves(*((8 * i, [0.5], [-0.5], 2 + i) for i in range(5)), length=40)
+    output, _ = draw_contacts(contact_head([30.0] * 8, length=40), x_0, 60)
+    starts = (output[0, 1:, 2] > 0) & (output[0, :-1, 2] <= 0)
+    assert starts.sum() + (output[0, 0, 2] > 0) == 3 and (output[0, 32:38, 2] > 0).all()
+
+
+def test_curves_meet_the_known_frames():
+    """Given two points of a contact the shift between them is linear, beyond them it is held."""
+    torch.manual_seed(6)
+    xy, known = torch.randn(2, L, 2), torch.randn(2, L, 3)
+    known[..., 2] = 1
+    mask = torch.zeros(2, L, dtype=torch.bool)
+    mask[0, [4, 12]] = mask[1, 7] = True
+    known[:, 0, 2], mask[:, 0] = -1, True  # known to be idle: nothing to pass through
+    shift = meet_known(xy, known, mask) - xy
+    at = known[..., :2] - xy
+    torch.testing.assert_close(
+        shift[0, 4:13], torch.lerp(at[0, 4], at[0, 12], torch.linspace(0, 1, 9)[:, None])
+    )
+    torch.testing.assert_close(shift[0, :4], at[0, 4].expand(4, 2))
+    torch.testing.assert_close(shift[1], at[1, 7].expand(L, 2))
+    nothing = torch.zeros_like(mask)
+    assert torch.equal(meet_known(xy, known, nothing), xy)
 
 
 def test_dropout_acts_in_training_only():
@@ -431,7 +490,7 @@ def test_overfits_eight_gestures(tiny_config):
         lr=5e-3,
         known_share=1.0,
         prediction_type="x0",
-        gates=True,
+        contacts=True,
     )
     x_0, steps = make_gestures(8, seed=5), 400
     torch.manual_seed(0)

@@ -28,15 +28,10 @@ from evaluation.protocol import Picture, Section
 from evaluation.protocols import denoise, generate, keyframes, local_tests, training
 from evaluation.protocols.baselines import baselines_lines
 from evaluation.samples import make_reference
-from train_diffusion_ddim import (
-    NUM_TASKS,
-    TrainConfig,
-    build_scheduler,
-    compute_temporal_iou,
-    recreation_rows,
-)
+from train_diffusion_ddim import NUM_TASKS, TrainConfig, build_scheduler
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.files import finite_or_null
+from trainlib.metrics import compute_temporal_iou, recreation_rows
 from trainlib.state import TrainState
 
 

@@ -75,7 +75,7 @@ def test_files_of_the_user_in_the_run_folder_are_left_alone(cli, tiny_flags, tmp
 
 OTHER_MODELS = {
     **{"d_model": 32, "num_layers": 2, "nhead": 4, "seq_len": 10, "dim_feedforward": 8},
-    **{"patch_size": 10, "adaln": False, "rotary": False, "token_overlap": False},
+    **{"patch_size": 10, "adaln": False, "rotary": False},
     **{"num_timesteps": 60, "beta_schedule": "linear", "prediction_type": "epsilon"},
     **{"optimizer": "adamw", "batch_size": 5},
 }
@@ -89,7 +89,7 @@ def test_another_model_is_refused_with_both_values(refused, straight_run, name):
 
 
 def test_all_that_a_checkpoint_fixes_is_checked():
-    assert tdd.FIXED == {*OTHER_MODELS, "known_frames", "noise_units", "gates", "context_dim"}
+    assert tdd.FIXED == {*OTHER_MODELS, "known_frames", "contacts", "context_dim"}
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr", 0.005), ("seed", 1), ("num_epochs", 7)])

@@ -35,14 +35,8 @@ from evaluation.samples import (
     type_distribution,
     type_scores,
 )
-from train_diffusion_ddim import (
-    TrainConfig,
-    augment,
-    build_scheduler,
-    classify_gestures,
-    generation_metrics,
-    has_one_press,
-)
+from train_diffusion_ddim import TrainConfig, augment, build_scheduler, generation_metrics
+from trainlib.metrics import classify_gestures, has_one_press
 
 PRIOR = GesturePrior()
 

@@ -238,9 +238,10 @@ def test_weights_that_diverged_end_every_protocol(model, weight):
 @pytest.mark.parametrize("adaln", [False, True])
 def test_a_model_samples_in_its_own_type(dtype, adaln):
     torch.manual_seed(0)
-    options = {"adaln": adaln, "rotary": adaln, "gates": adaln, "known_frames": True}
+    options = {"adaln": adaln, "rotary": adaln, "contacts": adaln, "known_frames": True}
     network = tdd.MinimalDiffusionTransformer(3, L, 16, 2, 1, 32, **options).eval()
-    nn.init.normal_(network.output_projection.weight, std=0.2)
+    for p in network.output_projection.parameters():
+        nn.init.normal_(p, std=0.2)
     scheduler = tdd.DDIMScheduler(50, prediction_type="x0")
     given = {"known": X_0, "known_mask": EDGES}
 

@@ -38,6 +38,7 @@ from train_diffusion_ddim import Drawn, draw, lr_at, train_step
 from trainlib import process
 from trainlib.checkpoint import load_checkpoint
 from trainlib.errors import UserError
+from trainlib.legendre import legendre_table
 from trainlib.process import StopSignal
 from trainlib.run_log import NullLogger
 from trainlib.state import WEIGHT_DECAY, ema_decay_at, epoch_order
@@ -238,9 +239,9 @@ def test_an_epoch_is_saved_before_anything_is_drawn(tiny_config, tmp_path, monke
     assert load_checkpoint(tmp_path / "run")["step"] == 3
 
 
-@pytest.mark.parametrize("gates", [False, True])
-def test_the_default_dtype_of_a_notebook_does_not_stop_a_run(tiny_config, tmp_path, gates):
-    recipe = {"gates": True, "prediction_type": "x0"} if gates else {}
+@pytest.mark.parametrize("contacts", [False, True])
+def test_the_default_dtype_of_a_notebook_does_not_stop_a_run(tiny_config, tmp_path, contacts):
+    recipe = {"contacts": True, "prediction_type": "x0"} if contacts else {}
     torch.set_default_dtype(torch.float64)
     try:
         tdd.train(tiny_config(num_epochs=1, save_dir=str(tmp_path / "run"), **recipe))
@@ -450,7 +451,8 @@ def test_what_is_drawn_for_a_batch():
     assert drawn.eps.shape == x_0.shape and drawn.context is None
     assert abs(drawn.eps.mean()) < 0.1 and abs(drawn.eps.std() - 1) < 0.1
     num_t_bins = tdd.NUM_T_BINS
-    assert torch.equal(drawn.task % num_t_bins, drawn.t * num_t_bins // T)
+    bins = (num_t_bins * (drawn.t / T).sqrt()).long()
+    assert torch.equal(drawn.task % num_t_bins, bins)
     strategy = drawn.task // num_t_bins
     assert not mask[strategy == 0].any() and mask[strategy == 1].any(dim=1).all()
     assert 0 <= drawn.task.min() and drawn.task.max() < tdd.NUM_TASKS
@@ -468,7 +470,7 @@ def test_contexts_are_dropped_for_a_tenth_of_the_batch():
 def test_the_rows_of_several_processes_are_those_of_one(new_state, monkeypatch):
     """The mean of two processes' gradients, as torch averages them, is that of one process."""
     monkeypatch.setattr(tdd, "GRAD_CLIP", 1e9)
-    options = {"dropout": 0.0, "gates": True, "prediction_type": "x0"}
+    options = {"dropout": 0.0, "contacts": True, "prediction_type": "x0"}
     x_0, grads, losses = make_gestures(7), [], []
     gather = process.gather_rows
     for rank, world in ((0, 1), (0, 2), (1, 2)):
@@ -509,38 +511,59 @@ def test_what_the_model_is_asked_in_training(new_state):
     assert float(scalars["train/loss"]) == pytest.approx((drawn.eps**2).mean().item(), rel=1e-5)
 
 
-# ---- gates, precision ------------------------------------------------------------------
+# ---- decisions, precision --------------------------------------------------------------
 
 
-def test_the_gates_are_scored_by_their_cross_entropy():
-    """By hand: x moves by 0.2, y by less than a pixel; the second gesture has no press."""
+def decided(log_odds, contact, gates):
+    """Decisions of windows, (B, L), of which the frames `contact` are the first contact."""
+    member, basis = torch.zeros(*log_odds.shape, 3), torch.zeros(*log_odds.shape, 8)
+    member[:, contact, 0] = 1
+    n = contact.stop - contact.start
+    basis[:, contact] = legendre_table(L, 8)[n, :n]
+    return tdd.Decisions(log_odds, gates, member, basis)
+
+
+def test_decisions_are_scored_by_their_cross_entropy():
+    """By hand: x moves by 0.2, y rests, all of higher degree is 0; the second window is idle."""
     x_0 = torch.zeros(2, L, 3)
     x_0[0, 4:14, 0] = torch.linspace(0.3, 0.5, 10)
-    x_0[0, 4:14, 1] = torch.linspace(0.6, 0.6005, 10)
-    x_0[0, 4:14, 2] = 1
-    logits = torch.full((2, L, 3), 100.0)  # wrong, where it must not matter
-    logits[0, 4:14, :2] = torch.tensor([math.log(4), math.log(2)])  # P(moves) = 4/5 and 2/3
-    logits[..., 2] = -math.log(9)  # P(press) = 1/10
+    x_0[0, 4:14, 1:] = torch.tensor([0.6, 1.0])
+    gates = torch.full((2, 3, 16), 1000.0)  # wrong, where it must not matter
+    gates[0, 0] = -1000.0
+    gates[0, 0, [0, 8]] = 1000.0  # there is a mean
+    gates[0, 0, [1, 9]] = torch.tensor([math.log(4), math.log(2)])  # P(moves) = 4/5 and 2/3
+    log_odds = torch.full((2, L), -math.log(9))  # P(press) = 1/10
     motion = (-math.log(4 / 5) - math.log(1 / 3)) / 2
     press = -0.5 * math.log(1 / 10) - 0.5 * math.log(9 / 10)  # pressed in half of the frames
     expected = torch.tensor([motion + press, -math.log(9 / 10)])
-    torch.testing.assert_close(tdd.gate_loss(logits, x_0), expected)
+    loss = tdd.decision_loss(decided(log_odds, slice(4, 14), gates), x_0)
+    torch.testing.assert_close(loss, expected)
 
 
-def test_the_gates_are_trained_by_their_own_loss_too(new_state, monkeypatch):
+def test_a_contact_that_is_partly_idle_says_nothing_of_motion():
+    x_0 = torch.zeros(1, L, 3)
+    x_0[0, 4:14] = 1
+    gates, log_odds = torch.full((1, 3, 16), 1000.0), torch.full((1, L), -math.log(9))
+    loss = tdd.decision_loss(decided(log_odds, slice(3, 14), gates), x_0)
+    press = -0.5 * math.log(1 / 10) - 0.5 * math.log(9 / 10)
+    torch.testing.assert_close(loss, torch.tensor([press]))
+
+
+def test_the_decisions_are_trained_by_their_own_loss_too(new_state, monkeypatch):
     monkeypatch.setattr(tdd, "GRAD_CLIP", 1e9)
-    recipe = {"gates": True, "prediction_type": "x0", "dropout": 0.0, "balance_loss": False}
+    recipe = {"contacts": True, "prediction_type": "x0", "dropout": 0.0, "balance_loss": False}
     state = new_state(**recipe, augment=False)
     reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
     scalars = train_step(state, x_0)
     drawn = drawn_for(x_0, state.config)
-    loss, logits = squared_errors(reference, state.scheduler, x_0, drawn, return_gates=True)
-    entropy = tdd.gate_loss(logits, x_0)
-    (loss + tdd.GATE_WEIGHT * entropy).mean().backward()
+    given = {"return_decisions": True}
+    loss, decisions = squared_errors(reference, state.scheduler, x_0, drawn, **given)
+    entropy = tdd.decision_loss(decisions, x_0)
+    (loss + tdd.DECISION_WEIGHT * entropy).mean().backward()
     for p, q in zip(state.model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
-    assert float(scalars["train/gate_loss"]) == pytest.approx(entropy.mean().item(), rel=1e-5)
-    assert entropy.mean().item() == pytest.approx(2 * math.log(2), rel=1e-5)  # undecided at first
+    logged = float(scalars["train/decision_loss"])
+    assert logged == pytest.approx(entropy.mean().item(), rel=1e-5)
 
 
 def test_bf16_is_near_float32(new_state):
@@ -574,7 +597,6 @@ def test_every_architecture_and_option_trains(cli, tiny_flags, tmp_path):
     changes = {
         "adaln": False,
         "rotary": False,
-        "token_overlap": False,
         "augment": False,
         "patch_size": 1,
         "beta_schedule": "linear",
@@ -585,7 +607,7 @@ def test_every_architecture_and_option_trains(cli, tiny_flags, tmp_path):
         "dim_feedforward": 24,
         "amp": True,
     }
-    gated = {"gates": True, "token_overlap": True, "prediction_type": "x0"}
+    gated = {"contacts": True, "prediction_type": "x0"}
     for i, given in enumerate((changes, gated)):
         folder = tmp_path / str(i)
         code, _, err = cli(*tiny_flags(num_epochs=1, save_dir=folder, **given))

@@ -21,11 +21,9 @@ from train_diffusion_ddim import (
     DENOISE_SIGMAS,
     DDIMScheduler,
     comprehensive_evaluation,
-    compute_reconstruction_metrics,
     denoise_one_shot,
     generate,
     generation_metrics,
-    gesture_metrics,
     noise_bank,
     press_edges,
     recreate,
@@ -35,6 +33,7 @@ from train_diffusion_ddim import (
     validation_loss,
 )
 from trainlib.errors import UserError
+from trainlib.metrics import compute_reconstruction_metrics, gesture_metrics
 from trainlib.tensors import in_batches
 
 X_0 = make_gestures(5)

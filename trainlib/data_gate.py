@@ -23,14 +23,14 @@ def check_data(x_train: np.ndarray, x_val: np.ndarray, config: Any) -> None:
     Args:
         x_train: (N, L, 3), data units; x_val likewise.
         x_val: held to all that x_train is held to.
-        config: the options data_dir, val_data_dir, seq_len, augment, gates, allow_overlap.
+        config: the options data_dir, val_data_dir, seq_len, augment, contacts, allow_overlap.
     """
     for x, where in ((x_train, config.data_dir), (x_val, config.val_data_dir)):
         if len(x) == 0 or x.shape[1:] != (config.seq_len, 3):
             wanted = f"must hold gestures [{config.seq_len}, 3]"
             raise UserError(f"{where} {wanted}, got {list(x.shape)}; set --seq_len")
-    if config.augment or config.gates:
-        cure = "zero these frames, or add --no-augment --no-gates"
+    if config.augment or config.contacts:
+        cure = "zero these frames, or add --no-augment --no-contacts"
         check_idle_is_zero(x_train, config.data_dir, cure)
         check_idle_is_zero(x_val, config.val_data_dir, cure)
     shared = 0 if config.allow_overlap else len(shared_gestures(x_train, x_val))

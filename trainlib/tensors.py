@@ -1,11 +1,12 @@
 """Tensors: what public functions take, draw, and run in batches."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainlib.errors import UserError, first_line
@@ -185,11 +186,25 @@ def check_output(output: Any, x_t: Tensor) -> None:
         raise UserError(f"{wanted}, got {describe(output)}")
 
 
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off, where it is on, for the device of x."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class WideLinear(nn.Linear):
+    """A linear layer that computes in the type of its input, whatever that of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
 def check_inputs(model: Any, x_t: Tensor, known: Tensor | None, context: Tensor | None) -> None:
     """Raise UserError for what a denoiser was not built for."""
     if x_t.ndim != 3 or x_t.shape[2] != model.action_dim:
         raise UserError(f"x_t must be [B, L, {model.action_dim}], got {[*x_t.shape]}")
-    weight = model.output_projection.weight
+    weight = model.action_embedding.weight
     if (x_t.dtype, x_t.device) != (weight.dtype, weight.device):
         wanted = f"this model takes {weight.dtype} on {weight.device}"
         raise UserError(f"{wanted}, got {x_t.dtype} on {x_t.device}; use model.to(device, dtype)")

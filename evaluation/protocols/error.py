@@ -24,14 +24,9 @@ from evaluation.figures import (
 )
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import bayes_mean, frame_mse, noisy, record_steps
-from train_diffusion_ddim import (
-    DDIMScheduler,
-    denoise_one_shot,
-    has_one_press,
-    recreate,
-    takes_known_frames,
-)
+from train_diffusion_ddim import DDIMScheduler, denoise_one_shot, recreate, takes_known_frames
 from trainlib.gestures import PRESSED
+from trainlib.metrics import has_one_press
 from trainlib.process import progress
 
 if TYPE_CHECKING:

@@ -48,8 +48,9 @@ from evaluation.samples import (
     pit_scores,
     type_scores,
 )
-from train_diffusion_ddim import DDIMScheduler, classify_gestures, generate, has_one_press
+from train_diffusion_ddim import DDIMScheduler, generate
 from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.metrics import classify_gestures, has_one_press
 from trainlib.process import progress
 
 if TYPE_CHECKING:

@@ -60,12 +60,12 @@ from evaluation.touch_down import (
 from train_diffusion_ddim import (
     KNOWN_STRATEGIES,
     DDIMScheduler,
-    classify_gestures,
     generate,
     has_press_edge,
     takes_known_frames,
 )
 from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.metrics import classify_gestures
 from trainlib.process import progress
 
 if TYPE_CHECKING:

@@ -28,14 +28,9 @@ from evaluation.figures import (
 )
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import score_recreations
-from train_diffusion_ddim import (
-    classify_gestures,
-    compute_temporal_iou,
-    has_press_edge,
-    press_edges,
-    recreate,
-)
+from train_diffusion_ddim import has_press_edge, press_edges, recreate
 from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.metrics import classify_gestures, compute_temporal_iou
 from trainlib.process import progress
 
 if TYPE_CHECKING:

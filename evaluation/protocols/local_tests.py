@@ -16,12 +16,11 @@ from train_diffusion_ddim import (
     DDIMScheduler,
     TrainConfig,
     build_model,
-    compute_reconstruction_metrics,
-    gesture_metrics,
     has_press_edge,
     recreate,
     train_step,
 )
+from trainlib.metrics import compute_reconstruction_metrics, gesture_metrics
 from trainlib.state import TrainState
 
 

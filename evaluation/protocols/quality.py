@@ -24,8 +24,9 @@ from evaluation.figures import (
 )
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import score_recreations
-from train_diffusion_ddim import classify_gestures, has_press_edge, recreate
+from train_diffusion_ddim import has_press_edge, recreate
 from trainlib.gestures import GESTURE_TYPES, PRESSED, SEQ_LEN
+from trainlib.metrics import classify_gestures
 from trainlib.process import progress
 
 if TYPE_CHECKING:

@@ -1,0 +1,47 @@
+"""A window as a chain of states, idle, contact, idle, contact, ...: what all frames say of each."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEVER = -1e6  # log weight of what cannot be
+
+
+def contact_chain(log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> Tensor:
+    """Return the posterior log odds of a press, (B, L), of at most K contacts in a window.
+
+    The marginals of a hidden Markov chain from left to right, by forward-backward; each of the
+    2K + 1 states is one cumulative sum over frames.
+
+    Args:
+        log_odds: of a press, what each frame says by itself, (B, L).
+        down: log weight of a touch-down at the frame, (B, L).
+        up: log weight of a lift-off before the frame, (B, L).
+        count: log weight of 0, 1, ... K contacts, (B, K + 1).
+    """
+    K = count.shape[1] - 1
+    press = torch.cat([log_odds, log_odds.flip(1)])  # the two directions
+    backward_down, backward_up = (x.roll(-1, 1).flip(1) for x in (down, up))
+    change = torch.cat([up, backward_down]), torch.cat([down, backward_up])
+    never = torch.full_like(count[:, 0], NEVER)
+    first = torch.stack([torch.zeros_like(never), down[:, 0], *[never] * (2 * K - 1)])
+    last = count.T.repeat_interleave(2, dim=0)[1:].flip(0)  # a contact, and the idle after it
+    start = torch.cat([first, last], dim=1)[..., None]  # (2K + 1, 2B, 1)
+
+    path = torch.zeros_like(press)
+    paths = []
+    total = press.cumsum(dim=1)
+    for state in range(2 * K + 1):
+        enter = start[state]
+        if state:
+            enter = torch.cat([enter, path[:, :-1] + change[state % 2][:, 1:]], dim=1)
+        else:
+            enter = F.pad(enter, (0, press.shape[1] - 1), value=NEVER)
+        if state % 2:
+            path = total + torch.logcumsumexp(enter - (total - press), dim=1)
+        else:
+            path = torch.logcumsumexp(enter, dim=1)
+        paths.append(path)
+    forward, backward = torch.stack(paths).chunk(2, dim=1)
+    joint = forward + backward.flip(0, 2)
+    return joint[1::2].logsumexp(dim=0) - log_odds - joint[::2].logsumexp(dim=0)
