@@ -121,27 +121,6 @@ def assert_same_run(a, b):
         assert without_clock(read_jsonl(a / name)) == without_clock(read_jsonl(b / name))
 
 
-def as_format_5(path, num, **knobs):
-    """The content of a checkpoint of `num` gestures as the version before wrote it."""
-    content = torch.load(path, weights_only=True)
-    config, state = dict(content["config"]), "_state_dict"
-    seen = (content["step"] - content["epoch"] * content["steps_per_epoch"]) * config["batch_size"]
-    config["symmetries"] = config.pop("augment")
-    config["loss_weighting"] = "balanced" if config.pop("balance_loss") else "none"
-    config |= {"ema_decay": 0.999, "snr_gamma": 5.0, "gate_weight": 2.0, "context_dropout": 0.1}
-    config |= {"warmup_steps": 200, "weight_decay": 1e-4, "grad_clip": 1.0}
-    config |= {"val_sequences": 64, "figure_every": 10} | knobs
-    same = ("epoch", "step", "loss_sum", "task_loss", "data_sha256", "wandb_id")
-    return {name: content[name] for name in same} | {
-        "format": 5,
-        "unseen": max(num - seen, 0),
-        "model": content[f"model{state}"],
-        "ema": content[f"ema{state}"],
-        "optimizers": content[f"optimizer{state}"],
-        "config": config,
-    }
-
-
 def python(*argv, timeout=120, **env):
     """Run the interpreter in a new process; env entries of None are removed."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT), **env}

@@ -18,17 +18,15 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import as_format_5, assert_same_tree, flipped
+from conftest import assert_same_tree, flipped
 
 from trainlib.checkpoint import (
     CHECKPOINT_FORMAT,
-    FORMAT_5_KNOBS,
     find_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     newest_valid,
     save_checkpoint,
-    upgrade,
 )
 from trainlib.errors import UserError
 
@@ -273,43 +271,7 @@ def test_a_renamed_copy_is_not_the_newest(checkpoint, tmp_path, capsys):
     assert load_checkpoint(shutil.copy(checkpoint, tmp_path / "best.pth"))["epoch"] == 5
 
 
-# ---- the format before -----------------------------------------------------------------
-
-
-def test_format_5_is_read_under_todays_names(checkpoint):
-    content = load_checkpoint(checkpoint)
-    torch.save(as_format_5(checkpoint, 10), checkpoint)
-    read = load_checkpoint(checkpoint)
-    made_since = ("format", "loss", "optimizers")
-    assert read["format"] == 5 and content["format"] == CHECKPOINT_FORMAT == 6
-    for name in made_since:
-        content.pop(name), read.pop(name, None)
-    assert_same_tree(read, content)
-
-
-def test_the_steps_of_an_epoch_are_found_at_every_step():
-    config = {"symmetries": True, "loss_weighting": "none", "save_dir": ""}
-    for num, batch_size, steps in ((10, 3, 4), (9, 3, 3), (1, 5, 1), (7, 5, 2)):
-        for step in range(1, 4 * steps + 1):
-            epoch, seen = (step - 1) // steps, ((step - 1) % steps + 1) * batch_size
-            knobs = config | {"batch_size": batch_size} | FORMAT_5_KNOBS
-            content = {"epoch": epoch, "step": step, "unseen": max(num - seen, 0), "config": knobs}
-            assert upgrade(content)["steps_per_epoch"] == steps, (num, batch_size, step)
-
-
-OTHER_KNOBS = {
-    **{"ema_decay": 0.99, "snr_gamma": 1.0, "gate_weight": 1.0, "context_dropout": 0.2},
-    **{"warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 0.5, "loss_weighting": "min_snr"},
-    **{"val_sequences": 8, "figure_every": 1},
-}
-
-
-@pytest.mark.parametrize("name", OTHER_KNOBS)
-def test_a_knob_that_is_gone_at_another_value_is_refused(refused, checkpoint, tmp_path, name):
-    torch.save(as_format_5(checkpoint, 10, **{name: OTHER_KNOBS[name]}), checkpoint)
-    assert name in refused("--resume", checkpoint)
-    argv = ["--sample", 1, "--checkpoint", checkpoint, "--output_dir", tmp_path / "s"]
-    assert name in refused(*argv)
+# ---- strange content ------------------------------------------------------------------
 
 
 STRANGE = {
@@ -322,18 +284,16 @@ STRANGE = {
     "weights of another size": lambda c: c | {"config": c["config"] | {"d_model": 32}},
     "weights that are none": lambda c: c | dict.fromkeys(WEIGHTS),
     "no optimizers": lambda c: {k: [] if k.startswith("optimizer") else v for k, v in c.items()},
-    "no steps": lambda c: {k: v for k, v in c.items() if k not in ("step", "unseen")},
+    "no steps": lambda c: {k: v for k, v in c.items() if k != "step"},
 }  # fmt: skip
-WEIGHTS = ("model", "ema", "model_state_dict", "ema_state_dict")
+WEIGHTS = ("model_state_dict", "ema_state_dict")
 
 
 @pytest.mark.parametrize("name", STRANGE)
-@pytest.mark.parametrize("version", [5, 6])
 def test_a_checkpoint_with_strange_content_is_refused_in_one_line(
-    refused, checkpoint, tmp_path, name, version
+    refused, checkpoint, tmp_path, name
 ):
     made = torch.load(checkpoint, weights_only=True)
-    made = as_format_5(checkpoint, 10) if version == 5 else made
     torch.save(STRANGE[name](made), checkpoint)
     message = refused("--resume", checkpoint)
     assert "does not fit this version" in message and LAST in message

@@ -20,8 +20,6 @@ import torch
 from conftest import (
     L,
     as_flags,
-    as_format_5,
-    assert_same_run,
     assert_same_tree,
     content_of,
     make_gestures,
@@ -155,21 +153,6 @@ def test_resuming_a_finished_run_changes_nothing(cli, straight_run, tmp_path):
     code, out, err = cli("--resume", folder)
     assert code == 0 and "epoch" not in out.split("All")[0], err
     assert_same_tree(content_of(folder / LAST), before)
-
-
-@pytest.mark.parametrize("epoch", [2, 5])
-def test_a_run_of_format_5_is_resumed_to_the_same_bits(cli, straight_run, tmp_path, epoch):
-    name = f"diffusion_checkpoint_epoch_{epoch}.pth"
-    torch.save(as_format_5(straight_run / name, 10), tmp_path / name)
-    rows = read_jsonl(straight_run / "metrics.jsonl")
-    for log in ("metrics.jsonl", "reconstructions.jsonl"):
-        rows = read_jsonl(straight_run / log)
-        kept = [row for row in rows if row["step"] <= 5 * (epoch + 1) and "final/loss" not in row]
-        (tmp_path / log).write_text("".join(json.dumps(row) + "\n" for row in kept))
-    code, _, err = cli("--resume", tmp_path)
-    assert code == 0 and err == ""
-    if epoch == 2:
-        assert_same_run(tmp_path, straight_run)
 
 
 @pytest.mark.parametrize("num", [1, 8, 11, 20])

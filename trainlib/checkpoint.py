@@ -17,19 +17,9 @@ import torch
 from trainlib.errors import UserError, first_line, say
 from trainlib.files import write_whole
 
-CHECKPOINT_FORMAT = 6
+CHECKPOINT_FORMAT = 7
 CHECKPOINT_NAME = "diffusion_checkpoint_epoch_{}.pth"
 CHECKPOINT_PATTERN = re.compile(r"diffusion_checkpoint_epoch_(0|[1-9][0-9]*)\.pth")
-FORMAT_5_KEYS = {  # their names today
-    "model": "model_state_dict",
-    "ema": "ema_state_dict",
-    "optimizers": "optimizer_state_dict",
-}
-FORMAT_5_KNOBS = {  # what those that are gone are fixed to today
-    "ema_decay": 0.999, "snr_gamma": 5.0, "gate_weight": 2.0, "context_dropout": 0.1,
-    "warmup_steps": 200, "weight_decay": 1e-4, "grad_clip": 1.0, "val_sequences": 64,
-    "figure_every": 10,
-}  # fmt: skip
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -43,9 +33,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, or the newest one of a run folder; its CRCs are checked.
 
-    Returns what was saved, and its `path`; UserError if it is missing, damaged, of another program,
-    of a format that this version does not read (5 is read under today's names), or of another
-    epoch than its name says.
+    Returns what was saved, and its `path`; UserError if it is missing, damaged, of another program
+    or format, or of another epoch than its name says.
     """
     path = newest_checkpoint(path)
     try:
@@ -56,10 +45,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path} is not a checkpoint of this trainer")
     made = content["format"]
-    if made == 5:
-        with fitting(path):
-            content = upgrade(content)
-    elif made != CHECKPOINT_FORMAT:
+    if made != CHECKPOINT_FORMAT:
         age = "a newer" if made > CHECKPOINT_FORMAT else "an older"
         reason = f"has format {made}, this version's is {CHECKPOINT_FORMAT}"
         raise UserError(f"{path} was made by {age} version: it {reason}; load it with that one")
@@ -68,25 +54,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         if held not in (None, int(named[1])):
             raise UserError(f"{path} is a renamed copy: it holds epoch {held}; move it away")
     return content | {"path": path}
-
-
-def upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint of format 5 as one of today's; knobs that are gone at another value stay.
-
-    A config refuses those, since it no longer has them.
-    """
-    content = {FORMAT_5_KEYS.get(key, key): value for key, value in content.items()}
-    config = dict(content["config"])
-    config["augment"] = config.pop("symmetries")
-    if (weighting := config.pop("loss_weighting")) == "min_snr":
-        config["loss_weighting"] = weighting
-    config["balance_loss"] = weighting == "balanced"
-    for name, value in FORMAT_5_KNOBS.items():
-        if config[name] == value:
-            del config[name]
-    left = -(-content.pop("unseen") // config["batch_size"])  # steps of the epoch in progress
-    steps_per_epoch = (content["step"] + left) // (content["epoch"] + 1)
-    return content | {"config": config, "steps_per_epoch": steps_per_epoch}
 
 
 @contextmanager
