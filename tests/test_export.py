@@ -56,7 +56,7 @@ def test_the_numpy_loop_agrees_with_the_scheduler(prediction_type, known_frames)
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A tiny model, its scheduler, and the folder with both denoisers but no compiled sampler."""
-    model, scheduler = tiny_model(contacts=True)
+    model, scheduler = tiny_model(contacts=True, prediction_type="x0")
     folder = tmp_path_factory.mktemp("export") / "exported"
     export(model, scheduler, folder, 3, compiled=False)
     return model, scheduler, folder
@@ -106,7 +106,7 @@ def compiled(tmp_path_factory):
     if not shutil.which("g++"):
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("compiled") / "exported"
-    differences = export(*tiny_model(contacts=True), folder, 1)
+    differences = export(*tiny_model(contacts=True, prediction_type="x0"), folder, 1)
     assert differences["compiled"] < 1e-5
     return folder
 

@@ -42,6 +42,8 @@ def contact_chain(log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> 
         else:
             path = torch.logcumsumexp(enter, dim=1)
         paths.append(path)
-    forward, backward = torch.stack(paths).chunk(2, dim=1)
+    both = torch.stack(paths)  # (2K + 1, 2B, L)
+    B = log_odds.shape[0]  # not len: export traces it
+    forward, backward = both[:, :B], both[:, B:]
     joint = forward + backward.flip(0, 2)
     return joint[1::2].logsumexp(dim=0) - log_odds - joint[::2].logsumexp(dim=0)

@@ -189,7 +189,8 @@ def check_output(output: Any, x_t: Tensor) -> None:
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off, where it is on, for the device of x."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    is_on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
 
 
 class WideLinear(nn.Linear):
