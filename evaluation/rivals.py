@@ -46,8 +46,9 @@ BETAS = (0.2, 0.02)
 
 
 class Regression(nn.Module):
-    """E[x_0 | given frames] by the denoiser's network: x_t is held at zero and t at T - 1.
+    """E[x_0 | given frames] by the denoiser's network: x_t is a fixed ramp and t is T - 1.
 
+    The ramp tells frames apart where nothing is known: rotary attention sees distances alone.
     It stands where a denoiser that predicts x_0 stands; sampled in one step, it answers directly.
     """
 
@@ -60,7 +61,8 @@ class Regression(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, *given: Tensor, **options: bool) -> Any:
         """Map as `MinimalDiffusionTransformer.forward` does, whatever x_t and t are."""
         last = torch.full_like(t, self.network.max_timesteps - 1)
-        return self.network(torch.zeros_like(x_t), last, *given, **options)
+        ramp = torch.linspace(-1, 1, x_t.shape[1]).to(x_t)[:, None].expand_as(x_t)
+        return self.network(ramp, last, *given, **options)
 
 
 class GestureVAE(nn.Module):

@@ -62,7 +62,8 @@ def small_model(**changes):
     config = TrainConfig(**{**SMALL, "seq_len": L, "num_timesteps": 60, **changes})
     model = untrained_model(config, "cpu")
     with torch.no_grad():  # else its output layer is zero
-        nn.init.normal_(model.output_projection.weight, std=0.2)
+        for p in model.output_projection.parameters():
+            nn.init.normal_(p, std=0.2)
     return model, build_scheduler(config)
 
 

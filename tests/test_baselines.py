@@ -60,7 +60,9 @@ def test_regression_answers_an_ambiguous_question_with_the_mean(tiny_config, con
     config = tiny_config(**EXACT | {"contacts": contacts}, known_share=0.0)
     model, scheduler = regression(config, pair.repeat(4, 1, 1), 250)
     answer = tdd.generate(model, scheduler, (3, L, 3), 1, seed=7)
-    torch.testing.assert_close(answer, pair.mean(dim=0).expand(3, -1, -1), atol=0.08, rtol=0)
+    error = (answer - pair.mean(dim=0)).abs()
+    # a contact is one polynomial, which the mean of two contacts is not
+    assert error.mean() < (0.03 if contacts else 0.01) and error.max() < (0.3 if contacts else 0.08)
     assert (pair[0] - pair[1]).abs().max() > 0.5  # neither of the two is near
 
 
@@ -109,6 +111,7 @@ def test_rate_is_the_divergence_from_the_prior(tiny_config):
     torch.testing.assert_close(rivals.kl_from_prior(mean, log_variance), expected)
 
     vae, x_0 = rivals.GestureVAE(tiny_config(**EXACT, adaln=False)).eval(), make_gestures(6)
+    torch.nn.init.normal_(vae.decoder.context_mlp[-1].weight)  # at first, no context counts
     answer, bits = rivals.reconstruct(vae, x_0)
     np.testing.assert_allclose(
         bits, rivals.kl_from_prior(*vae.encode(x_0)).detach() / math.log(2), rtol=1e-5
@@ -126,7 +129,7 @@ def test_vae_overfits_eight_gestures_and_says_which(tiny_config):
         lambda s, x_0: rivals.vae_step(s, x_0, 0.01),
         x_train,
         config,
-        300,
+        600,
         "vae",
     )
     answer, bits = rivals.reconstruct(vae, x_train)

@@ -288,7 +288,8 @@ def checkpoint(tmp_path_factory):
     config = TrainConfig(**SMALL, data_dir=str(ROOT / "test_data_mini/train"))
     torch.manual_seed(0)
     model = build_model(config)
-    nn.init.normal_(model.output_projection.weight, std=0.1)
+    for p in model.output_projection.parameters():
+        nn.init.normal_(p, std=0.1)
     state = TrainState(model, build_scheduler(config), config, config.num_epochs, NUM_TASKS)
     content = state.to_checkpoint(0, None)
     save_checkpoint(folder / "diffusion_checkpoint_epoch_0.pth", content)

@@ -46,7 +46,8 @@ STEPS = 4
 def model():
     torch.manual_seed(0)
     net = build_model(TrainConfig(**SMALL))
-    nn.init.normal_(net.output_projection.weight, std=0.1)
+    for p in net.output_projection.parameters():
+        nn.init.normal_(p, std=0.1)
     return net.eval()
 
 
