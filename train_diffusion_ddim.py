@@ -21,8 +21,8 @@ Symbols, one meaning each:
 Sections: CONFIG, DATASET, SCHEDULER, MODEL, KNOWN FRAMES, VALIDATION, TRAINING, CLI.
 What is not the method (files, checkpoints, logs, metrics, figures, Muon) is in trainlib/.
 Papers: DDPM 2006.11239, DDIM 2010.02502, cosine schedule 2102.09672, v-prediction 2202.00512,
-DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, RoPE 2104.09864, CSDI 2107.03502, EDM2 2312.02696,
-classifier-free guidance 2207.12598, Muon 2502.16982.
+DPM-Solver++ 2211.01095, adaLN-zero 2212.09748, RoPE 2104.09864, CSDI 2107.03502, EDM 2206.00364,
+EDM2 2312.02696, classifier-free guidance 2207.12598, Muon 2502.16982.
 """
 
 import argparse
