@@ -722,7 +722,7 @@ def test_a_bank_is_drawn_once_per_checkpoint(run_with_bank, capsys, monkeypatch)
         assert torch.equal(Planner.load(run_with_bank, bank=20).bank, first.bank)
         assert path.read_bytes() == good
     content = torch.load(run_with_bank / "diffusion_checkpoint_epoch_0.pth", weights_only=True)
-    content["ema_state_dict"]["output_projection.bias"] += 1
+    content["ema_state_dict"]["output_projection.frames.bias"] += 1
     save_checkpoint(run_with_bank / "diffusion_checkpoint_epoch_0.pth", content)
     assert not torch.equal(Planner.load(run_with_bank, bank=20).bank, first.bank)
     assert path.read_bytes() == good and len(list(run_with_bank.glob("*_bank_*"))) == 2
@@ -889,11 +889,12 @@ def busy_machine():
 def test_late_by_one_call_at_most(planner, monkeypatch, busy_machine, ms, serial):
     """On a busy machine, a call or a candidate taking as long; a gradient takes thrice that."""
     monkeypatch.setattr(planner, "bank", make_gestures(200, L))
-    calls = []
+    calls, gradients = [], []
 
     def cost_fn(actions):
         began = time.perf_counter()
         seconds = ms / 1000 * (len(actions) if serial else 1)
+        gradients.append(actions.requires_grad)
         time.sleep(seconds)
         calls.append(time.perf_counter() - began)
         if actions.requires_grad:  # the backward pass takes twice as long
@@ -907,7 +908,7 @@ def test_late_by_one_call_at_most(planner, monkeypatch, busy_machine, ms, serial
         result = planner.plan(cost_fn, budget_ms=500)
         late.append(result.milliseconds - 500 - 1000 * max(calls))
         assert result.evaluations >= 2
-        assert ms < 150 or result.reason.startswith("not refined: a gradient takes")
+        assert ms < 150 or not any(gradients)  # three calls leave no time for one
     assert sorted(late)[1] < 60, "of a gradient, or of our own steps when the machine is busy"
 
 
