@@ -49,6 +49,7 @@ COLUMNS = {
     "denoise .7": "final/denoise_mse_sigma_0.7",
     "one press": "generate/one_press",
     "clicks": "generate/share_click",
+    "shake": "generate/shake",
 }
 
 

@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.ablations import ABLATIONS, FULL, SHORT
+from benchmarks.ablations import ABLATIONS, SHORT
 from benchmarks.frontier import FRONTIER, describe
 from benchmarks.human import HUMAN, shown
 from benchmarks.measure import read_rows
 from benchmarks.report import RESULTS, show, table
+from evaluation.baselines_record import read_baselines
 from evaluation.bayes import DEFAULT_PRIOR
 from evaluation.estimates import Estimate, Table, format_estimate, tables_from_json
 from evaluation.samples import type_distribution
@@ -31,8 +32,6 @@ from trainlib.tables import fill_document, format_number, markdown_table
 
 REPORTS = ROOT / "docs" / "reports"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-
-MANY = 225  # epochs over 1,000 gestures: as many steps as FULL over 5,000
 
 # Label → name of a setting or a metric in results.json.
 PLAN = {
@@ -80,9 +79,10 @@ REALISM = {
     "largest KS distance of a feature": "ks_max",
 }
 REALISM_BY = {
-    "generated, 10 steps": "model_steps_10",
+    "default, 10 steps": "model_steps_10",
     "50 steps": "model_steps_50",
     "recreated, 10 steps": "recreated",
+    "`--preset gpu`, 10 steps": "best",
     "two pixels of jitter": "jittered_real",
     "real": "validation_data",
 }
@@ -131,9 +131,9 @@ SPEED = (  # what is asked: benchmark, row of its first table, column
 SPEED_COLUMN = {"training": "times faster", "sampling": "ratio", "latency": "ms"}
 
 
-def read_report(name: str, file: str = "results.json") -> dict[str, Any]:
+def read_report(name: str) -> dict[str, Any]:
     """Return a results.json; its protocols as tables of estimates."""
-    report = json.loads((REPORTS / name / file).read_text("utf-8"))
+    report = json.loads((REPORTS / name / "results.json").read_text("utf-8"))
     return report | {"protocols": tables_from_json(report["protocols"])}
 
 
@@ -188,9 +188,9 @@ def train_log() -> str:
     return "\n".join(["```", *shown, "```"])
 
 
-def made_by(name: str, file: str = "results.json") -> str:
+def made_by(name: str) -> str:
     """Return what made a report."""
-    about = read_report(name, file)["about"]
+    about = read_report(name)["about"]
     machine, how = about["machine"], about["sampling"].items()
     commit, day = (about["commit"] or "unknown")[:7], about["date"][:10]
     return (
@@ -226,10 +226,11 @@ def recipes() -> str:
 
 
 def realism() -> str:
-    """Return what tells the default's gestures from real ones."""
-    tables = read_report("default", "realism.json")["protocols"]
-    recreated = {"recreated": tables["realism_recreated"]["model_steps_10"]}
-    return grid(tables["realism"] | recreated, REALISM, REALISM_BY, metric_first)
+    """Return what tells generated gestures from real ones."""
+    default, best = (read_report(name)["protocols"] for name in ("default", "best"))
+    others = {"recreated": default["realism_recreated"], "best": best["realism"]}
+    rows = {name: table["model_steps_10"] for name, table in others.items()}
+    return grid(default["realism"] | rows, REALISM, REALISM_BY, metric_first)
 
 
 def speed() -> str:
@@ -244,10 +245,16 @@ def speed() -> str:
     return markdown_table(["asked", "measured", "quartiles, or range"], rows)
 
 
-def ablations(num_epochs: int) -> str:
-    """Return the variants that were trained for so many epochs."""
-    rows = [row for row in read_rows(ABLATIONS) if row["num_epochs"] == num_epochs]
+def ablations() -> str:
+    """Return the variants of the default that were trained for a short time."""
+    rows = [row for row in read_rows(ABLATIONS) if row["num_epochs"] == SHORT]
     return table([{"variant": row["name"], "seed": row["seed"]} | row["scores"] for row in rows])
+
+
+def baselines() -> Table:
+    """Return the scores of regression, of the VAEs and of the default beside them."""
+    tables = read_baselines(REPORTS / "default" / "baselines.json")["protocols"]
+    return {f"{name}/{m}": row for name, rows in tables.items() for m, row in rows.items()}
 
 
 def reported_blocks() -> dict[str, str]:
@@ -263,7 +270,7 @@ def reported_blocks() -> dict[str, str]:
         "keyframes": grid(models, PLAN | VARIANCE, recipes, metric_first, interval=True),
         "infill": grid(default["infill"], INFILL, INFILL_BY, metric_first, interval=True),
         "invert": grid(default["invert"], INVERT, STEPS, by_pattern, corner="steps"),
-        "baselines": grid(default["baselines"], BASELINES, BASELINES_BY, by_pattern),
+        "baselines": grid(baselines(), BASELINES, BASELINES_BY, by_pattern),
         "plan_50": grid(plan_50, {"": ""}, PLAN_50),
     }
     for name, tables in (("default", default), ("gpu", best)):
@@ -288,12 +295,16 @@ def blocks() -> dict[str, str]:
         made[f"time_{name}"] = training_time(report)
         made[f"made_by_{name}"] = made_by(report)
         made[f"criteria_{name}"] = criteria(report)
-    epochs = {f"ablations_{n}": ablations(n) for n in (SHORT, FULL, MANY)}
-    others = {"train_log": train_log(), "recipes": recipes(), "speed": speed()}
-    others |= {"realism": realism(), "made_by_realism": made_by("default", "realism.json")}
+    others = {
+        "ablations": ablations(),
+        "train_log": train_log(),
+        "recipes": recipes(),
+        "speed": speed(),
+    }
+    others["realism"] = realism()
     others["human_gestures"] = shown(json.loads(HUMAN.read_text("utf-8")))
     others["frontier"] = table([describe(row) for row in read_rows(FRONTIER)])
-    return made | epochs | others | reported_blocks()
+    return made | others | reported_blocks()
 
 
 def main() -> None:
