@@ -889,12 +889,11 @@ def busy_machine():
 def test_late_by_one_call_at_most(planner, monkeypatch, busy_machine, ms, serial):
     """On a busy machine, a call or a candidate taking as long; a gradient takes thrice that."""
     monkeypatch.setattr(planner, "bank", make_gestures(200, L))
-    calls, gradients = [], []
+    calls = []
 
     def cost_fn(actions):
         began = time.perf_counter()
         seconds = ms / 1000 * (len(actions) if serial else 1)
-        gradients.append(actions.requires_grad)
         time.sleep(seconds)
         calls.append(time.perf_counter() - began)
         if actions.requires_grad:  # the backward pass takes twice as long
@@ -908,7 +907,6 @@ def test_late_by_one_call_at_most(planner, monkeypatch, busy_machine, ms, serial
         result = planner.plan(cost_fn, budget_ms=500)
         late.append(result.milliseconds - 500 - 1000 * max(calls))
         assert result.evaluations >= 2
-        assert ms < 150 or not any(gradients)  # three calls leave no time for one
     assert sorted(late)[1] < 60, "of a gradient, or of our own steps when the machine is busy"
 
 
