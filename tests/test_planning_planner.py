@@ -889,6 +889,7 @@ def busy_machine():
 def test_late_by_one_call_at_most(planner, monkeypatch, busy_machine, ms, serial):
     """On a busy machine, a call or a candidate taking as long; a gradient takes thrice that."""
     monkeypatch.setattr(planner, "bank", make_gestures(200, L))
+    monkeypatch.setattr(planner, "_cost_prices", None)  # not those of another test's cost
     calls = []
 
     def cost_fn(actions):
@@ -907,6 +908,7 @@ def test_late_by_one_call_at_most(planner, monkeypatch, busy_machine, ms, serial
         result = planner.plan(cost_fn, budget_ms=500)
         late.append(result.milliseconds - 500 - 1000 * max(calls))
         assert result.evaluations >= 2
+        assert ms < 150 or result.reason.startswith("not refined: a gradient takes")
     assert sorted(late)[1] < 60, "of a gradient, or of our own steps when the machine is busy"
 
 
