@@ -247,9 +247,9 @@ class DDIMScheduler(nn.Module):
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
-    # At ten steps this range biases durations and types the least of those tried. Noise alone lacks
-    # the trace of the gesture that x_t has at any finite sigma, a bias that goes with 1/sigma: so
-    # with more steps the top grows with their number (docs/LOG.md).
+    # It ends where it is plain what rests and what moves. Noise alone lacks the trace of a gesture
+    # that x_t has at any finite sigma, a bias that goes with 1/sigma: so with more steps the top
+    # grows with their number (docs/LOG.md).
     SIGMA_RANGE = (12.0, 0.005)
 
     def __init__(

@@ -14,6 +14,9 @@
     checkpoint      save and load, whole or refused
     run_log         metrics.jsonl, figures, tables and their W&B mirror
     figures         gestures drawn side by side
+    metrics         scores of recreations, types of gestures
+    contact_chain   which frames are pressed, in the light of all
+    legendre        orthogonal polynomials
     muon            the optimizer
 
 errors, bars, files, provenance, memory, gestures, contacts, gesture_files and data_gate need numpy

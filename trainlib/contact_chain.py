@@ -28,13 +28,12 @@ def contact_chain(log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> 
     last = count.T.repeat_interleave(2, dim=0)[1:].flip(0)  # a contact, and the idle after it
     start = torch.cat([first, last], dim=1)[..., None]  # (2K + 1, 2B, 1)
 
-    path = torch.zeros_like(press)
-    paths = []
+    paths: list[Tensor] = []
     total = press.cumsum(dim=1)
     for state in range(2 * K + 1):
         enter = start[state]
         if state:
-            enter = torch.cat([enter, path[:, :-1] + change[state % 2][:, 1:]], dim=1)
+            enter = torch.cat([enter, paths[-1][:, :-1] + change[state % 2][:, 1:]], dim=1)
         else:
             enter = F.pad(enter, (0, press.shape[1] - 1), value=NEVER)
         if state % 2:
