@@ -35,7 +35,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ from trainlib.errors import OneLineParser, UserError, check_choice, check_divide
 from trainlib.figures import visualize_action_sequences, visualize_noise_comparison
 from trainlib.files import make_folder
 from trainlib.gesture_files import read_context, read_gestures, write_actions
-from trainlib.gestures import ACTION_DIM, GESTURE_TYPES, PRESSED, SEQ_LEN
+from trainlib.gestures import ACTION_DIM, PRESSED, SEQ_LEN
 from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of, options_of
 from trainlib.legendre import legendre_table
 from trainlib.loaders import all_sequences, batch_size_of
@@ -58,10 +57,11 @@ from trainlib.memory import memory_named
 from trainlib.metrics import (
     classify_gestures,
     compute_reconstruction_metrics,
+    generation_metrics,
     gesture_metrics,
-    has_one_press,
     mean_variance,
     recreation_rows,
+    recreation_summary,
 )
 from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_type_accuracy
 from trainlib.metrics import compute_spatial_accuracy as compute_spatial_accuracy
@@ -1159,15 +1159,6 @@ def validate(
     return scores, recreated
 
 
-def generation_metrics(samples: Tensor) -> dict[str, float]:
-    """Return the share of samples with exactly one press and of each type, and their shake."""
-    samples = tensors.gestures(samples, "samples")
-    types = classify_gestures(samples)
-    shares = {f"share_{n}": (types == i).float().mean() for i, n in enumerate(GESTURE_TYPES)}
-    shares["one_press"] = has_one_press(samples).float().mean()
-    return {k: float(v) for k, v in shares.items()} | {"shake": median_shake(samples.cpu())}
-
-
 def comprehensive_evaluation(
     model: nn.Module,
     scheduler: DDIMScheduler,
@@ -1185,15 +1176,7 @@ def comprehensive_evaluation(
     if len(x_0) == 0:
         raise UserError("no gesture of the test set has a press edge; nothing can be recreated")
     recreated = recreate(model, scheduler, x_0, num_inference_steps)
-    rows = recreation_rows(x_0, recreated, epoch=0)
-    results: dict[str, list] = {
-        "reconstruction_quality": ((x_0 - recreated) ** 2).mean(dim=(1, 2)).tolist(),
-        "action_timing_accuracy": [row["timing_accuracy"] for row in rows],
-        "spatial_accuracy": [row["spatial_accuracy"] for row in rows],
-        "gesture_type_preservation": [r["original_type"] == r["reconstructed_type"] for r in rows],
-    }
-    means = {f"{name}_mean": float(np.mean(v)) for name, v in results.items()}
-    return means | {f"{name}_std": float(np.std(v)) for name, v in results.items()}
+    return recreation_summary(x_0, recreated)
 
 
 # ----------------------------------------------------------------------------------------

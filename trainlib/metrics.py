@@ -6,11 +6,13 @@ gestures (or frames) exactly.
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trainlib import tensors
+from trainlib.contacts import median_shake
 from trainlib.gestures import GESTURE_TYPES, PRESSED, classify_moves
 
 FLOOR = 1e-8  # keeps ratios and logarithms finite
@@ -138,3 +140,26 @@ def has_one_press(x: Tensor) -> Tensor:
     """Tell which samples press exactly once; (B, L, C) → (B,) bool."""
     pressed = tensors.gestures(x, "x", least=0)[..., 2] > PRESSED
     return (F.pad(pressed.int(), (1, 0)).diff(dim=1) == 1).sum(dim=1) == 1
+
+
+def recreation_summary(x_0: Tensor, recreated: Tensor) -> dict[str, float]:
+    """Return the plan's `{name}_mean` and `{name}_std` over recreations, see METRICS.md."""
+    x_0, recreated = tensors.paired(x_0, recreated)
+    rows = recreation_rows(x_0, recreated, epoch=0)
+    results: dict[str, list] = {
+        "reconstruction_quality": ((x_0 - recreated) ** 2).mean(dim=(1, 2)).tolist(),
+        "action_timing_accuracy": [row["timing_accuracy"] for row in rows],
+        "spatial_accuracy": [row["spatial_accuracy"] for row in rows],
+        "gesture_type_preservation": [r["original_type"] == r["reconstructed_type"] for r in rows],
+    }
+    means = {f"{name}_mean": float(np.mean(v)) for name, v in results.items()}
+    return means | {f"{name}_std": float(np.std(v)) for name, v in results.items()}
+
+
+def generation_metrics(samples: Tensor) -> dict[str, float]:
+    """Return the share of samples with exactly one press and of each type, and their shake."""
+    samples = tensors.gestures(samples, "samples")
+    types = classify_gestures(samples)
+    shares = {f"share_{n}": (types == i).float().mean() for i, n in enumerate(GESTURE_TYPES)}
+    shares["one_press"] = has_one_press(samples).float().mean()
+    return {k: float(v) for k, v in shares.items()} | {"shake": median_shake(samples.cpu())}
