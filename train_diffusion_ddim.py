@@ -42,16 +42,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainlib import process, tensors
 from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
-from trainlib.contact_chain import contact_chain
+from trainlib.contact_chain import contact_chain, press_evidence
 from trainlib.contacts import median_shake
 from trainlib.data_gate import check_data
+from trainlib.data_rules import decided_by_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
 from trainlib.figures import visualize_action_sequences, visualize_noise_comparison
 from trainlib.files import make_folder
 from trainlib.gesture_files import read_context, read_gestures, write_actions
 from trainlib.gestures import ACTION_DIM, PRESSED, SEQ_LEN
 from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of, options_of
-from trainlib.legendre import legendre_table
+from trainlib.legendre import coefficients, legendre_table, mean_over
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
 from trainlib.metrics import (
@@ -74,10 +75,10 @@ from trainlib.summary import end_of_run, epoch_line, generation_line, log_keys
 Model = Callable[..., Tensor]  # model(x_t, t), perhaps with known, known_mask, context
 Index = int | Tensor  # one t for the batch, or (B,) int64
 
-STILL = 2e-4  # of the screen, a fifth of a pixel; less is no motion
+STILL = 5e-5  # of the screen, a twentieth of a pixel; less is no motion
 FLOOR = 1e-8  # keeps ratios and logarithms finite
 
-BETA_SCHEDULES = ("linear", "cosine")
+BETA_SCHEDULES = ("linear", "cosine", "edm")
 PREDICTION_TYPES = ("epsilon", "v", "x0")
 SPACINGS = ("trailing", "linspace", "log_sigma")
 SAMPLERS = ("ddim", "dpmpp")
@@ -103,7 +104,7 @@ class TrainConfig(Knobs):
     val_data_dir: str = flag("diffusion_test_data/val", "folder of *_actions.npy to validate on")
     seq_len: int = flag(SEQ_LEN, "frames per gesture in the files", low=3)
     allow_overlap: bool = flag(False, "allow gestures that are in both sets")
-    augment: bool = flag(True, "mirror, turn, reverse and shift the training gestures")
+    augment: bool | None = flag(None, "mirror, turn, reverse and shift the gestures")
     # denoiser
     d_model: int = flag(64, "width", low=1)
     num_layers: int = flag(3, "transformer blocks", low=1, high=10_000)
@@ -118,18 +119,19 @@ class TrainConfig(Knobs):
     context_dim: int = flag(0, "width of the goals in *_context.npy; 0 = none", low=0)
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2, high=1_000_000)
-    beta_schedule: str = flag("cosine", "noise schedule", choices=BETA_SCHEDULES)
+    beta_schedule: str = flag("edm", "noise schedule", choices=BETA_SCHEDULES)
     prediction_type: str = flag("x0", "what the net predicts", choices=PREDICTION_TYPES)
     balance_loss: bool = flag(True, "weigh noise levels and known frames by their running loss")
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
+    sigma_min: float | None = flag(None, "noise where log_sigma ends", low=1e-5, high=0.1)
     sampler: str = flag("dpmpp", "DDIM, or of second order: DPM-Solver++(2M)", choices=SAMPLERS)
     eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
     # optimisation
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
-    num_epochs: int = flag(36, "passes over the training set", low=1)
+    num_epochs: int = flag(30, "passes over the training set", low=1)
     lr: float = flag(3e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
     optimizer: str = flag("muon", "Muon for the blocks, or AdamW for all", choices=OPTIMIZERS)
     amp: bool = flag(False, "bf16 autocast in training; worth it where bf16 is native")
@@ -208,7 +210,7 @@ def augment(x_0: Tensor) -> Tensor:
 
     By coin flips x → 1 - x, y → 1 - y, x ↔ y and frames reversed; then the span from the first to
     the last pressed frame starts anywhere it fits. Generated gestures, zero while idle, have all
-    these symmetries; recordings of real screens do not: train those with --no-augment.
+    these symmetries; recordings of real screens do not.
     """
     B, L, _ = x_0.shape
     coin = torch.rand(B, 4, device=x_0.device) < 0.5
@@ -239,18 +241,20 @@ class DDIMScheduler(nn.Module):
     Args:
         num_timesteps: T, the number of noise levels, at least 2.
         beta_start, beta_end: of the linear schedule at T = 1000; any other T scales them.
-        beta_schedule: "linear" (DDPM, sec. 4) or "cosine" (arXiv:2102.09672, eq. 17).
+        beta_schedule: "linear" (DDPM, sec. 4), "cosine" (arXiv:2102.09672, eq. 17), or "edm": sigma
+            from 0.0003 to 40 as in arXiv:2206.00364, eq. 5, so that fine motion is learnt, too.
         prediction_type: what the model predicts: "epsilon", "v" (arXiv:2202.00512) or "x0".
         spacing: where N of the T indices lie: "trailing", "linspace" (named as in diffusers), or
-            "log_sigma": uniform in log sigma over SIGMA_RANGE, whose top is that of up to 10 steps
-            and grows with N above.
+            "log_sigma": uniform in log sigma from SIGMA_MAX, which is that of up to 10 steps and
+            grows with N above, to sigma_min.
+        sigma_min: where "log_sigma" ends, data units; what moves less is not told from rest.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
-    # It ends where it is plain what rests and what moves. Noise alone lacks the trace of a gesture
-    # that x_t has at any finite sigma, a bias that goes with 1/sigma: so with more steps the top
-    # grows with their number (docs/LOG.md).
-    SIGMA_RANGE = (12.0, 0.005)
+    # Noise alone lacks the trace of a gesture that x_t has at any finite sigma, a bias that goes
+    # with 1/sigma: so with more steps the top grows with their number (docs/LOG.md).
+    SIGMA_MAX = 12.0
+    EDM_SIGMAS, EDM_RHO = (3e-4, 40.0), 7
 
     def __init__(
         self,
@@ -261,6 +265,7 @@ class DDIMScheduler(nn.Module):
         beta_schedule: str = "linear",
         prediction_type: str = "epsilon",
         spacing: str = "trailing",
+        sigma_min: float = 0.005,
         clip_sample: bool = True,
     ) -> None:
         super().__init__()
@@ -272,11 +277,16 @@ class DDIMScheduler(nn.Module):
         beta_start, beta_end = (checked("beta", b, float, low=0) for b in (beta_start, beta_end))
         self.num_timesteps, self.prediction_type = num_timesteps, prediction_type
         self.beta_schedule, self.spacing, self.clip_sample = beta_schedule, spacing, clip_sample
+        self.sigma_min = checked("sigma_min", sigma_min, float, low=1e-6)
 
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         if beta_schedule == "linear":
             ramp = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
             betas = 1000 / num_timesteps * ramp
+        elif beta_schedule == "edm":
+            low, high = (sigma ** (1 / self.EDM_RHO) for sigma in self.EDM_SIGMAS)
+            sigma = torch.linspace(low, high, num_timesteps, dtype=torch.float64) ** self.EDM_RHO
+            betas = 1 - 1 / (1 + 4 * sigma**2) * F.pad(1 + 4 * sigma**2, (1, 0), value=1.0)[:-1]
         else:
             f = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = 1 - f[1:] / f[:-1]
@@ -326,8 +336,8 @@ class DDIMScheduler(nn.Module):
         elif self.spacing == "linspace":
             ts = [round((T - 1) * (1 - i / max(N - 1, 1))) for i in range(N)]
         else:
-            high = min(self.SIGMA_RANGE[0] * max(N, 10) / 10, self.sigma(T - 1))
-            low = min(self.SIGMA_RANGE[1], 0.1 * high)
+            high = min(self.SIGMA_MAX * max(N, 10) / 10, self.sigma(T - 1))
+            low = min(self.sigma_min, 0.1 * high)
             sigmas = [high * (low / high) ** (i / max(N - 1, 1)) for i in range(N)]
             ts = [self.timestep_at(sigma) for sigma in sigmas]
         if start_t is not None:
@@ -706,39 +716,43 @@ class ContactHead(nn.Module):
     """Read x_0 off the tokens and x_t: which frames are pressed, and each contact as one curve.
 
     Presses: every frame testifies by the likelihood of its noisy numbers, pressed against idle; a
-    chain of at most SLOTS contacts weighs all that together, so no contact falls apart. Where
-    noise leaves no trace of single frames, the tokens alone decide: ᾱ_t of the one, 1 - ᾱ_t of the
-    other.
+    chain of at most SLOTS contacts, which knows how long they last, weighs all that together, so
+    no contact falls apart. Where noise leaves no trace of single frames, the tokens alone decide:
+    ᾱ_t of the one, 1 - ᾱ_t of the other.
 
     Curves: a contact is a run of frames with P(press) > 1/2; its x and y are polynomials of time.
     In x_t their coefficients are those of x_0 in noise of variance (1 - ᾱ_t)/n, n frames. An MLP
     that reads them and the tokens says what they are in x_0: P(not 0) times an estimate,
-    preconditioned as EDM's network (arXiv:2206.00364, eq. 7), whose errors shrink with the noise.
-    None makes a curve shake. At noise below CERTAIN the likelier of 0 and not 0 is taken for true:
-    an average of two gestures is none.
+    preconditioned as EDM's network (arXiv:2206.00364, eq. 7) by a std that is predicted, too,
+    since a tap drifts by a hundredth of what a swipe moves. So errors shrink with the noise, and
+    none makes a curve shake. At the last step the likelier of 0 and not 0 is taken for true: an
+    average of two gestures is none.
     """
 
     DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
     SLOTS = 3  # contacts in a window
+    DURATION_RATE = 60.0  # at which durations are learnt, over that of other weights
     WIDTH = 64  # of the MLP
-    CERTAIN = 4e-4  # 1 - ᾱ_t, sigma = 0.01
-    STD = 0.6  # of x and y in model units
+    STD = 0.6  # of x and y in model units, the largest
 
     def __init__(
-        self, d_model: int, seq_len: int, patch_size: int, axes: int, alphas_cumprod: Tensor
+        self, d_model: int, seq_len: int, patch_size: int, axes: int, scheduler: DDIMScheduler
     ) -> None:
         super().__init__()
-        self.log_snr = nn.Buffer(torch.logit(alphas_cumprod.double()).float(), persistent=False)
+        sigmas = torch.tensor([scheduler.sigma(t) for t in range(scheduler.num_timesteps)])
+        self.log_snr = nn.Buffer(-2 * torch.log(2 * sigmas), persistent=False)
+        self.certain = (2 * 2 * scheduler.sigma_min) ** 2  # 1 - ᾱ_t at twice that sigma
         self.axes, self.patch_size, numbers = axes, patch_size, axes * self.DEGREES
         Linear = tensors.WideLinear
         self.frames = zero_init(Linear(d_model, 4 * patch_size))  # two log odds, down, up
         self.frames.bias.data.view(patch_size, 4)[:, 2:] = -3  # changes are rare
         self.window = zero_init(Linear(d_model, self.SLOTS + 1))  # how many contacts
+        self.durations = nn.Parameter(torch.zeros(seq_len))  # their log weights / DURATION_RATE
         self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
         self.from_tokens = Linear(d_model, self.WIDTH)
-        self.from_x_t = Linear(2 * numbers + 2, self.WIDTH)
+        self.from_x_t = Linear(3 * numbers + 2, self.WIDTH)
         self.hidden = Linear(self.WIDTH, self.WIDTH)
-        self.out = zero_init(Linear(self.WIDTH, 2 * numbers))
+        self.out = zero_init(Linear(self.WIDTH, 3 * numbers))
         self.out.bias.data[:numbers] = 3.0 - torch.arange(self.DEGREES).repeat(axes)  # near a line
         self.legendre = nn.Buffer(legendre_table(seq_len, self.DEGREES), persistent=False)
 
@@ -754,13 +768,16 @@ class ContactHead(nn.Module):
 
         tokens is (B, L/patch_size, D), all else as the denoiser's, but none of half precision.
         """
-        alpha_bar_t = torch.sigmoid(self.log_snr[t, None, None].to(x_t.dtype))
+        log_snr = self.log_snr[t, None, None].to(x_t.dtype)
+        alpha_bar_t = torch.sigmoid(log_snr)
         place = self.place(tokens).repeat_interleave(self.patch_size, dim=1)  # (B, L, axes)
         alone, own, down, up = self.frames(tokens).unflatten(2, (-1, 4)).flatten(1, 2).unbind(dim=2)
         own = own + press_evidence(x_t, place, alpha_bar_t)
         if known is not None and known_mask is not None:
             own = torch.where(known_mask, 30 * known[..., -1], own)
-        chained = contact_chain(own, down, up, self.window(tokens.mean(dim=1)))
+        chained = contact_chain(
+            own, down, up, self.window(tokens.mean(dim=1)), self.DURATION_RATE * self.durations
+        )
         log_odds = torch.lerp(alone, chained, alpha_bar_t[..., 0])
         member, basis = (x.to(x_t.dtype) for x in self.contacts(log_odds > 0))
 
@@ -768,7 +785,7 @@ class ContactHead(nn.Module):
         c_t = coefficients(mean, basis, x_t[..., :-1])
         per_token = mean.unflatten(2, (-1, self.patch_size)).sum(dim=3)
         seen, n = per_token @ self.from_tokens(tokens), member.sum(dim=1)[..., None].clamp(min=1)
-        c, gates = self.clean(c_t, seen, alpha_bar_t, n)
+        c, gates = self.clean(c_t, seen, log_snr, n)
 
         curve = ((member @ c).unflatten(2, (self.axes, -1)) * basis[:, :, None]).sum(dim=-1)
         xy = curve + place * (1 - member.sum(dim=2, keepdim=True))
@@ -788,45 +805,28 @@ class ContactHead(nn.Module):
         since = frame - torch.where(starts, frame, 0).cummax(dim=1).values
         return member, self.legendre[n, since]
 
-    def clean(
-        self, c_t: Tensor, seen: Tensor, alpha_bar_t: Tensor, n: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def clean(self, c_t: Tensor, seen: Tensor, log_snr: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate coefficients of x_0 from those of x_t, (B, SLOTS, axes * DEGREES); and gates."""
-        noise, signal = (1 - alpha_bar_t) / n, alpha_bar_t * self.STD**2
+        alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
+        noise = noise_t / n
+        c_in, by_noise = (alpha_bar_t * self.STD**2 + noise).rsqrt(), c_t / noise.sqrt()
+        features = [c_in * c_t, torch.asinh(by_noise), torch.log1p(by_noise**2)]
+        features = torch.cat([*features, n.log(), noise.log()], dim=-1)
+        hidden = self.hidden(F.silu(seen + self.from_x_t(features)))
+        gates, smaller, correction = self.out(F.silu(hidden)).chunk(3, dim=-1)
+        std = self.STD * torch.exp(-F.softplus(smaller - 3))
+        signal = alpha_bar_t * std**2
         c_in = (signal + noise).rsqrt()
-        c_skip, c_out = self.STD * signal.sqrt() * c_in**2, self.STD * noise.sqrt() * c_in
-        features = [c_in * c_t, torch.log1p(c_t**2 / noise), n.log(), noise.log()]
-        hidden = F.silu(seen + self.from_x_t(torch.cat(features, dim=-1)))
-        gates, correction = self.out(F.silu(self.hidden(hidden))).chunk(2, dim=-1)
-        share = torch.where(1 - alpha_bar_t < self.CERTAIN, gates > 0, torch.sigmoid(gates))
+        c_skip, c_out = std * signal.sqrt() * c_in**2, std * noise.sqrt() * c_in
+        share = torch.where(noise_t < self.certain, gates > 0, torch.sigmoid(gates))
         return share * (c_skip * c_t + c_out * correction), gates
-
-
-def press_evidence(x_t: Tensor, place: Tensor, alpha_bar_t: Tensor) -> Tensor:
-    """Return log p(x_t | pressed at `place`) - log p(x_t | idle) of each frame by itself, (B, L).
-
-    Gaussian noise around √ᾱ·(place, 1) or √ᾱ·(-1, ..., -1), of variance 1 - ᾱ, at least 0.01.
-    """
-    pressed = F.pad(place, (0, 1), value=1.0)
-    root, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).clamp(min=0.01)
-    return (root / noise * (pressed + 1) * (x_t - root / 2 * (pressed - 1))).sum(dim=-1)
-
-
-def mean_over(member: Tensor) -> Tensor:
-    """Return the matrix, (B, SLOTS, L), that averages over the frames of each contact."""
-    return member.mT / member.sum(dim=1)[..., None].clamp(min=1)
-
-
-def coefficients(mean: Tensor, basis: Tensor, xy: Tensor) -> Tensor:
-    """Project x and y, (B, L, axes), on each contact's polynomials; (B, SLOTS, axes * DEGREES)."""
-    return torch.cat([mean @ (x * basis) for x in xy.split(1, dim=-1)], dim=-1)
 
 
 class MinimalDiffusionTransformer(nn.Module):
     """The denoiser: a small bidirectional transformer over the frames of a gesture.
 
-    Options are those of TrainConfig, but for action_dim, C, and max_timesteps, T. beta_schedule is
-    the scheduler's, read with `contacts` only. The attention weights have no dropout.
+    Options are those of TrainConfig, but for action_dim, C, and max_timesteps, T. beta_schedule and
+    sigma_min are the scheduler's, read with `contacts` only. The attention weights have no dropout.
 
     With `contacts`, to predict x_0 of gestures that are zero while idle, its output is that of a
     ContactHead, else linear in the tokens.
@@ -848,6 +848,7 @@ class MinimalDiffusionTransformer(nn.Module):
         rotary: bool = False,
         contacts: bool = False,
         beta_schedule: str = "linear",
+        sigma_min: float = 0.005,
         known_frames: bool = False,
         context_dim: int = 0,
     ) -> None:
@@ -870,8 +871,8 @@ class MinimalDiffusionTransformer(nn.Module):
         sizes = d_model, nhead, dim_feedforward, dropout, rotary_tokens
         self.blocks = nn.ModuleList(block(*sizes) for _ in range(num_layers))
         if contacts:
-            table = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule).alphas_cumprod
-            head: Any = ContactHead(d_model, seq_len, patch_size, action_dim - 1, table)
+            levels = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule, sigma_min=sigma_min)
+            head: Any = ContactHead(d_model, seq_len, patch_size, action_dim - 1, levels)
         else:
             head = nn.Linear(d_model, action_dim * patch_size)
         self.output_projection = zero_init(head) if adaln and not contacts else head
@@ -1187,7 +1188,7 @@ def comprehensive_evaluation(
 
 WARMUP_STEPS = 200  # at most a tenth of the run
 GRAD_CLIP = 1.0  # largest gradient norm
-NUM_T_BINS = 20  # of sqrt(t), in which the loss is balanced
+NUM_T_BINS = 20  # of t, in which the loss is balanced
 DECISION_WEIGHT = 2.0  # of their cross-entropy, beside the squared error
 NUM_TASKS = (1 + len(KNOWN_STRATEGIES)) * NUM_T_BINS
 CONTEXT_DROPOUT = 0.1  # share of a batch that sees no context
@@ -1210,7 +1211,7 @@ class Drawn(NamedTuple):
     t: Tensor  # (B,) int64 in [0, T)
     eps: Tensor  # (B, L, C), N(0, 1)
     known_mask: Tensor  # (B, L) bool, the frames that are given
-    task: Tensor  # (B,) int64 in [0, NUM_TASKS): known-frame strategy and bin of sqrt(t)
+    task: Tensor  # (B,) int64 in [0, NUM_TASKS): known-frame strategy and bin of t
     context: Tensor | None  # (B, D_context); a row of zeros is no goal
 
 
@@ -1224,8 +1225,7 @@ def draw(x_0: Tensor, T: int, known_share: float, context: Tensor | None = None)
     known_mask, strategy = draw_known_mask(x_0, known_share)
     if context is not None:
         context = context * (torch.rand(B, 1, device=device) >= CONTEXT_DROPOUT)
-    t_bin = (NUM_T_BINS * (t / T) ** 0.5).long()  # narrow where noise is low
-    return Drawn(t, eps, known_mask, strategy * NUM_T_BINS + t_bin, context)
+    return Drawn(t, eps, known_mask, strategy * NUM_T_BINS + NUM_T_BINS * t // T, context)
 
 
 def per_sample_loss(
@@ -1403,6 +1403,7 @@ def train_loop(
     """
     options = getattr(model, "options", {}) | getattr(scheduler, "options", {})
     config = replace(config, **{k: v for k, v in options.items() if hasattr(config, k)})
+    config = decided_by_data(config, x_train.numpy())
     check_data(x_train.numpy(), x_val.numpy(), config)
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs, NUM_TASKS)
@@ -1458,11 +1459,12 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
     device = process.pick_device(config.device)
     asked_wandb_mode(config.wandb_mode)  # refused before any data is read
     process.join_processes(device)
-    torch.manual_seed(config.seed)
-    model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
     folders = config.data_dir, config.val_data_dir
     sets = (DiffusionActionDataset(folder, config.seq_len).sequences for folder in folders)
     x_train, x_val = map(torch.from_numpy, sets)
+    config = decided_by_data(config, x_train.numpy())
+    torch.manual_seed(config.seed)
+    model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
     context = None
     if config.context_dim:
         goals = read_context(config.data_dir, len(x_train), config.context_dim)

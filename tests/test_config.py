@@ -18,6 +18,7 @@ from conftest import ROOT, SCRIPT, as_flags, python
 import train_diffusion_ddim as tdd
 from train_diffusion_ddim import TrainConfig, parse_args
 from trainlib.errors import UserError
+from trainlib.knobs import kind_of
 from trainlib.process import pick_device
 
 EXTRA_FLAGS = {
@@ -60,11 +61,12 @@ def test_flags_are_the_fields(capsys):
 
 
 def test_every_field_has_help_and_survives_the_command_line():
-    given = vars(parse_args(as_flags(**asdict(TrainConfig()))))
-    assert TrainConfig(**given) == TrainConfig()
+    config = TrainConfig(augment=True, sigma_min=0.01)  # by default these are None, by the data
+    given = vars(parse_args(as_flags(**asdict(config))))
+    assert TrainConfig(**given) == config
     for f in fields(TrainConfig):
         assert f.metadata["help"], f.name
-        assert type(given[f.name]) is f.type, f.name
+        assert type(given[f.name]) is kind_of(f), f.name
 
 
 def test_absent_flags_are_absent():
@@ -122,7 +124,7 @@ def test_bad_values_are_one_line_before_any_data_is_read(refused, tmp_path, opti
     ("argv", "words"),
     [
         (["--num_inference_steps", "11", "--num_timesteps", "10"], ["11", "10"]),
-        (["--context_dim", "2"], ["--no-augment"]),
+        (["--context_dim", "2", "--augment"], ["--no-augment"]),
         (["--contacts", "--prediction_type", "v"], ["--contacts", "got v", "--no-contacts"]),
         (["--d_model", "32", "--nhead", "5"], ["--nhead", "32", "5"]),
         (["--unknown", "1"], ["--unknown"]),

@@ -25,9 +25,8 @@ from train_diffusion_ddim import (
     TimestepEmbedding,
     meet_known,
     nearest_known,
-    press_evidence,
 )
-from trainlib.contact_chain import contact_chain
+from trainlib.contact_chain import memoryless_chain, press_evidence
 from trainlib.errors import UserError
 from trainlib.state import TrainState
 
@@ -265,13 +264,14 @@ def test_adaln_starts_as_zero_and_every_block_as_the_identity():
 ALPHA_BAR = tdd.DDIMScheduler(beta_schedule="cosine").alphas_cumprod
 
 
-def contact_head(gates, length=L):
-    """A head that reads nothing of the tokens; gates by degree, no correction."""
+def contact_head(gates, length=L, smaller=-30.0):
+    """A head that reads nothing of the tokens; gates by degree, no correction, std at most STD."""
     model = build(contacts=True, patch_size=5, seq_len=length, beta_schedule="cosine")
     head = model.output_projection
     for layer in (head.frames, head.out):
         nn.init.zeros_(layer.bias)
     head.out.bias.data[:16] = torch.tensor(gates).repeat(2)
+    head.out.bias.data[16:32] = smaller
     return head
 
 
@@ -316,13 +316,15 @@ def test_closed_gates_leave_the_least_squares_fit(degree):
         assert np.abs(np.diff(output[0, 3:17, axis], degree + 1)).max() < 1e-6  # nothing shakes
 
 
-def test_the_shrinkage_is_that_of_a_gaussian_prior():
-    """Open gates, no correction: E[c | c_t] of c ~ N(0, STD²) in noise of variance (1 - ᾱ)/n."""
+@pytest.mark.parametrize("std", [0.6, 0.06])
+def test_the_shrinkage_is_that_of_a_gaussian_prior(std):
+    """Open gates, no correction: E[c | c_t] of c ~ N(0, std²) in noise of variance (1 - ᾱ)/n."""
     t, n = 300, 10
+    smaller = 3 + math.log(0.6 / std - 1 + 1e-9)  # std = STD·exp(-softplus(smaller - 3))
     x_t = curves((0, [0.4], [-0.2], n))
     x_t[..., 2] *= 100  # pressed beyond doubt
-    output, _ = draw_contacts(contact_head([30.0] * 8), x_t, t)
-    a, variance = ALPHA_BAR[t].item(), 0.6**2
+    output, _ = draw_contacts(contact_head([30.0] * 8, smaller=smaller), x_t, t)
+    a, variance = ALPHA_BAR[t].item(), std**2
     gain = a**0.5 * variance / (a * variance + (1 - a) / n)
     expected = torch.tensor([0.4, -0.2]) * gain
     torch.testing.assert_close(output[0, :n, :2], expected.expand(n, 2), atol=1e-4, rtol=1e-4)
@@ -345,7 +347,7 @@ def test_at_low_noise_the_chain_decides_and_at_high_noise_the_tokens():
         log_odds, a = draw_contacts(head, x_t, t)[1].log_odds, ALPHA_BAR[t]
         flat = torch.zeros(2, L)
         own = press_evidence(x_t, torch.zeros(2, L, 2), a.expand(2, 1, 1))
-        chained = contact_chain(own, flat, flat, torch.zeros(2, 4))
+        chained = memoryless_chain(own, flat, flat, torch.zeros(2, 4))
         torch.testing.assert_close(log_odds, (1 - a) * 7 + a * chained, atol=1e-3, rtol=1e-4)
 
 

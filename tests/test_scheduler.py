@@ -37,9 +37,13 @@ SHAPE = tuple(X_0.shape)
 
 
 def numpy_alpha_bar(schedule, num_timesteps):
-    """ᾱ from the papers: DDPM sec. 4 with betas scaled by 1000/T; 2102.09672 eq. 17."""
+    """ᾱ from the papers: DDPM sec. 4, betas times 1000/T; 2102.09672 eq. 17; 2206.00364 eq. 5."""
     if schedule == "linear":
         betas = np.linspace(1e-4, 2e-2, num_timesteps) * 1000 / num_timesteps
+    elif schedule == "edm":  # their i counts from the noisiest, sigma_max = 40
+        i, low, high = np.arange(num_timesteps)[::-1], 3e-4 ** (1 / 7), 40 ** (1 / 7)
+        sigma = (high + i / (num_timesteps - 1) * (low - high)) ** 7
+        betas = 1 - np.append(1, 1 + 4 * sigma[:-1] ** 2) / (1 + 4 * sigma**2)
     else:
         f = [math.cos((i / num_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(10**4)]
         betas = np.array([1 - f[i + 1] / f[i] for i in range(num_timesteps)])
@@ -114,9 +118,9 @@ def test_alpha_bar_is_the_papers(schedule, num_timesteps):
 @pytest.mark.parametrize("num_timesteps", [2, 10, 50, 100, 250, 1000, 4000])
 def test_every_t_ends_in_noise(schedule, num_timesteps):
     scheduler = DDIMScheduler(num_timesteps, beta_schedule=schedule)
-    bar = scheduler.alphas_cumprod
-    assert 0 < bar[-1] < 1e-3
-    assert (bar.diff() < 0).all() and (scheduler.betas > 0).all() and (scheduler.betas < 1).all()
+    bar = np.array([scheduler.alpha_bar(t) for t in range(num_timesteps)])
+    assert 0 < bar[-1] < 1e-3 and 0 < scheduler.alphas_cumprod[-1] < 1e-3
+    assert (np.diff(bar) < 0).all() and (scheduler.betas > 0).all() and (scheduler.betas < 1).all()
 
 
 def test_index_minus_one_is_x_0():
@@ -180,9 +184,9 @@ def test_spacings_by_definition():
     assert ts(4, "linspace") == [999, 666, 333, 0]
     scheduler = DDIMScheduler(1000, spacing="log_sigma")
     sigmas = [scheduler.sigma(t) for t in ts(5, "log_sigma")]
-    expected = np.geomspace(*scheduler.SIGMA_RANGE, 5)
+    high, low = scheduler.SIGMA_MAX, scheduler.sigma_min
+    expected = np.geomspace(high, low, 5)
     np.testing.assert_allclose(sigmas, expected, rtol=0.03)  # the grid of t is that coarse
-    high, low = scheduler.SIGMA_RANGE
     sigmas = [scheduler.sigma(t) for t in ts(20, "log_sigma")]
     # at low noise the grid of t is coarser than the steps
     np.testing.assert_allclose(sigmas, np.geomspace(2 * high, low, 20), rtol=0.15)
@@ -714,7 +718,7 @@ def test_dpmpp_agrees_with_diffusers(
         **clipping,
     )
     peer.set_timesteps(timesteps=[t for t, _ in scheduler.timestep_pairs(num)])
-    bars = torch.tensor([scheduler.alpha_bar(int(t)) for t in peer.timesteps]).double()
+    bars = torch.tensor([scheduler.alpha_bar(int(t)) for t in peer.timesteps], dtype=torch.double)
     peer.sigmas = torch.cat([((1 - bars) / bars).sqrt(), torch.zeros(1).double()])
     x = x_T = noise(29)
     double, z = copy.deepcopy(network).double(), seeded(30)

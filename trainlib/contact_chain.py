@@ -7,7 +7,45 @@ from torch import Tensor
 NEVER = -1e6  # log weight of what cannot be
 
 
-def contact_chain(log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> Tensor:
+def press_evidence(x_t: Tensor, place: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """Return log p(x_t | pressed at `place`) - log p(x_t | idle) of each frame by itself, (B, L).
+
+    Gaussian noise around √ᾱ·(place, 1) or √ᾱ·(-1, ..., -1), of variance 1 - ᾱ, at least 0.01.
+    """
+    pressed = F.pad(place, (0, 1), value=1.0)
+    root, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).clamp(min=0.01)
+    return (root / noise * (pressed + 1) * (x_t - root / 2 * (pressed - 1))).sum(dim=-1)
+
+
+def contact_chain(
+    log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor, durations: Tensor
+) -> Tensor:
+    """Return the posterior log odds of a press, (B, L), knowing how long contacts last.
+
+    A chain without memory is asked first. Where it finds touch-downs, lift-offs so many frames
+    later get the log weight of that duration, and the other way round; then it is asked again.
+    Exact where the first answer is certain of one end. No gradient passes through the first.
+
+    Args:
+        log_odds: as in `memoryless_chain`; so are down, up and count.
+        down: a touch-down.
+        up: a lift-off.
+        count: how many contacts.
+        durations: log weight of 0, 1, ... L - 1 frames from touch-down to lift-off, (L,). A
+            contact that the window cuts off has none.
+    """
+    L = len(durations)
+    frame = torch.arange(L, device=durations.device)
+    lag = frame - frame[:, None]  # (touch-down, lift-off)
+    is_whole = (frame[:, None] > 0) & (lag > 0)
+    weight = torch.where(is_whole, durations[lag.clamp(min=0)], 0)
+    with torch.no_grad():
+        change = memoryless_chain(log_odds, down, up, count).sigmoid().diff(dim=1)
+        downs, ups = (F.pad(x.clamp(min=0), (1, 0)) for x in (change, -change))
+    return memoryless_chain(log_odds, down + ups @ weight.T, up + downs @ weight, count)
+
+
+def memoryless_chain(log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> Tensor:
     """Return the posterior log odds of a press, (B, L), of at most K contacts in a window.
 
     The marginals of a hidden Markov chain from left to right, by forward-backward; each of the

@@ -13,9 +13,9 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 from trainlib.errors import UserError, check_choice
 
@@ -36,10 +36,18 @@ class Knobs:
     """
 
     def __post_init__(self) -> None:
-        """Convert and check every field."""
+        """Convert and check every field; one whose default is None may stay undecided."""
         for f in fields(self):
-            value = checked(f"--{f.name}", getattr(self, f.name), f.type, **f.metadata)
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None:
+                value = checked(f"--{f.name}", value, kind_of(f), **f.metadata)
             object.__setattr__(self, f.name, value)
+
+
+def kind_of(f: Field) -> Any:
+    """Return the type of a field, K of one declared as K | None."""
+    kinds = [kind for kind in get_args(f.type) if kind is not type(None)]
+    return kinds[0] if kinds else f.type
 
 
 def checked(name: str, value: Any, kind: Any, **limits: Any) -> Any:
@@ -101,11 +109,12 @@ def check_range(
 def add_flags(parser: Any, config: type[Knobs]) -> None:
     """Add a flag for each field; those not given are absent if the parser has SUPPRESS."""
     for f in fields(config):
-        options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {f.default})"}
-        if f.type is bool:
+        default, kind = "by the data" if f.default is None else f.default, kind_of(f)
+        options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {default})"}
+        if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": f.type, "choices": f.metadata.get("choices")}
+            options |= {"type": kind, "choices": f.metadata.get("choices")}
         parser.add_argument(f"--{f.name}", **options)
 
 
@@ -120,9 +129,9 @@ def options_of(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def knobs_of(constructor: Callable[..., Any], config: Any) -> dict[str, Any]:
-    """Return the fields of `config` that have the name of an argument of `constructor`."""
-    names = inspect.signature(constructor).parameters
-    return {name: value for name, value in asdict(config).items() if name in names}
+    """Return the decided fields of `config` that have the name of an argument of `constructor`."""
+    names, given = inspect.signature(constructor).parameters, asdict(config)
+    return {k: value for k, value in given.items() if k in names and value is not None}
 
 
 def changed(saved: Any, given: dict[str, Any], fixed: Iterable[str], path: Any) -> Any:

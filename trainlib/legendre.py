@@ -1,4 +1,4 @@
-"""Orthogonal polynomials on evenly spaced points."""
+"""Orthogonal polynomials on evenly spaced points, and what contacts are in them."""
 
 import torch
 from torch import Tensor
@@ -23,3 +23,19 @@ def legendre_table(max_n: int, degrees: int) -> Tensor:
         before, last = last, torch.where(n > k, rest / root.clamp(min=FLOOR), 0)
         table.append(last)
     return torch.where((i < n)[..., None], torch.stack(table, dim=-1), 0).float()
+
+
+def mean_over(member: Tensor) -> Tensor:
+    """Return the matrix, (B, S, L), that averages over the frames of each contact.
+
+    member is 1 where a frame is of a contact, (B, L, S).
+    """
+    return member.mT / member.sum(dim=1)[..., None].clamp(min=1)
+
+
+def coefficients(mean: Tensor, basis: Tensor, xy: Tensor) -> Tensor:
+    """Project x and y, (B, L, axes), on each contact's polynomials; (B, S, axes * degrees).
+
+    mean is `mean_over` of the contacts, basis the polynomials of each frame's, (B, L, degrees).
+    """
+    return torch.cat([mean @ (x * basis) for x in xy.split(1, dim=-1)], dim=-1)

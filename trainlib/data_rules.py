@@ -1,0 +1,52 @@
+"""Options that the training set decides, each by a rule that is printed."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trainlib.contacts import contacts_of
+from trainlib.errors import say
+from trainlib.process import process_rank
+
+SEEN = 2000  # gestures that are looked at
+SAME = 1e-6  # less than this is rounding
+FINEST, COARSEST = 3e-4, 5e-3  # sigma_min, data units
+
+
+def decided_by_data(config: Any, x_train: np.ndarray) -> Any:
+    """Decide what is None in a config: augment and sigma_min; return it, and print why.
+
+        augment     on, if at least half of the swipes are parallel to an axis: generated gestures
+                    have the symmetries that it draws from, people's have not
+        sigma_min   a tenth of the 10th percentile of motions, in [FINEST, COARSEST]. A motion is
+                    how far a contact reaches along an axis that it does not rest on
+
+    Args:
+        config: with these options, and context_dim.
+        x_train: (N, L, 3), data units.
+    """
+    if config.augment is not None and config.sigma_min is not None:
+        return config
+    contacts = contacts_of(x_train[:: max(1, len(x_train) // SEEN)])
+    reach = np.array([np.ptp(contact.xy, axis=0) for contact in contacts]).reshape(-1, 2)
+    swipes = reach[[contact.moves for contact in contacts]]
+    why = []
+    if config.augment is None:
+        parallel = float((swipes.min(axis=1) < SAME).mean()) if len(swipes) else 0.0
+        augment = parallel >= 0.5 and not config.context_dim
+        config = replace(config, augment=augment)
+        cause = f"{parallel:.0%} of the swipes are parallel to an axis"
+        if parallel >= 0.5 and not augment:
+            cause = "a mirrored gesture has no goal"
+        why.append(f"augmentation {'on' if augment else 'off'}: {cause}")
+    if config.sigma_min is None:
+        motions = reach[reach > SAME]
+        smallest = float(np.quantile(motions, 0.1)) if len(motions) else 10 * COARSEST
+        sigma_min = float(f"{min(max(smallest / 10, FINEST), COARSEST):.2g}")
+        config = replace(config, sigma_min=sigma_min)
+        cause = f"a tenth of the motions are below {smallest:.2g} of the screen"
+        why.append(f"the steps end at sigma {sigma_min:g}: {cause}")
+    if process_rank()[0] == 0:
+        say("\n".join(why))
+    return config
