@@ -3,10 +3,11 @@
     python -m augmentation.import_touch games.jsonl.xz --output_dir data/games \\
         --user_pattern '(\\d+)$' --val_users 5,10,15,20,25
 
-writes data/games/train and data/games/val; docs/RECORDINGS.md shows the way from a phone. Nothing
-is left out in silence: what is refused is counted by reason, on the terminal and in each
-dataset.json. Exit code 0 done, 1 the disk or the machine failed, 2 bad input, 130 Ctrl-C; every
-failure is one line on stderr.
+writes data/games/train and data/games/val, and with --held_out also data/games/held_out: windows of
+the people trained on that the model does not see, which the realism test needs. docs/RECORDINGS.md
+shows the way from a phone. Nothing is left out in silence: what is refused is counted by reason, on
+the terminal and in each dataset.json. Exit code 0 done, 1 the disk or the machine failed, 2 bad
+input, 130 Ctrl-C; every failure is one line on stderr.
 """
 
 import argparse
@@ -47,6 +48,7 @@ from trainlib.knobs import Knobs, add_flags, as_type, flag
 from trainlib.memory import memory_named
 
 SPLITS = ("train", "val")
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,10 @@ class ImportOptions(Knobs):
     user_pattern: str = flag("", "regular expression; its group is the user in a session's name")
     val_users: str = flag("", "users to validate on, a,b,c; sessions without --user_pattern")
     val_share: float = flag(0.2, "of the users to validate on, if none are listed", low=0, high=0.9)
+    held_out: float = flag(
+        0.0, "share of the training users' windows to keep out of training, for the realism test",
+        low=0, high=0.9,
+    )  # fmt: skip
     screen: str = flag("", "WIDTHxHEIGHT in the file's units, where no getevent -p describes it")
     y_axis: str = flag("down", "where y grows", choices=("down", "up"))
     rotate: str = flag("0", "turn clockwise, degrees", choices=("0", "90", "180", "270"))
@@ -74,7 +80,7 @@ class ImportOptions(Knobs):
     report_rate: float = flag(0.0, "Hz, of a getevent log without times; 0 = it has times", low=0)
     sequence_length: int = flag(SEQ_LEN, "frames per window, at 500 Hz", low=1)
     sequences_per_file: int = flag(1000, "windows per file; the last may hold fewer", low=1)
-    seed: int = flag(0, "draws onsets, phases and --val_share", low=0, high=2**63 - 1)
+    seed: int = flag(0, "draws onsets, phases, --val_share and --held_out", low=0, high=2**63 - 1)
 
     def __post_init__(self) -> None:
         """Convert and check."""
@@ -95,7 +101,7 @@ class ImportOptions(Knobs):
 
 
 class Part(NamedTuple):
-    """The windows of one of the two sets, and what the manifest says of them.
+    """The windows of one of the sets, and what the manifest says of them.
 
     Attributes:
         windows: to render.
@@ -115,7 +121,7 @@ def import_touch(
     progress: bool = False,
     **options: Any,
 ) -> list[GeneratedDataset]:
-    """Write the data sets output_dir/train and output_dir/val of recorded touch.
+    """Write the data sets train, val and held_out of recorded touch into output_dir.
 
     Args:
         sources: paths of the files.
@@ -125,7 +131,8 @@ def import_touch(
         options: of ImportOptions.
 
     Returns:
-        The folders and their manifests; no val if nobody is to be validated on.
+        The folders and their manifests; no val if nobody is to be validated on, no held_out if
+        nothing is to be kept out of training.
 
     Raises:
         UserError: an option or a file is bad, nothing is left, or a folder is in use.
@@ -189,16 +196,17 @@ def read_recording(paths: Sequence[Path], options: ImportOptions) -> Recording:
 
 
 def split_and_cut(recording: Recording, options: ImportOptions) -> dict[str, Part]:
-    """Return the parts by name, train and val; no user, or session of unknown users, is in both.
+    """Return the parts by name: train, val and held_out, of which the last two may be missing.
 
+    No user, or session of unknown users, is in both train and val; no contact in two of them.
     UserError if one would be empty.
     """
     sessions = [*recording.frames, *(stroke.session for stroke in recording.strokes)]
     users = users_of(dict.fromkeys(sessions), options.user_pattern)
-    held_out = users_to_validate_on(sorted(set(users.values())), options)
+    val_users = users_to_validate_on(sorted(set(users.values())), options)
     parts = {}
-    for split in SPLITS if held_out else SPLITS[:1]:
-        of_split = {s: u for s, u in users.items() if (u in held_out) == (split == "val")}
+    for split in SPLITS if val_users else SPLITS[:1]:
+        of_split = {s: u for s, u in users.items() if (u in val_users) == (split == "val")}
         strokes = [stroke for stroke in recording.strokes if stroke.session in of_split]
         frames = {name: num for name, num in recording.frames.items() if name in of_split}
         windows, refused = cut(strokes, frames, options, options.generator(split))
@@ -209,10 +217,47 @@ def split_and_cut(recording: Recording, options: ImportOptions) -> dict[str, Par
         notes = {
             "users": sorted(set(of_split.values())) if options.user_pattern else [],
             "sessions": len(of_split),
-            "contacts": len({id(stroke) for window in windows for stroke in window.strokes}),
+            "contacts": _num_contacts(windows),
             "assumed": [*recording.notes],
             "refused": {"lines": recording.refused, **refused},
         }
+        parts[split] = Part(windows, notes)
+    if options.held_out:
+        parts |= keep_out(parts["train"], options.held_out, options.generator(HELD_OUT))
+    return parts
+
+
+def _num_contacts(windows: Iterable[Window]) -> int:
+    return len({id(stroke) for window in windows for stroke in window.strokes})
+
+
+def keep_out(train: Part, share: float, rng: np.random.Generator) -> dict[str, Part]:
+    """Divide training windows at random into train and held_out; no contact is in both.
+
+    Windows that a contact joins stay together. They are drawn, not whole sessions: a session that
+    nobody trained on differs from the others as another user's does, so a classifier would tell
+    the real windows of the one from those of the other.
+
+    UserError if one would be empty.
+    """
+    runs: list[list[Window]] = []
+    for window in train.windows:
+        joined = runs and {*map(id, window.strokes)} & {*map(id, runs[-1][-1].strokes)}
+        if joined:
+            runs[-1].append(window)
+        else:
+            runs.append([window])
+    num = max(1, round(share * len(runs)))
+    if num == len(runs):
+        raise UserError(f"--held_out {share} leaves nothing to train on; give more files")
+    drawn = set(rng.permutation(len(runs))[:num].tolist())
+    parts = {}
+    for split in ("train", HELD_OUT):
+        chosen = [run for i, run in enumerate(runs) if (i in drawn) == (split == HELD_OUT)]
+        windows = [window for run in chosen for window in run]
+        notes = {**train.notes, "contacts": _num_contacts(windows)}
+        if split == HELD_OUT:  # what was refused is counted once, with train
+            notes["refused"] = {kind: Counter() for kind in notes["refused"]}
         parts[split] = Part(windows, notes)
     return parts
 
@@ -297,7 +342,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("sources", nargs="+", metavar="FILE", help="recorded touch")
-    parser.add_argument("--output_dir", required=True, help="folder of train/ and val/ to write")
+    text = "folder of train/, val/ and held_out/ to write"
+    parser.add_argument("--output_dir", required=True, help=text)
     add_flags(parser, ImportOptions)
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --output_dir")
     return parser.parse_args(argv)
@@ -315,7 +361,7 @@ def _import(options: argparse.Namespace) -> None:
         )
         say(f"{said['split'] + ':':9} {_num(said['count'], 'window')} with {what}")
         say(f"{'':9} {dataset.folder}, {'written' if dataset.written else 'already complete'}")
-    if len(made) > 1 and not manifests[0]["users"]:
+    if not manifests[0]["users"] and any(said["split"] == "val" for said in manifests):
         say("split:    by session; --user_pattern keeps each user in one of the two")
     for assumption in manifests[0]["assumed"]:
         say(f"assumed:  {assumption}")

@@ -13,6 +13,7 @@ What the protocols share:
     samples         generated gestures against the exact prior and against real ones
     events          contacts as a touch screen reports them; classifier, KS distance
     controls        trivial answers, and interpolation, the limit of keyframes
+    recorded        gestures of an unknown distribution: what is judged, and the first screen
     family          the family of gestures that the prior describes; validity
     bayes           the Bayes oracle: posterior mean, MMSE, exact-score DDIM
     touch_down      the exact posterior given the touch-down

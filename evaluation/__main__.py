@@ -9,17 +9,19 @@ What is asked of the model: evaluation/protocols/. What a file holds: evaluation
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evaluation import page, report
+from evaluation import page, recorded, report
 from evaluation.controls import untrained_model
-from evaluation.criteria import CRITERIA, headlines, judge, summarise
+from evaluation.criteria import OTHER, STRAIGHT, headlines, judge, limits_of, summarise
 from evaluation.family import is_linear_gesture, read_prior, read_recipe
 from evaluation.protocol import Section, Subject
 from evaluation.protocols import PROTOCOLS
+from evaluation.recorded import read_recorded
 from evaluation.replay import make_replay
 from train_diffusion_ddim import DiffusionActionDataset, has_press_edge, load_model
 from trainlib.checkpoint import load_checkpoint, newest_checkpoint
@@ -67,11 +69,16 @@ def load_subject(args: argparse.Namespace) -> Subject:
     args.data_dir = args.data_dir or config.val_data_dir
     args.train_data_dir = args.train_data_dir or config.data_dir
     num = QUICK_GESTURES if args.quick else None
-    x_val = DiffusionActionDataset(args.data_dir, config.seq_len).sequences[:num]
+    sequences = DiffusionActionDataset(args.data_dir, config.seq_len).sequences
     if not Path(args.train_data_dir).is_dir():
         raise UserError(f"no training data in {args.train_data_dir}; set --train_data_dir")
     x_train = DiffusionActionDataset(args.train_data_dir, config.seq_len).sequences
-    x_0 = torch.from_numpy(x_val).to(device)
+    prior = read_prior(args.data_dir, torch.from_numpy(sequences))
+    x_val, unseen, others, args.about_data = sequences[:num], None, None, ""
+    if prior is None:
+        given = args.data_dir, args.train_data_dir, num
+        x_val, unseen, others, args.about_data = read_recorded(sequences, *given)
+    on_device = [None if x is None else torch.from_numpy(x).to(device) for x in (unseen, others)]
     folder = make_folder(args.output_dir or checkpoint.parent / "report")
     return Subject(
         checkpoint=checkpoint,
@@ -82,10 +89,12 @@ def load_subject(args: argparse.Namespace) -> Subject:
         scheduler=scheduler,
         config=config,
         sampling=config.sampling | {"num_inference_steps": args.num_inference_steps},
-        x_val=x_0,
+        x_val=torch.from_numpy(x_val).to(device),
         x_train=torch.from_numpy(x_train).to(device),
-        prior=read_prior(args.data_dir, x_0),
-        recipe=read_recipe(args.data_dir, config.seq_len),
+        prior=prior,
+        recipe=read_recipe(args.data_dir, config.seq_len) if prior else None,
+        x_unseen=on_device[0],
+        x_others=on_device[1],
     )
 
 
@@ -100,6 +109,7 @@ def describe(args: argparse.Namespace, argv: list[str], s: Subject) -> dict[str,
         "train_data_dir": args.train_data_dir,
         "validation_sequences": len(s.x_val),
         "sequences_without_edge": int((~has_press_edge(s.x_val)).sum()),
+        "distribution": "known, straight" if s.prior else "not known",
         "sequences_outside_the_oracles_family": int((~is_linear_gesture(s.x_val)).sum()),
         "sampling": s.sampling | {"spacing": s.config.spacing},
         "quick": args.quick,
@@ -112,7 +122,7 @@ def run_protocols(
     s: Subject, *, quick: bool, only: Sequence[str] | None = None
 ) -> tuple[list[Section], dict[str, float]]:
     """Run every protocol, or `only` some; return what they found, and the seconds each took."""
-    if not len(s.linear):
+    if s.prior and not len(s.linear):
         say(
             "note: no gesture is of the family that the Bayes oracle knows; its limits are left out"
         )
@@ -123,6 +133,8 @@ def run_protocols(
             continue
         passed = timer(s.x_val.device)
         sections += protocol.run(s, **(protocol.quick if quick else protocol.full))
+        if s.prior is None:
+            sections = [replace(x, limits=limits_of(OTHER, x.limits)) for x in sections]
         seconds[protocol.name] = round(passed(), 1)
         say(f"{protocol.name:12} {seconds[protocol.name]:6.1f} s")
     return sections, seconds
@@ -140,15 +152,23 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     sections, seconds = run_protocols(s, quick=args.quick, only=args.only)
     tables = {section.name: section.table for section in sections}
     settings = {section.name: section.judged for section in sections}
-    verdicts, rows = judge(tables, settings), headlines(tables, settings)
-    summary = summarise(verdicts, rows)
+    data = STRAIGHT if s.prior else OTHER
+    verdicts, rows = judge(tables, settings, data=data), headlines(tables, settings, data)
+    if s.prior:
+        summary = summarise(verdicts, rows)
+    else:
+        summary = recorded.summarise(args.about_data, tables, settings)
     if args.only:
+        total = len(verdicts)
         verdicts = [v for v in verdicts if v.criterion.table in tables]
-        summary = [f"Only {', '.join(args.only)}: {len(verdicts)} of {len(CRITERIA)} criteria."]
+        only = f"Only {', '.join(args.only)}: {len(verdicts)} of {total} criteria."
+        summary = [only, args.about_data] if args.about_data else [only]
     if args.quick:
         summary.append(f"A quick look at {len(s.x_val)} gestures: the intervals are wide.")
     epoch = load_checkpoint(s.checkpoint)["epoch"]
-    recreations = recreation_rows(s.x_val, s.recreated, epoch)
+    rows_shown = has_press_edge(s.x_val) | (s.prior is not None)  # without an edge nothing is given
+    paired = s.x_val[rows_shown], s.recreated[rows_shown]
+    recreations = recreation_rows(*paired, epoch) if rows_shown.any() else []
     replay = make_replay(s.model, s.scheduler, s.x_val, s.recreated, s.sampling)
     times = {"seconds": seconds, "wall_s": round(passed(), 1)}
     about = describe(args, argv, s) | times

@@ -26,6 +26,7 @@ from evaluation.controls import interpolation, nearest, random_training_item
 from evaluation.criteria import PLAN_LINES
 from evaluation.estimates import Estimate, FloatArray, Table, bootstrap
 from evaluation.family import deviations, is_linear_gesture, read_prior, validity
+from evaluation.recorded import choose_windows
 from evaluation.report import describe_run
 from evaluation.rivals import (
     LATENT_DIM,
@@ -34,7 +35,7 @@ from evaluation.rivals import (
     reconstruct,
     train_or_load,
 )
-from evaluation.samples import type_scores
+from evaluation.samples import type_scores, type_shares
 from evaluation.scores import add_noise, bayes_mean, measure_latencies, score_recreations
 from evaluation.touch_down import posterior_mean_gesture
 from train_diffusion_ddim import (
@@ -54,6 +55,7 @@ from train_diffusion_ddim import (
 from trainlib.checkpoint import load_checkpoint, newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder
+from trainlib.metrics import has_one_press
 from trainlib.process import DEVICES, pick_device, progress, timer
 from trainlib.provenance import describe_machine
 from trainlib.tensors import in_batches
@@ -84,7 +86,7 @@ class Comparison:
     x_0: Tensor
     x_val: Tensor
     x_train: Tensor
-    prior: GesturePrior
+    prior: GesturePrior | None
     oracle: bool
     x0_scheduler: DDIMScheduler
     regression: nn.Module
@@ -93,16 +95,22 @@ class Comparison:
     num_generated: int
     num_curve: int
 
+    @property
+    def known_prior(self) -> GesturePrior:
+        """The prior, where the oracle is asked."""
+        assert self.prior is not None
+        return self.prior
+
 
 def score_answers(
-    x_0: Tensor, answers: Mapping[str, Tensor], prior: GesturePrior, limit: str = ""
+    x_0: Tensor, answers: Mapping[str, Tensor], prior: GesturePrior | None, limit: str = ""
 ) -> Table:
     """Score answers to the same question.
 
     Args:
         x_0: (B, L, C), data units.
         answers: by method, likewise.
-        prior: the distribution of x_0.
+        prior: the distribution of x_0; without it valid and type_mix_error are left out.
         limit: the answer whose error r is a multiple of; none if empty.
 
     Returns:
@@ -116,9 +124,10 @@ def score_answers(
     for name, answer in answers.items():
         scores = score_recreations(x_0, answer)
         row = {metric: scores[metric] for metric in PLAN_LINES}
-        row["valid"] = bootstrap(validity(answer, prior)["valid"])
         row["press_softness"] = bootstrap(deviations(answer)["press_softness"])
-        row["type_mix_error"] = type_scores(answer, prior)["type_mix_error"]
+        if prior:
+            row["valid"] = bootstrap(validity(answer, prior)["valid"])
+            row["type_mix_error"] = type_scores(answer, prior)["type_mix_error"]
         if "diffusion" in error:
             row["mse_ratio"] = bootstrap(error[name], error["diffusion"])
         if limit:
@@ -143,8 +152,7 @@ def run_keyframes(c: Comparison) -> Table:
     """Recreate x_0 from its press edges."""
     recreated = recreate(c.model, c.scheduler, c.x_0, **c.config.sampling)
     answers = add_answers(c, press_edges(c.x_0), recreated)
-    if c.oracle:
-        answers["limit"] = interpolation(c.x_0)
+    answers["limit" if c.oracle else "interpolation"] = interpolation(c.x_0)
     return score_answers(c.x_0, answers, c.prior)
 
 
@@ -154,7 +162,8 @@ def run_infill(c: Comparison) -> Table:
     given = {"known": c.x_0, "known_mask": mask, **c.config.sampling}
     answers = add_answers(c, mask, generate(c.model, c.scheduler, shape, **given))
     if c.oracle:
-        mean = in_batches(lambda x: posterior_mean_gesture(x, c.prior), c.x_0, batch_size=64)
+        prior = c.known_prior
+        mean = in_batches(lambda x: posterior_mean_gesture(x, prior), c.x_0, batch_size=64)
         answers["limit"] = mean
     return score_answers(c.x_0, answers, c.prior, "limit" if c.oracle else "")
 
@@ -178,7 +187,7 @@ def denoise_answers(c: Comparison, sigma: float) -> dict[str, Tensor]:
         "random_training_item": random_training_item(c.x_train)(c.x_0),
     }
     if c.oracle:
-        answers["limit"] = bayes_mean(noisy, c.scheduler.sigma(t), c.prior).to(c.x_0)
+        answers["limit"] = bayes_mean(noisy, c.scheduler.sigma(t), c.known_prior).to(c.x_0)
     return answers
 
 
@@ -202,13 +211,16 @@ def score_samples(samples: Tensor, c: Comparison) -> dict[str, Estimate]:
     """
     copies = nearest(samples, c.x_train)[0] < 1e-3
     samples = samples.cpu()
-    valid, types = validity(samples, c.prior), type_scores(samples, c.prior)
-    return {
-        **{name: bootstrap(valid[name]) for name in ("valid", "one_press")},
+    scores = {
+        "one_press": bootstrap(has_one_press(samples)),
         "press_softness": bootstrap(deviations(samples)["press_softness"]),
-        **{name: types[name] for name in ("type_mix_error", *TYPE_SHARES)},
         "share_copies": bootstrap(copies.cpu()),
     }
+    if c.prior is None:
+        return scores | type_shares(samples)
+    scores["valid"] = bootstrap(validity(samples, c.prior)["valid"])
+    types = type_scores(samples, c.prior)
+    return scores | {name: types[name] for name in ("type_mix_error", *TYPE_SHARES)}
 
 
 def information(sigmas: FloatArray, mmse_values: FloatArray, num_values: int) -> FloatArray:
@@ -242,7 +254,7 @@ def run_reconstruction(c: Comparison) -> dict[str, Table]:
     that noise leaves is not known, and diffusion has no part in this.
     """
     tables = {}
-    sigmas, curve = noise_information(c.prior, c.num_curve) if c.oracle else (np.ones(1),) * 2
+    sigmas, curve = noise_information(c.known_prior, c.num_curve) if c.oracle else (np.ones(1),) * 2
     for name, vae in c.vaes.items():
         answer, rate = reconstruct(vae, c.x_0)
         sigma = float(np.interp(rate.mean(), curve, sigmas))
@@ -337,9 +349,14 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
         raise UserError(f"--num_steps must be at least 1, got {num_steps}")
     data_dir = args.data_dir or config.val_data_dir
     sequences = DiffusionActionDataset(data_dir, config.seq_len).sequences
-    x_val = torch.from_numpy(sequences[: 64 if args.quick else None]).to(device)
+    num = 64 if args.quick else None
+    prior = read_prior(data_dir, torch.from_numpy(sequences))
+    if prior is None:
+        sequences = choose_windows(sequences, num)
+    x_val = torch.from_numpy(sequences[:num]).to(device)
     train_set = DiffusionActionDataset(config.data_dir, config.seq_len)
     linear, edge = is_linear_gesture(x_val), has_press_edge(x_val)
+    oracle = prior is not None and bool(linear.any())
     if not edge.any():
         raise UserError(f"no gesture in {data_dir} has a press edge; nothing can be recreated")
     folder = make_folder(args.output_dir)
@@ -349,11 +366,11 @@ def prepare(args: argparse.Namespace) -> tuple[Comparison, dict[str, Any]]:
         model=model,
         scheduler=scheduler,
         config=config,
-        x_0=x_val[linear if linear.any() else edge],
+        x_0=x_val[linear if oracle else edge],
         x_val=x_val,
         x_train=x_train,
-        prior=read_prior(data_dir, x_val),
-        oracle=bool(linear.any()),
+        prior=prior,
+        oracle=oracle,
         x0_scheduler=build_scheduler(replace(config, prediction_type="x0")).to(device),
         regression=trained["regression_from_known_frames"],
         regression_from_x_t=trained["regression_from_x_t"],

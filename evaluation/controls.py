@@ -12,10 +12,11 @@ tables where the model stands. A line that a control meets says nothing about a 
     shuffled_condition      the model, given the known frames of another gesture
     interpolation           not a control but the limit: between two consecutive known frames a
                             straight line, outside them the nearest one; exact for every linear
-                            gesture with a press edge
+                            gesture with a press edge. On gestures that need not be linear it is
+                            a control like any other
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,13 +34,14 @@ from train_diffusion_ddim import (
 Recreation = Callable[[Tensor], Tensor]
 
 VALIDATION_DATA = "validation_data"  # what held-out gestures score: the limit of generated ones
-LIMITS = ("interpolation", VALIDATION_DATA)
+OTHER_USERS = "other_users"  # what real gestures of people score whom nobody trained on
+LIMITS = ("interpolation", VALIDATION_DATA, OTHER_USERS)
 CONTROL_SEED = 20210504
 
 
-def is_control(setting: str) -> bool:
+def is_control(setting: str, limits: Sequence[str] = LIMITS) -> bool:
     """Tell whether a setting is a control: neither the model nor a limit."""
-    return not setting.startswith("model") and setting not in LIMITS
+    return not setting.startswith("model") and setting not in limits
 
 
 def zeros(x_0: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ It is
     not measured        the metric was not measured: no GPU, no record of the training, or a
                         criterion for the eye
 
+A criterion may hold for straight gestures alone, whose distribution is known, or for others alone:
+Criterion.data says so.
+
 The tables are those of the protocols. After the plan's criteria come this project's own: stricter,
 and about what the plan does not ask. To judge a metric, add its line to CRITERIA.
 """
@@ -53,6 +56,16 @@ REALISM_LINES = {
     "excess_deviation_p90": "≤ 0.004",
     "still_clicks_of_real": "≥ 0.97",
 }
+# What gestures of an unknown distribution should score: they have no exact limit, so they are held
+# against real windows and against answers that need no training, or no diffusion.
+WITHOUT_PRIOR_LINES = {
+    "mse_to_interpolation": "≤ 1",
+    "spatial_accuracy_over_interpolation": "≥ 0",
+    "energy": "< 1",
+    "coverage_of_real": "≥ 0.95",
+    "auc": "≤ 0.75",
+    "shake_of_allowed": "≤ 1",
+}
 COMPLEX_FRAMES = next(x["min_delta_t"] for x in COMPLEXITY_LEVELS if x["name"] == "complex")
 LINE_SIGMAS = (0.1, 0.2, 0.4, 0.7)  # noise at which denoising is judged, data units
 
@@ -88,7 +101,7 @@ class Criterion(NamedTuple):
     """A line of the plan, or of this project, that `metric` in `table` has to keep to.
 
     `words` are the plan's; `how` says how they are read, where that is open; what is `exempt` is
-    no control of this criterion.
+    no control of this criterion. `data` are the gestures that it holds for; "" is all.
     """
 
     level: str
@@ -98,12 +111,19 @@ class Criterion(NamedTuple):
     line: str
     how: str = ""
     exempt: tuple[str, ...] = ()
+    data: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Where its number stands."""
+        return self.table, self.metric
 
 
 KEY, LIVE, MINIMUM = "Key metrics", "Targets while training", "Minimum viable"
 OPTIMAL, BASELINES = "Optimal", "Comparison baselines"
 CPU_TEST, GPU_TEST = "Mac CPU test", "CUDA GPU test"
 BEYOND = "Beyond the plan"
+STRAIGHT, OTHER = "straight gestures", "gestures of an unknown distribution"
 WHOLE_RUN = "all epochs asked for; a loss that is not finite would have ended the run"
 FIFTHS = "share of the fifths of the run whose mean loss is below that of the fifth before"
 FARTHEST = "x, y and press; the one farthest from 1"
@@ -115,7 +135,15 @@ EQUAL_BITS = "MSE of the VAE / MSE of the model from noise that leaves as many b
 WORST_SIGMA = f"the largest at noise {', '.join(map(str, LINE_SIGMAS))} of the screen"
 FAST = "Fast inference < 10ms per sequence on GPU"
 ALL_FIVE = f"all {len(PLAN_LINES)}"
+LINES = ("interpolation",)  # what is itself the measure is no control
+CONTINUE_RIVALS = ("hold_last_position", "nearest_training_item", "regression")
 REAL = ("training_items",)  # copies of real gestures are real: a control only where copying counts
+RIVAL_WORDS = {
+    "interpolation": "straight lines",
+    "hold_last_position": "holding the last position",
+    "nearest_training_item": "the nearest training gesture",
+    "regression": "the regression",
+}
 # fmt: off
 CRITERIA = (
     Criterion(KEY, "Model trains without errors", "training", "finished", "yes", WHOLE_RUN),
@@ -154,7 +182,7 @@ CRITERIA = (
               "baselines_lines", "regression", "> 1",
               "keyframes: MSE of the regression / MSE of the model"),
     Criterion(BASELINES, "VAE reconstruction: Should match or exceed reconstruction fidelity",
-              "baselines_lines", "vae", "> 1", EQUAL_BITS),
+              "baselines_lines", "vae", "> 1", EQUAL_BITS, (), STRAIGHT),
     Criterion(BASELINES, "Random sampling: Should significantly outperform on all metrics",
               "keyframes_groups", "metrics_beyond_random", ALL_FIVE, BEYOND_RANDOM),
     Criterion(CPU_TEST, "Model instantiation without errors", "program", "instantiated", "yes"),
@@ -175,27 +203,51 @@ CRITERIA = (
               "gpu", "trained", "yes", "5 steps"),
     Criterion(GPU_TEST, "DDIM sampling <1s for small batches",
               "gpu", "sampling_s", "< 1", "8 sequences, 20 steps"),
-    Criterion(BEYOND, "Reconstruction MSE", "keyframes", "mse", "< 0.00005"),
-    Criterion(BEYOND, "SNR, dB", "keyframes", "mean_snr_db", "> 40"),
-    Criterion(BEYOND, "Temporal IoU", "keyframes", "temporal_iou", "> 0.999"),
-    Criterion(BEYOND, "Spatial accuracy", "keyframes", "spatial_accuracy", "> 0.995"),
-    Criterion(BEYOND, "Gesture type accuracy", "keyframes", "gesture_type_accuracy", "> 0.98"),
-    Criterion(BEYOND, "One-shot denoising: error / the least possible (Bayes)",
-              "denoise_lines", "r", "< 1.1", WORST_SIGMA),
-    Criterion(BEYOND, "Denoising by DDIM: error / that of the exact score",
-              "denoise_lines", "r_ddim", "< 1.1", WORST_SIGMA),
-    *(Criterion(BEYOND, words, "generate", metric, GENERATE_LINES[metric], "", exempt)
-      for words, metric, exempt in (
-        ("Generated gestures are valid", "valid", REAL),
-        ("Their durations are right", "duration_bias", REAL),
-        ("Each type has its share", "type_mix_error", REAL),
-        ("Real gestures are covered", "coverage", REAL),
-        ("No nearer to training than to held-out gestures", "copy_auc", ()),
-        ("None is a copy of a training gesture", "share_near_copies", ()),
+    *(Criterion(BEYOND, words, "keyframes", metric, line, "", (), STRAIGHT)
+      for words, metric, line in (
+        ("Reconstruction MSE", "mse", "< 0.00005"),
+        ("SNR, dB", "mean_snr_db", "> 40"),
+        ("Temporal IoU", "temporal_iou", "> 0.999"),
+        ("Spatial accuracy", "spatial_accuracy", "> 0.995"),
+        ("Gesture type accuracy", "gesture_type_accuracy", "> 0.98"),
     )),
+    *(Criterion(BEYOND, words, "keyframes", metric, WITHOUT_PRIOR_LINES[metric], "", LINES, OTHER)
+      for words, metric in (
+        ("Recreated as closely as by straight lines: MSE / theirs", "mse_to_interpolation"),
+        ("Spatial accuracy, less that of straight lines", "spatial_accuracy_over_interpolation"),
+    )),
+    *(Criterion(BEYOND, f"{words}: energy score / that of {RIVAL_WORDS[rival]}", table,
+                f"energy_to_{rival}", WITHOUT_PRIOR_LINES["energy"], "", (), OTHER)
+      for table, words, rivals in (
+        ("infill_press_edges", "Recreated from press edges", ("interpolation", "regression")),
+        ("continue_50", "Continued from 50 frames", CONTINUE_RIVALS),
+        ("continue_125", "Continued from 125 frames", CONTINUE_RIVALS),
+    ) for rival in rivals),
+    Criterion(BEYOND, "One-shot denoising: error / the least possible (Bayes)",
+              "denoise_lines", "r", "< 1.1", WORST_SIGMA, (), STRAIGHT),
+    Criterion(BEYOND, "Denoising by DDIM: error / that of the exact score",
+              "denoise_lines", "r_ddim", "< 1.1", WORST_SIGMA, (), STRAIGHT),
+    *(Criterion(BEYOND, words, "generate", metric, GENERATE_LINES[metric], "", exempt, data)
+      for words, metric, exempt, data in (
+        ("Generated gestures are valid", "valid", REAL, STRAIGHT),
+        ("Their durations are right", "duration_bias", REAL, ""),
+        ("Each type has its share", "type_mix_error", REAL, STRAIGHT),
+        ("Real gestures are covered", "coverage", REAL, STRAIGHT),
+        ("No nearer to training than to held-out gestures", "copy_auc", (), ""),
+        ("None is a copy of a training gesture", "share_near_copies", (), ""),
+    )),
+    Criterion(BEYOND, "Real gestures are covered: coverage / that of real windows", "generate",
+              "coverage_of_real", WITHOUT_PRIOR_LINES["coverage_of_real"], "", REAL, OTHER),
     Criterion(BEYOND, "All of these at once",
-              "generate", "all_lines", f"all {len(GENERATE_LINES)}"),
-    *(Criterion(BEYOND, words, "realism", metric, REALISM_LINES[metric])
+              "generate", "all_lines", f"all {len(GENERATE_LINES)}", "", (), STRAIGHT),
+    *(Criterion(BEYOND, f"{words} {what}", table, metric, WITHOUT_PRIOR_LINES[line], "", (), OTHER)
+      for table, words in (("realism", "Generated"), ("realism_recreated", "Recreated"))
+      for what, metric, line in (
+        ("contacts told from real ones by a classifier, AUC", "auc", "auc"),
+        ("swipes: shake / what real ones allow", "shake_swipes_of_allowed", "shake_of_allowed"),
+        ("contacts: shake / what real ones allow", "shake_all_of_allowed", "shake_of_allowed"),
+    )),
+    *(Criterion(BEYOND, words, "realism", metric, REALISM_LINES[metric], "", (), STRAIGHT)
       for words, metric in (
         ("A classifier tells generated from real gestures, AUC", "auc"),
         ("Generated swipes do not shake, thousandths of the screen", "shake_swipes"),
@@ -203,7 +255,7 @@ CRITERIA = (
         ("The same, 90th percentile", "excess_deviation_p90"),
         ("Clicks stay within a pixel as often as real ones, ratio", "still_clicks_of_real"),
     )),
-    *(Criterion(BEYOND, words, "realism_recreated", metric, REALISM_LINES[metric])
+    *(Criterion(BEYOND, words, "realism_recreated", metric, REALISM_LINES[metric], "", (), STRAIGHT)
       for words, metric in (
         ("A classifier tells recreated from real gestures, AUC", "auc"),
         ("Recreated swipes do not shake, thousandths of the screen", "shake_swipes"),
@@ -220,7 +272,16 @@ MISSING = {
     "realism": "no swipe, no click, or no scikit-learn",
     "realism_recreated": "no press edge, no swipe, or no scikit-learn",
     "eye": "for the eye: see the figures and the replay",
+    "infill_press_edges": "no gesture has a press edge",
+    "continue_50": "hardly a window begins or ends pressed",
+    "continue_125": "hardly a window begins or ends pressed",
+    "energy_to_regression": "python -m evaluation.baselines was not run",
 }
+
+
+def criteria_for(data: str) -> list[Criterion]:
+    """Return the criteria of STRAIGHT gestures, or of OTHER ones."""
+    return [c for c in CRITERIA if c.data in ("", data)]
 
 
 class Verdict(NamedTuple):
@@ -248,23 +309,28 @@ class Verdict(NamedTuple):
 def judge(
     tables: Mapping[str, Table],
     settings: Mapping[str, str] | None = None,
-    criteria: Sequence[Criterion] = CRITERIA,
+    criteria: Sequence[Criterion] | None = None,
+    data: str = STRAIGHT,
 ) -> list[Verdict]:
     """Hold one setting of each table against the criteria.
 
     Args:
         tables: by name; what is missing in them is not measured.
         settings: table -> the setting whose verdict it is; where nothing is said, "model".
-        criteria: the lines.
+        criteria: the lines; None = those for `data`.
+        data: what the tables are of; the interpolation is a limit of STRAIGHT gestures alone.
 
     Returns:
         A verdict per criterion, in their order.
     """
     judged = settings or {}
-    return [_judge_one(c, tables.get(c.table, {}), judged.get(c.table, "model")) for c in criteria]
+    return [
+        _judge_one(c, tables.get(c.table, {}), judged.get(c.table, "model"), data)
+        for c in (criteria_for(data) if criteria is None else criteria)
+    ]
 
 
-def _judge_one(criterion: Criterion, table: Table, setting: str) -> Verdict:
+def _judge_one(criterion: Criterion, table: Table, setting: str, data: str) -> Verdict:
     """Judge one criterion on the table that it is about."""
     metric, row = criterion.metric, table.get(setting, {})
     real = table.get(VALIDATION_DATA, {}).get(metric)
@@ -273,7 +339,7 @@ def _judge_one(criterion: Criterion, table: Table, setting: str) -> Verdict:
         return found
     also = {
         name: score.value
-        for name, score in control_scores(table, metric, setting, criterion.exempt).items()
+        for name, score in control_scores(table, criterion, setting, data).items()
         if meets(score.value, criterion.line)
     }
     verdict = "not met"
@@ -282,14 +348,21 @@ def _judge_one(criterion: Criterion, table: Table, setting: str) -> Verdict:
     return found._replace(estimate=row[metric], verdict=verdict, controls=also)
 
 
+def limits_of(data: str, limits: Sequence[str] = LIMITS) -> tuple[str, ...]:
+    """Return those of the limits that are limits of STRAIGHT, or of OTHER, gestures."""
+    return tuple(name for name in limits if data == STRAIGHT or name not in LINES)
+
+
 def control_scores(
-    table: Table, metric: str, setting: str = "model", exempt: Sequence[str] = ()
+    table: Table, criterion: Criterion, setting: str, data: str = STRAIGHT
 ) -> dict[str, Estimate]:
-    """Return what the controls of a table score."""
+    """Return what the controls of a criterion's table score."""
     return {
-        name: row[metric]
+        name: row[criterion.metric]
         for name, row in table.items()
-        if is_control(name) and name != setting and name not in exempt and metric in row
+        if is_control(name, limits_of(data))
+        and name not in (setting, *criterion.exempt)
+        and criterion.metric in row
     }
 
 
@@ -324,6 +397,7 @@ def verdicts_to_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 FROM_FRAMES = "Recreate it from the frames where the finger lands and lifts"
 FROM_NOISE = f"Recreate it from noise of {LINE_SIGMAS[0]} to {LINE_SIGMAS[-1]} of the screen"
 FROM_NOTHING = "Invent one from nothing"
+GO_ON = "Go on with it from its first frames"
 LIKE_REAL = "Invent one that nobody can tell from a real one"
 LINE_NAMES = {
     "mse": "mean squared error",
@@ -346,39 +420,63 @@ class Headline(NamedTuple):
 
 
 def headlines(
-    tables: Mapping[str, Table], settings: Mapping[str, str] | None = None
+    tables: Mapping[str, Table], settings: Mapping[str, str] | None = None, data: str = STRAIGHT
 ) -> list[Headline]:
-    """Return the compact table: five lines of reconstruction, one of noise, three of invention.
+    """Return the compact table: the model between the best trivial answer and the limit.
 
     A row whose table is missing is left out.
     """
-    own = {(c.table, c.metric): c for c in CRITERIA}
-    plans = [
-        (FROM_FRAMES, LINE_NAMES[metric], Criterion("", "", "keyframes", metric, line))
-        for metric, line in PLAN_LINES.items()
-    ]
-    ratio = "error / the least possible (Bayes), at worst"
-    rows = [
-        *plans,
-        (FROM_NOISE, ratio, own["denoise_lines", "r"]),
-        (FROM_NOTHING, "share that are valid gestures", own["generate", "valid"]),
-        (LIKE_REAL, "a classifier's AUC; 0.5 if it cannot tell", own["realism", "auc"]),
-        (LIKE_REAL, "shake, thousandths of the screen a frame", own["realism", "shake_swipes"]),
-    ]
     found = []
-    for asked, words, criterion in rows:
+    for asked, words, criterion in headline_rows(data):
         table, metric = tables.get(criterion.table, {}), criterion.metric
-        (verdict,) = judge(tables, settings, [criterion])
-        controls = control_scores(table, metric, verdict.setting, criterion.exempt)
+        (verdict,) = judge(tables, settings, [criterion], data)
+        controls = control_scores(table, criterion, verdict.setting, data)
         if verdict.estimate is None or not controls:
             continue
         best = (min if criterion.line[0] in "<≤" else max)(
             controls, key=lambda name: controls[name].value
         )
-        limits = [table[name][metric].value for name in LIMITS if name in table]
+        limits = [table[n][metric].value for n in limits_of(data) if metric in table.get(n, {})]
         limit = 1.0 if criterion.table == "denoise_lines" else limits[0] if limits else None
         found.append(Headline(asked, words, verdict, best, controls[best].value, limit))
     return found
+
+
+def headline_rows(data: str) -> list[tuple[str, str, Criterion]]:
+    """Return what is asked, in which words, and the criterion: five lines of the plan and others.
+
+    Of STRAIGHT gestures one of noise and three of invention, of OTHER ones what recreation and
+    continuation are worth beside simple answers.
+    """
+    own = {c.key: c for c in criteria_for(data)}
+    auc = (LIKE_REAL, "a classifier's AUC; 0.5 if it cannot tell", own["realism", "auc"])
+    if data == OTHER:
+        asked = {"keyframes": FROM_FRAMES, "infill_press_edges": FROM_FRAMES}
+        rows = [
+            (asked.get(c.table, GO_ON), c.words, c)
+            for c in own.values()
+            if c.data == OTHER and c.table.startswith((*asked, "continue"))
+        ]
+        real, shake = own["generate", "coverage_of_real"], "shake_swipes_of_allowed"
+        return [
+            *rows,
+            (FROM_NOTHING, "coverage / that of real windows", real),
+            auc,
+            (LIKE_REAL, "shake / what real swipes allow", own["realism", shake]),
+        ]
+    plans = [
+        (FROM_FRAMES, LINE_NAMES[metric], Criterion("", "", "keyframes", metric, line))
+        for metric, line in PLAN_LINES.items()
+    ]
+    ratio = "error / the least possible (Bayes), at worst"
+    words = "shake, thousandths of the screen a frame"
+    return [
+        *plans,
+        (FROM_NOISE, ratio, own["denoise_lines", "r"]),
+        (FROM_NOTHING, "share that are valid gestures", own["generate", "valid"]),
+        auc,
+        (LIKE_REAL, words, own["realism", "shake_swipes"]),
+    ]
 
 
 def summarise(verdicts: Sequence[Verdict], rows: Sequence[Headline]) -> list[str]:

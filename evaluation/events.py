@@ -66,6 +66,12 @@ class Events(NamedTuple):
         values = self.features[:, FEATURES.index(name)]
         return values[~np.isnan(values)]
 
+    @property
+    def touched(self) -> "Events":
+        """The contacts, without the idle windows."""
+        rows = self.features[:, 0] > 0
+        return Events(self.window[rows], self.features[rows])
+
 
 def events_of(x: npt.ArrayLike) -> Events:
     """Describe the contacts of gestures, (B, L, 3), data units, rounded to pixels."""

@@ -1,7 +1,8 @@
 """The family of gestures that the exact prior describes: who belongs, and how far off others are.
 
 A gesture of the family is one straight, even press: the finger lands, moves linearly and lifts.
-GesturePrior (evaluation/bayes.py) says how long it lasts and in which directions it moves.
+GesturePrior (evaluation/bayes.py) says how long it lasts and in which directions it moves. Whether
+a data set is of the family at all, `read_prior` decides.
 """
 
 import json
@@ -15,6 +16,7 @@ from augmentation.click_aug import Recipe
 from evaluation.bayes import GesturePrior
 from evaluation.controls import interpolation
 from train_diffusion_ddim import has_press_edge
+from trainlib.gesture_files import MANIFEST_NAME
 from trainlib.gestures import PRESSED
 from trainlib.metrics import has_one_press
 
@@ -36,15 +38,20 @@ def read_recipe(data_dir: str | Path, length: int) -> Recipe | None:
     None where it does not say, or was written by another program.
     """
     try:
-        made = json.loads((Path(data_dir) / "dataset.json").read_text("utf-8"))["arguments"]
+        made = json.loads((Path(data_dir) / MANIFEST_NAME).read_text("utf-8"))["arguments"]
         said = {name: made[name] for name in ("action_type", "min_delta_t", "max_delta_t")}
         return Recipe(**said, sequence_length=length)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def read_prior(data_dir: str | Path, x_0: Tensor) -> GesturePrior:
-    """Return the prior of the gestures: from dataset.json, else from the gestures themselves.
+def read_prior(data_dir: str | Path, x_0: Tensor) -> GesturePrior | None:
+    """Return the prior of the gestures; None where their distribution is not known.
+
+    The one rule for what may be asked of a data set. Its dataset.json decides: only the generator
+    of straight gestures names their type and durations there, neither an import of recordings nor
+    the human-like generator does. Without a dataset.json the gestures decide, and the prior is
+    guessed of them if every touch among them is of the family.
 
     Args:
         data_dir: folder of the gestures.
@@ -54,9 +61,10 @@ def read_prior(data_dir: str | Path, x_0: Tensor) -> GesturePrior:
     made = read_recipe(data_dir, length)
     if made and made.max_delta_t > 0:
         return GesturePrior(length, max(1, made.min_delta_t), made.max_delta_t, made.action_type)
-    one = x_0[has_one_press(x_0)]
-    if not len(one):
-        return GesturePrior(length, 1, length)
+    one = x_0[(x_0[..., 2] > PRESSED).any(dim=1)]
+    says_otherwise = (Path(data_dir) / MANIFEST_NAME).exists()
+    if says_otherwise or not len(one) or not is_linear_gesture(one).all():
+        return None
     frames = (one[..., 2] > PRESSED).sum(dim=1)
     pressed = (one[..., 2] > PRESSED)[..., None]
     moves = (  # a coordinate moves if it is not the same on all pressed frames

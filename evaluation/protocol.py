@@ -38,8 +38,11 @@ class Subject:
         sampling: the arguments of `DDIMScheduler.sample` that the model is judged with.
         x_val: (B, L, C).
         x_train: (N, L, C).
-        prior: the distribution of the gestures.
+        prior: the distribution of the gestures; None where it is not known (`read_prior`).
         recipe: how x_val was drawn; None where its dataset.json does not say.
+        x_unseen: real windows that nobody trained on, of the people trained on where there are
+            any, and in their natural proportions, (M, L, C); None if x_val are they.
+        x_others: the same of other people, (M', L, C); None if there are none beside x_unseen.
     """
 
     checkpoint: Path
@@ -52,8 +55,15 @@ class Subject:
     sampling: dict[str, Any]
     x_val: Tensor
     x_train: Tensor
-    prior: GesturePrior
+    prior: GesturePrior | None
     recipe: Recipe | None = None
+    x_unseen: Tensor | None = None
+    x_others: Tensor | None = None
+
+    @property
+    def unseen(self) -> Tensor:
+        """Real windows to hold generated ones against, (M, L, C)."""
+        return self.x_val if self.x_unseen is None else self.x_unseen
 
     @cached_property
     def recreated(self) -> Tensor:
@@ -63,7 +73,7 @@ class Subject:
     @cached_property
     def linear(self) -> Tensor:
         """The gestures of x_val that the Bayes oracle knows, (n, L, C)."""
-        return self.x_val[is_linear_gesture(self.x_val)]
+        return self.x_val[is_linear_gesture(self.x_val)] if self.prior else self.x_val[:0]
 
     @property
     def oracle(self) -> tuple[Tensor, GesturePrior | None]:
@@ -126,7 +136,7 @@ class Section:
             return ""
         if setting.startswith(self.limits):
             return "limit"
-        return "control" if is_control(setting) else "model"
+        return "control" if is_control(setting, self.limits) else "model"
 
     @property
     def shown(self) -> dict[str, str]:

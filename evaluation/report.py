@@ -221,7 +221,8 @@ def format_verdict(verdict: Verdict) -> str:
 def format_remark(verdict: Verdict) -> str:
     """Return the controls that meet the criterion, with their values, or why it is not measured."""
     if verdict.verdict == "not measured":
-        return MISSING.get(verdict.criterion.table, "")
+        table, metric = verdict.criterion.key
+        return MISSING.get(metric) or MISSING.get(table, "")
     pairs = verdict.controls.items()
     return ", ".join(f"{name_setting(name)} {format_number(value)}" for name, value in pairs)
 

@@ -6,7 +6,7 @@ that regression wins there), but it is no gesture where several fit (diffusion w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from evaluation.estimates import FloatArray
 from train_diffusion_ddim import (
     GRAD_CLIP,
     NUM_TASKS,
+    DDIMScheduler,
     TrainConfig,
     augment,
     build_model,
@@ -30,11 +31,12 @@ from train_diffusion_ddim import (
     train_step,
 )
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
-from trainlib.errors import UserError
+from trainlib.errors import UserError, say
 from trainlib.process import progress, timer
 from trainlib.state import TrainState, epoch_order
 from trainlib.tensors import eval_mode, in_batches
 
+FROM_KNOWN_FRAMES = "regression_from_known_frames"  # its file
 LATENT_DIM = 16  # a gesture has at most 7 numbers; a dimension that is not used costs no bits
 # A decoder whose error is Gaussian of std s has beta = 2·s² in the ELBO: s = 0.32 and 0.1 here.
 BETAS = (0.2, 0.02)
@@ -151,6 +153,34 @@ def nearest_by_known_frames(x_0: Tensor, known_mask: Tensor, x_train: Tensor) ->
     return x_train[in_batches(lookup, x_0, known_mask)]
 
 
+def find_regression(
+    folders: Sequence[Path], config: TrainConfig, device: torch.device
+) -> tuple[nn.Module, DDIMScheduler] | None:
+    """Return the regression from known frames that `train_or_load` left, and its scheduler.
+
+    Args:
+        folders: where it may lie, or in a folder baselines of which.
+        config: of the checkpoint's run; a regression beside another run is not taken.
+        device: where it is put.
+    """
+    config = replace(config, device="auto")
+    for path in (
+        place / f"{FROM_KNOWN_FRAMES}.pth" for f in folders for place in (f, f / "baselines")
+    ):
+        if not path.is_file():
+            continue
+        content = load_checkpoint(path)
+        own = content["config"]
+        if {**own, "device": "auto", "data_dir": config.data_dir} != asdict(config):
+            say(f"note: {path} belongs to another checkpoint; the regression is left out")
+            continue
+        network = Regression(build_model(config))
+        network.load_state_dict(content["ema_state_dict"])
+        scheduler = build_scheduler(replace(config, prediction_type="x0"))
+        return network.to(device).eval().requires_grad_(False), scheduler.to(device)
+    return None
+
+
 # ----------------------------------------------------------------------------------------
 # TRAINING — by the trainer's own functions
 # ----------------------------------------------------------------------------------------
@@ -226,7 +256,7 @@ def recipes(config: TrainConfig) -> dict[str, tuple[nn.Module, TrainConfig, Step
     weighted = replace(to_x_0, balance_loss=config.balance_loss)
     torch.manual_seed(config.seed)
     return {
-        "regression_from_known_frames": (Regression(build_model(config)), weighted, train_step),
+        FROM_KNOWN_FRAMES: (Regression(build_model(config)), weighted, train_step),
         "regression_from_x_t": (build_model(config), to_x_0, train_step),
         **{f"vae_beta_{b}": (GestureVAE(config), config, partial(vae_step, beta=b)) for b in BETAS},
     }

@@ -67,16 +67,22 @@ def type_distribution(prior: GesturePrior) -> FloatArray:
     return still * of_kind[1] + (1 - still) * of_kind[prior.kinds].mean(axis=0)
 
 
+def type_shares(samples: Tensor) -> dict[str, Estimate]:
+    """Return the share of each of the plan's types as share_{type}."""
+    types = classify_gestures(samples)
+    return {f"share_{name}": bootstrap(types == i) for i, name in enumerate(GESTURE_TYPES)}
+
+
 def type_scores(samples: Tensor, prior: GesturePrior) -> dict[str, Estimate]:
     """Compare the counts of the plan's types with `type_distribution`."""
     types, due = classify_gestures(samples), type_distribution(prior)
-    shares = {name: bootstrap(types == i) for i, name in enumerate(GESTURE_TYPES)}
+    shares = type_shares(samples)
     excess = {
-        f"share_{name}_minus_law": shifted(share, by=share_due)
+        f"{name}_minus_law": shifted(share, by=share_due)
         for (name, share), share_due in zip(shares.items(), due.tolist(), strict=True)
     }
     worst = max(abs(estimate.value) for estimate in excess.values())
-    scores = {f"share_{name}": share for name, share in shares.items()} | excess
+    scores = shares | excess
     scores["type_mix_error"] = Estimate(worst, None, len(samples))
 
     counts = torch.bincount(types, minlength=len(GESTURE_TYPES))[1:].double()  # of those that touch

@@ -22,6 +22,7 @@ from torch import nn
 import train_diffusion_ddim as tdd
 from evaluation import baselines, baselines_record, rivals, theory
 from evaluation.bayes import GesturePrior, posterior_mean
+from evaluation.controls import interpolation
 from evaluation.estimates import Estimate
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.errors import UserError
@@ -247,6 +248,18 @@ def test_the_bayes_denoiser_comes_out_as_theory_says():
         ("r", "diffusion_one_shot", "regression"): "undecided",
         ("valid", "diffusion", "regression"): "yes",
     }
+
+
+def test_without_a_prior_nothing_that_needs_it_is_said():
+    c = replace(comparison(), prior=None, oracle=False)
+    answers = baselines.denoise_answers(c, 0.9)
+    assert "limit" not in answers
+    answers["interpolation"] = interpolation(c.x_0)
+    table = baselines.score_answers(c.x_0, answers, c.prior)
+    tables = {"keyframes": table, "generate": baselines.run_generate(c)}
+    metrics = {name for rows in tables.values() for row in rows.values() for name in row}
+    assert not metrics & {"valid", "type_mix_error", "r"} and "share_click" in metrics
+    assert "interpolation" in baselines_record.baselines_table(tables)
 
 
 def test_predictions_are_judged_by_their_intervals():

@@ -53,7 +53,7 @@ SMALL = {"d_model": 16, "num_layers": 1, "nhead": 2}
 TINY = {  # sizes for what only has to run
     "denoise": {"num_ddim": 1},
     "generate": {"limit": 8},
-    "infill": {"num_conditions": 2, "num_samples": 2},
+    "infill": {"num_conditions": 2, "num_samples": 2, "num_asked": 2},
     "realism": {"num": 8, "num_recreated": 4, "steps": (2,)},
     "invert": {"steps": (10,), "budget": 8, "num_exact": 0},
     "quality": {"num": 2},
@@ -272,8 +272,14 @@ def test_prior_is_read_from_manifest_or_data(tmp_path):
     (tmp_path / "dataset.json").write_text('{"arguments": {"min_delta_t": "?"}}')
     clicks = x.clone()
     clicks[..., :2] = 0.5 * clicks[..., 2:]
+    assert read_prior(tmp_path, clicks) is None  # it says something else
+    (tmp_path / "dataset.json").unlink()
     assert read_prior(tmp_path, clicks) == GesturePrior(250, 7, 9, "click")
-    assert read_prior(tmp_path, 0 * clicks) == GesturePrior(250, 1, 250, "mixed")
+    clicks[3] = 0
+    assert read_prior(tmp_path, clicks) == GesturePrior(250, 7, 9, "click")
+    assert read_prior(tmp_path, 0 * clicks) is None
+    clicks[5, :, 2] = 1
+    assert read_prior(tmp_path, clicks) is None  # one is pressed throughout
 
 
 # ----------------------------------------------------------------------------------------

@@ -307,6 +307,8 @@ def test_unknown_users_are_split_by_session_and_it_is_said(tmp_path, capsys):
         (["--val_users", "game-1,game-77"], "game-77"),
         (["--val_users", "game-1,game-2,game-3,game-4,game-5"], "no window is left for train"),
         (["--window", "half"], "window"),
+        (["--held_out", "1.1"], "held_out"),
+        (["--held_out", "0.9", "--val_users", "game-1,game-2,game-3,game-4"], "to train on"),
         (["--sequence_length", "0"], "sequence_length"),
         (["--sequence_length", "49"], "longer than the window"),
         (["--format", "getevent.txt"], "format"),
@@ -317,6 +319,41 @@ def test_bad_options_are_one_line(tmp_path, capsys, argv, words):
     code, out, err = run(tmp_path, capsys, path, *argv)
     assert code == 2 and out == "" and not (tmp_path / "out").exists()
     assert re.fullmatch(r"error: .*\n", err) and words in err
+
+
+def test_windows_kept_out_of_training_are_of_its_users_and_all_are_there(tmp_path):
+    taps = [
+        {"session": f"game-{n}", "points": [[500 * k + t, n / 9, k / 20] for t in (0, 80)]}
+        for n in range(1, 6)
+        for k in range(20)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, taps)))
+    options = {"user_pattern": r"(\d+)$", "val_users": "5"}
+    whole = import_touch([tmp_path / "a.jsonl"], tmp_path / "whole", **options)
+    made = import_touch([tmp_path / "a.jsonl"], tmp_path / "out", held_out=0.25, **options)
+    train, val, kept = (dataset.manifest for dataset in made)
+    assert [m["split"] for m in (train, val, kept)] == ["train", "val", "held_out"]
+    assert (train["count"], val["count"], kept["count"]) == (60, 20, 20)
+    assert (train["contacts"], kept["contacts"]) == (60, 20)
+    assert kept["users"] == train["users"] == ["1", "2", "3", "4"]
+    assert kept["refused"] == {"lines": {}, "contacts": {}, "windows": {}}
+    x = [{w.tobytes() for w in read_gestures(d.folder, L)} for d in (*made, whole[0], whole[1])]
+    assert not x[0] & x[2] and x[0] | x[2] == x[3] and x[1] == x[4]
+
+
+def test_a_contact_that_crosses_a_border_is_not_kept_out_in_part(tmp_path):
+    long = [
+        json.dumps({"session": "s", "points": [[2000 * k, 0.1, 0.2], [2000 * k + 800, 0.3, 0.4]]})
+        for k in range(20)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(long))
+    options = {"val_share": 0.0, "window": "timeline", "drop_idle": True, "held_out": 0.5}
+    made = import_touch([tmp_path / "a.jsonl"], tmp_path / "out", **options)
+    assert [d.manifest["contacts"] for d in made] == [10, 10]
+    for dataset in made:
+        x = read_gestures(dataset.folder, L)
+        down = x[..., 2].sum()
+        assert down == 10 * 400 and len(x) > 10  # ten contacts of 800 ms, none cut short
 
 
 def test_one_session_cannot_be_split(tmp_path, capsys):

@@ -49,8 +49,8 @@ PROTOCOLS = (
     Protocol(
         "infill",
         infill.run,
-        full={"num_conditions": 32, "num_samples": 16},
-        quick={"num_conditions": 8, "num_samples": 4},
+        full={"num_conditions": 32, "num_samples": 16, "num_asked": 100},
+        quick={"num_conditions": 8, "num_samples": 4, "num_asked": 32},
     ),
     Protocol(
         "invert",

@@ -61,8 +61,14 @@ def run(s: Subject, num_ddim: int) -> list[Section]:
         f"{row['mse_one_shot'].n} gestures; for DDIM, the same steps with the exact score, over "
         f"{row['mse_ddim'].n}."
     )
-    title = "Denoise: recreated from the gesture under noise"
     caption = "The error of the model between the Bayes limit and doing nothing."
+    if prior is None:
+        text = (
+            "The network sees the gesture under noise of a known std, and answers at once or by "
+            "DDIM. The least possible error is not known for these gestures."
+        )
+        caption = "The error of the model beside doing nothing."
+    title = "Denoise: recreated from the gesture under noise"
     picture = Picture("denoise_curve.png", caption, draw_denoise_curve, table, steps)
     shown = Section("denoise", table, title, text, COLUMNS, "noise", [picture])
     return [shown, Section("denoise_lines", denoise_lines(table))]

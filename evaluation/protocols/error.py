@@ -39,7 +39,7 @@ FRAME_SIGMA = 0.4  # of the denoise protocol in error_by_frame
 
 def run(s: Subject, num_frames: int, num_steps: int) -> list[Section]:
     """Take the error of the gestures that the oracle knows apart; nothing if it knows none."""
-    if not len(s.linear):
+    if s.prior is None or not len(s.linear):
         return []
     known: dict[str, Any] = {"sampling": s.sampling, "prior": s.prior}
     x_0 = s.linear[:num_frames]

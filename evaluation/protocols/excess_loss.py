@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(s: Subject, num: int, num_bins: int) -> list[Section]:
     """Compare the loss with that of the oracle, where it knows gestures."""
-    if not len(s.linear):
+    if s.prior is None or not len(s.linear):
         return []
     table = excess_loss(s.model, s.scheduler, s.linear[:num], s.prior, num_bins)
     text = (

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 FRONTIER = Path(__file__).parents[2] / "benchmarks" / "results" / "frontier.json"
 
 
-def run(_: Subject) -> list[Section]:
-    """Read the sweep over model sizes, if it is there."""
+def run(s: Subject) -> list[Section]:
+    """Read the sweep over model sizes, if it is there; it is of straight gestures."""
+    if s.prior is None:
+        return []
     table = read_frontier(FRONTIER)
     if not table:
         say("note: no benchmarks/results/frontier.json; no figure of the frontier")

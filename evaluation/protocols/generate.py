@@ -22,9 +22,15 @@ The metrics, data units. Samples without an answer are left out, and n tells how
     mmd2, mmd2_p, density, coverage, c2st_1nn      `compare_features`
     nn_distance_ratio, copy_auc, share_near_copies `copy_scores`
     all_lines                       how many of GENERATE_LINES are met
+
+Where the distribution is not known, what is held against it is left out: validity, the types' due
+shares, the ks_{factor}; all_lines, too. Windows without a touch are then counted (share_none) and
+compared no further, and coverage_of_real is the coverage over that of validation_data. Real are
+windows that nobody trained on, and of other people those of `other_users`.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior
-from evaluation.controls import VALIDATION_DATA
+from evaluation.controls import OTHER_USERS, VALIDATION_DATA
 from evaluation.criteria import GENERATE_LINES, lines_met
 from evaluation.estimates import Estimate, Table, bootstrap, shifted
 from evaluation.family import deviations, validity
@@ -47,6 +53,7 @@ from evaluation.samples import (
     one_press_frames,
     pit_scores,
     type_scores,
+    type_shares,
 )
 from train_diffusion_ddim import DDIMScheduler, generate
 from trainlib.gestures import GESTURE_TYPES, PRESSED
@@ -61,11 +68,20 @@ if TYPE_CHECKING:
 NUM_SAMPLES: Mapping[int, int] = {2: 1000, 5: 1000, 10: 1000, 20: 500, 50: 500}
 NUM_JUDGED = 2000
 NUM_UNTRAINED = 200
+NUM_REAL = 1000  # windows beside the samples, where the distribution is not known
 COLUMNS = {
     "valid": "valid",
     "duration_bias": "duration bias",
     "type_mix_error": "type mix error",
     "ks_max": "KS distance",
+    "coverage": "coverage",
+    "copy_auc": "copying, AUC",
+    "share_near_copies": "near copies",
+}
+COLUMNS_WITHOUT_PRIOR = {
+    "share_none": "no touch",
+    "duration_bias": "duration bias",
+    "mmd2": "MMD²",
     "coverage": "coverage",
     "copy_auc": "copying, AUC",
     "share_near_copies": "near copies",
@@ -77,8 +93,11 @@ def run(s: Subject, limit: int | None = None) -> list[Section]:
     _, L, C = s.x_val.shape
     networks = s.model, s.untrained, s.scheduler
     samples = draw_samples(*networks, s.sampling, shape=(L, C), limit=limit)
-    table = generate_table(samples, s.prior, make_reference(s.x_train, s.x_val))
     judged = f"model_steps_{s.num_inference_steps}"
+    if s.prior is None:
+        num_real = 4 * limit if limit else NUM_REAL
+        return [_section_without_prior(s, samples, judged, num_real)]
+    table = generate_table(samples, s.prior, make_reference(s.x_train, s.x_val))
     drawn = samples[judged].cpu()
     shown = drawn, validity(drawn, s.prior)["valid"], s.num_inference_steps
     text = (
@@ -91,6 +110,36 @@ def run(s: Subject, limit: int | None = None) -> list[Section]:
     caption = "Unconditional samples, not selected."
     pictures = [Picture("generated_gestures.png", caption, draw_generated, *shown)]
     return [Section("generate", table, title, text, COLUMNS, "samples", pictures, judged=judged)]
+
+
+def _section_without_prior(
+    s: Subject, samples: dict[str, Tensor], judged: str, num_real: int
+) -> Section:
+    """Hold samples against at most `num_real` real windows, beside those of other people."""
+    real = make_reference(touched(s.x_train), touched(s.unseen)[:num_real])
+    if s.x_others is not None:
+        samples = samples | {OTHER_USERS: s.x_others[:num_real]}
+    table = generate_table(samples, None, real)
+    due = table[VALIDATION_DATA]["coverage"].value
+    for row in table.values():
+        row["coverage_of_real"] = shifted(row["coverage"], scale=due or math.nan)
+    text = (
+        "Samples have no original to be compared with, and their distribution is not known, so "
+        "they are held against real windows. The limit is what real windows score that nobody "
+        "trained on. Copies of the training set are real, too; the last two columns tell them "
+        "from new gestures."
+    )
+    shown = samples[judged].cpu(), s.unseen.cpu(), s.num_inference_steps
+    caption = "Real windows with a touch, and unconditional samples, not selected."
+    pictures = [Picture("generated_gestures.png", caption, draw_beside_real, *shown)]
+    about = ("Generate: from pure noise, given nothing", text, COLUMNS_WITHOUT_PRIOR, "samples")
+    return Section("generate", table, *about, pictures, judged=judged)
+
+
+def touched(x: Tensor) -> Tensor:
+    """Return the windows with a touch, of (B, L, C); all if there are none."""
+    rows = (x[..., 2] > PRESSED).any(dim=1)
+    return x[rows] if rows.any() else x
 
 
 # ----------------------------------------------------------------------------------------
@@ -133,31 +182,42 @@ def draw_samples(
     return samples
 
 
-def score_samples(samples: Tensor, prior: GesturePrior, real: Reference) -> dict[str, Estimate]:
+def score_samples(
+    samples: Tensor, prior: GesturePrior | None, real: Reference
+) -> dict[str, Estimate]:
     """Score unconditional samples, (B, L, C), data units, on every metric of the protocol."""
     samples = samples.cpu()
+    if prior is None:
+        scores = type_shares(samples)
+        samples = touched(samples)
+    else:
+        scores = {name: bootstrap(ok) for name, ok in validity(samples, prior).items()}
     features, once = gesture_features(samples), has_one_press(samples)
-    scores = {name: bootstrap(ok) for name, ok in validity(samples, prior).items()}
     deviation = deviations(samples)
     scores |= {name: bootstrap(value) for name, value in deviation.items()}
-    touched = (samples[..., 2] > PRESSED).any(dim=1)  # without a touch there is no line
-    scores["line_rms"] = bootstrap(deviation["line_rms"], touched)
+    has_touch = (samples[..., 2] > PRESSED).any(dim=1)  # without a touch there is no line
+    scores["line_rms"] = bootstrap(deviation["line_rms"], has_touch)
     frames = bootstrap(one_press_frames(samples))
     scores["mean_duration"] = frames
     scores["duration_bias"] = shifted(frames, by=real.mean_duration, scale=real.mean_duration)
-    scores |= type_scores(samples, prior) | pit_scores(samples, prior)
+    if prior:
+        scores |= type_scores(samples, prior) | pit_scores(samples, prior)
     scores |= compare_features((features - real.center) / real.scale, real.compared)
     scores |= copy_scores(features[once], real)
+    if prior is None:
+        return scores
     met = len(lines_met(scores, GENERATE_LINES))
     return scores | {"all_lines": Estimate(met, None, len(samples))}
 
 
-def generate_table(samples: Mapping[str, Tensor], prior: GesturePrior, real: Reference) -> Table:
+def generate_table(
+    samples: Mapping[str, Tensor], prior: GesturePrior | None, real: Reference
+) -> Table:
     """Score samples beside real data and what copies it.
 
     Args:
         samples: by setting, unconditional samples, (B, L, C), data units.
-        prior: the distribution of the gestures.
+        prior: the distribution of the gestures, if it is known.
         real: training and validation gestures.
 
     Returns:
@@ -190,33 +250,46 @@ def draw_generated(samples: Tensor, valid: Tensor, num_inference_steps: int) -> 
         valid: (B,) bool.
         num_inference_steps: what a sample took.
     """
-    share, total = float(valid.float().mean()), len(samples)
-    samples = samples[:32]
-    columns, rows = 8, -(-len(samples) // 8)
+    share, shown = float(valid.float().mean()), samples[:32]
+    notes = ["" if ok else "not valid" for ok in valid[:32]]
+    title = f"Gestures that the model generates from noise in {num_inference_steps} steps"
+    first = f"The first {len(shown)} of {len(samples)}, not selected; {share:.0%} of all are valid."
+    return _draw_phones(shown, notes, title, first)
+
+
+def draw_beside_real(samples: Tensor, real: Tensor, num_inference_steps: int) -> "Figure":
+    """Draw 16 real windows, (M, L, C), and below them 16 samples, (B, L, C), likewise."""
+    rows = [x[:16] for x in (touched(real), samples)]
+    notes = ["real"] * len(rows[0]) + ["generated"] * len(rows[1])
+    title = f"Real gestures above, generated ones below, from noise in {num_inference_steps} steps"
+    first = f"The first {len(rows[1])} of {len(samples)} samples, not selected."
+    return _draw_phones(torch.cat(rows), notes, title, first)
+
+
+def _draw_phones(x: Tensor, notes: Sequence[str], title: str, first: str) -> "Figure":
+    """Draw gestures, (n, L, C), eight in a row, with a note each."""
+    columns, rows = 8, -(-len(x) // 8)
     height = 2.75 * rows + 1.5
     figure = new_figure(1.5 * columns, height, layout=None)
     below, above = 0.6 / height, 1 - 0.8 / height
     place = {"left": 0.02, "right": 0.98, "bottom": below, "top": above}
     grid = figure.add_gridspec(rows, columns, wspace=0.25, hspace=0.15, **place)
-    types = classify_gestures(samples)
-    for i, sample in enumerate(samples.numpy()):
+    types = classify_gestures(x)
+    for i, (sample, note) in enumerate(zip(x.numpy(), notes, strict=True)):
         cell = grid[i // columns, i % columns].subgridspec(2, 1, height_ratios=(14, 1), hspace=0.06)
         color = TYPE_COLORS[GESTURE_TYPES[types[i]]]
-        ax = figure.add_subplot(cell[0])
-        draw_phone(ax, 2.0, ec="0.55" if valid[i] else "black", ls="-" if valid[i] else ":")
+        ax, failed = figure.add_subplot(cell[0]), note == "not valid"
+        draw_phone(ax, 2.0, ec="black" if failed else "0.55", ls=":" if failed else "-")
         draw_path(ax, sample, color, lw=2.2)
-        if not valid[i]:
-            ax.text(0.5, 0.96, "not valid", ha="center", fontsize=8, color="black")
+        ax.text(0.5, 0.96, note, ha="center", fontsize=8, color="black")
         _draw_press_strip(figure.add_subplot(cell[1]), sample, color)
     for i, (name, color) in enumerate(TYPE_COLORS.items()):
         style: dict[str, Any] = {"fontsize": 11, "weight": "bold", "ha": "center"}
         figure.text(0.1 + 0.2 * i, 0.25 / height, f"●  {TYPE_LABELS[name]}", color=color, **style)
-    title = f"Gestures that the model generates from noise in {num_inference_steps} steps"
     figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=15)
     subtitle = (
         "path of the finger on the screen, ○ touch-down, ● lift-off; the bar below shows when in "
-        f"0.5 s the finger is down.  The first {len(samples)} of {total}, not selected; "
-        f"{share:.0%} of all are valid."
+        f"0.5 s the finger is down.  {first}"
     )
     figure.text(0.5, 1 - 0.57 / height, subtitle, ha="center", fontsize=9.5, color="0.35")
     return figure

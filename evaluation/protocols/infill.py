@@ -1,7 +1,12 @@
 """infill: the rest of a gesture from a few given frames that do not determine it.
 
 Given the touch-down alone, onset and start are known and the rest is open: type, duration, end.
-A paired error cannot judge that. The exact posterior can (evaluation/touch_down.py).
+A paired error cannot judge that. The exact posterior can (evaluation/touch_down.py), and where
+there is none, the energy score. So gestures whose distribution is not known are asked more:
+
+    infill              given the touch-down
+    infill_press_edges  given the press edges: 16 recreations in the place of one
+    continue_50, _125   windows that begin or end pressed, given so many frames
 
 The rows: K answers to each of n gestures. `exact_posterior` and `exact_mean` are limits: draws from
 it, and its mean, which is what a regression tends to. The mean has the least MSE of all answers,
@@ -14,8 +19,12 @@ half that of a draw, and is no gesture: its press fades out.
     random_training_items    real gestures that ignore the question
     pasted_training_items    the same with the given frames put in, so that consistency is free
     nearest_training_items   the K that are nearest to the given frames, likewise put in
-    interpolation            straight lines between the given frames, held outside them
+    interpolation            straight lines between the given frames, held outside them; in
+                             continue, hold_last_position
     training_mean, zeros
+  where the distribution is not known:
+    nearest_training_item    the first of the nearest_training_items
+    regression               of python -m evaluation.baselines, if it was run
 
 The metrics, over the answers of each gesture first, then over gestures:
 
@@ -26,9 +35,17 @@ The metrics, over the answers of each gesture first, then over gestures:
     valid                  `validity`, and its factors; consistent_and_valid: both in one answer
     press_softness         `deviations`
     mse                    against the gesture that the frames were taken from
+    energy_score           `energy_score`, share of the screen: how far the answers are from the
+                           gesture, less half of how far they are from each other. The distribution
+                           of the gestures has the least (Gneiting & Raftery 2007, JASA 102)
+    distance               its first term; that of a single answer is its energy score
+    temporal_iou           of the presses
     diversity              mean RMS distance between two answers
     types_seen             how many of the plan's types are among the K answers
     mean_duration          frames
+  where the distribution is not known, of all but the rivals:
+    energy_to_{rival}      energy_score over the rival's: interpolation, hold_last_position,
+                           nearest_training_item, regression
   with the exact posterior, for touch_down:
     diversity_ratio        to that of exact_posterior
     mean_rms               distance of the mean answer from exact_mean; with K draws it cannot
@@ -50,6 +67,7 @@ from evaluation.estimates import SEED, Estimate, FloatArray, Table, bootstrap
 from evaluation.family import TOLERANCE, deviations, is_linear_gesture, validity
 from evaluation.figures import BLUE, ORANGE, new_figure, strip
 from evaluation.protocol import Picture, Section, Subject
+from evaluation.rivals import find_regression, nearest_by_known_frames
 from evaluation.samples import ks_distance
 from evaluation.touch_down import (
     duration_distribution,
@@ -62,7 +80,9 @@ from train_diffusion_ddim import (
     DDIMScheduler,
     generate,
     has_press_edge,
+    press_edges,
     takes_known_frames,
+    touch_down,
 )
 from trainlib.gestures import GESTURE_TYPES, PRESSED
 from trainlib.metrics import classify_gestures
@@ -73,6 +93,16 @@ if TYPE_CHECKING:
 
 TRUTH_SAMPLES = 64  # per condition, of the posterior that shares of types are held against
 LIMITS = ("exact_posterior", "exact_mean")
+CONTINUED = (50, 125)  # frames given
+LEAST_SHARE = 0.05  # of the windows; a question to fewer is not put
+RIVALS = ("interpolation", "hold_last_position", "nearest_training_item", "regression")
+ENERGY_COLUMNS = {
+    "energy_score": "energy score",
+    "distance": "mean distance",
+    "mse": "MSE",
+    "temporal_iou": "temporal IoU",
+    "diversity": "diversity",
+}
 COLUMNS = {
     "consistent_and_valid": "consistent, valid",
     "seam": "seam",
@@ -84,8 +114,10 @@ COLUMNS = {
 }
 
 
-def run(s: Subject, num_conditions: int, num_samples: int) -> list[Section]:
-    """Complete gestures of which the touch-down alone is given."""
+def run(s: Subject, num_conditions: int, num_samples: int, num_asked: int) -> list[Section]:
+    """Complete gestures of which the touch-down alone is given; `num_asked` if no more is known."""
+    if s.prior is None:
+        return run_without_prior(s, num_asked, num_samples)
     networks = s.model, s.untrained, s.scheduler
     size: dict[str, Any] = {"num_conditions": num_conditions, "num_samples": num_samples}
     table = infill(*networks, s.x_val, s.x_train, prior=s.prior, sampling=s.sampling, **size)
@@ -105,6 +137,110 @@ def run(s: Subject, num_conditions: int, num_samples: int) -> list[Section]:
     return [Section("infill", table, title, text, COLUMNS, "answers of", pictures, limits=LIMITS)]
 
 
+class Question(NamedTuple):
+    """What is given of gestures whose distribution is not known.
+
+    Attributes:
+        title: of its section.
+        given: gestures (B, L, C) -> the given frames, (B, L) bool.
+        asked: gestures -> those that it is asked of, (B,) bool.
+        lines: what the interpolation between the given frames is called.
+    """
+
+    title: str
+    given: Callable[[Tensor], Tensor]
+    asked: Callable[[Tensor], Tensor]
+    lines: str = "interpolation"
+
+
+def is_cut_off(x_0: Tensor) -> Tensor:
+    """Tell which windows begin or end pressed, (B,) bool."""
+    return (x_0[:, [0, -1], 2] > PRESSED).any(dim=1)
+
+
+def _first_frames(num: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: (torch.arange(x.shape[1], device=x.device) < num).expand(x.shape[:2])
+
+
+QUESTIONS = {
+    "infill_press_edges": Question(
+        "Recreate: many answers, given the press edges", press_edges, has_press_edge
+    ),
+    **{
+        f"continue_{num}": Question(
+            f"Continue: the first {num} frames given", _first_frames(num), is_cut_off,
+            "hold_last_position",
+        )
+        for num in CONTINUED
+    },
+    "infill": Question(
+        "Infill: completed from the touch-down alone", touch_down, has_press_edge
+    ),
+}  # fmt: skip
+
+
+def run_without_prior(s: Subject, num_asked: int, num_samples: int) -> list[Section]:
+    """Put the QUESTIONS, and judge the answers by their energy score."""
+    if not takes_known_frames(s.model):
+        return []
+    regression = find_regression(s.folders, s.config, s.x_val.device)
+    sections = []
+    for name, question in QUESTIONS.items():
+        known_mask = question.given(s.x_val)
+        is_open = ((s.x_val[..., 2] > PRESSED) & ~known_mask).any(dim=1)
+        rows = torch.nonzero(is_open & question.asked(s.x_val))[:, 0]
+        if len(rows) < LEAST_SHARE * len(s.x_val) or not len(rows):
+            continue
+        rows = rows[:num_asked]
+        x_0, known_mask = s.x_val[rows], known_mask[rows]
+        answers = network_answers(
+            s.model, None, s.scheduler, x_0, known_mask, num_samples=num_samples,
+            sampling=s.sampling,
+        )  # fmt: skip
+        answers |= trivial_answers(x_0, known_mask, s.x_train, num_samples)
+        answers = {question.lines if k == "interpolation" else k: v for k, v in answers.items()}
+        nearest = nearest_by_known_frames(x_0, known_mask, s.x_train)
+        nearest = torch.where(known_mask[..., None], x_0, nearest)[:, None]
+        answers["nearest_training_item"] = lambda item=nearest: item  # type: ignore[misc]
+        if regression:
+            shape: Any = tuple(x_0.shape)
+            answer = generate(*regression, shape, 1, known=x_0, known_mask=known_mask)[:, None]
+            answers["regression"] = lambda item=answer: item  # type: ignore[misc]
+        table = energy_table(answers, x_0, known_mask, name)
+        text = (
+            f"{num_samples} answers to each of {len(rows)} gestures. Energy score: mean distance "
+            "of x, y from the gesture over its pressed frames, share of the screen, less half of "
+            "the mean distance between two answers; a single answer is scored by its distance. "
+            "Less is better."
+        )
+        about = (question.title, text, ENERGY_COLUMNS, "answers of")
+        sections.append(Section(name, table, *about, limits=LIMITS))
+    return sections
+
+
+def energy_table(
+    answers: dict[str, Callable[[], Tensor]], x_0: Tensor, known_mask: Tensor, title: str
+) -> Table:
+    """Score answers by name, (n, K, L, C) each, and hold their energy scores against the rivals'.
+
+    Args:
+        answers: data units; functions, so that one is in memory at a time.
+        x_0: the gestures, (n, L, C).
+        known_mask: the given frames, (n, L) bool.
+        title: of the progress bar.
+    """
+    table: Table = {}
+    energy: dict[str, FloatArray] = {}
+    for name in progress(list(answers), title):
+        answered = answers[name]()
+        table[name] = score_answers(answered, x_0, known_mask, None)
+        energy[name], _ = energy_score(answered, x_0)
+    for name, row in table.items():
+        for rival in (r for r in RIVALS if r in energy and name not in RIVALS):
+            row[f"energy_to_{rival}"] = bootstrap(energy[name], energy[rival])
+    return table
+
+
 # ----------------------------------------------------------------------------------------
 # ANSWERS — K to each condition, (n, K, L, C), data units
 # ----------------------------------------------------------------------------------------
@@ -119,7 +255,7 @@ def draw_known_mask(strategy: str, x_0: Tensor) -> Tensor:
 
 def network_answers(
     model: nn.Module,
-    untrained: nn.Module,
+    untrained: nn.Module | None,
     scheduler: DDIMScheduler,
     x_0: Tensor,
     known_mask: Tensor,
@@ -127,7 +263,7 @@ def network_answers(
     num_samples: int,
     sampling: dict[str, Any],
 ) -> dict[str, Callable[[], Tensor]]:
-    """Return what asks the networks; arguments as in `infill`."""
+    """Return what asks the networks; arguments as in `infill`, the untrained one is optional."""
 
     def ask(network: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
         known, mask = (a.repeat_interleave(num_samples, dim=0) for a in (x, mask))
@@ -135,11 +271,11 @@ def network_answers(
         answers = generate(network, scheduler, shape, known=known, known_mask=mask, **sampling)
         return answers.unflatten(0, (len(x), num_samples))
 
-    return {
-        "model": lambda: ask(model, x_0, known_mask),
-        "untrained_model": lambda: ask(untrained, x_0, known_mask),
-        "shuffled_condition": lambda: ask(model, x_0.roll(1, 0), known_mask.roll(1, 0)),
-    }
+    answers = {"model": lambda: ask(model, x_0, known_mask)}
+    if untrained:
+        answers["untrained_model"] = lambda: ask(untrained, x_0, known_mask)
+    shuffled = x_0.roll(1, 0), known_mask.roll(1, 0)
+    return answers | {"shuffled_condition": lambda: ask(model, *shuffled)}
 
 
 def trivial_answers(
@@ -185,6 +321,34 @@ def pairwise_rms(answers: Tensor) -> FloatArray:
     return mean.cpu().numpy()
 
 
+def energy_score(answers: Tensor, x_0: Tensor) -> tuple[FloatArray, FloatArray]:
+    """Score K answers to each of n gestures as a distribution (Gneiting & Raftery 2007, eq. 21).
+
+        mean_i |s_i - x| - 1/2 mean_{i≠j} |s_i - s_j|
+
+    |.| is the Euclidean distance of x, y, averaged over the frames that are pressed in x; what an
+    answer says of an idle frame counts as it stands.
+
+    Args:
+        answers: s, (n, K, L, C), data units.
+        x_0: x, (n, L, C); each is pressed somewhere.
+
+    Returns:
+        The score, and its first term alone, (n,) each, share of the screen.
+    """
+    pressed = (x_0[..., 2] > PRESSED).double()
+    weight = pressed / pressed.sum(dim=1, keepdim=True)  # (n, L)
+    xy, K = answers[..., :2].double(), answers.shape[1]
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:  # (n, K, L, 2) → (n, K)
+        return ((a - b).norm(dim=-1) * weight[:, None]).sum(dim=2)
+
+    error = distance(xy, x_0[:, None, :, :2].double()).mean(dim=1)
+    spread = sum(distance(xy, xy.roll(shift, dims=1)).mean(dim=1) for shift in range(1, K))
+    score = error - spread / max(2 * (K - 1), 1)
+    return score.cpu().numpy(), error.cpu().numpy()
+
+
 def seam(answers: Tensor, x_0: Tensor, known_mask: Tensor) -> Estimate:
     """Estimate how far a given frame lies from where the two new ones after it lead back to."""
     pressed, xy = answers[..., 2] > PRESSED, answers[..., :2]
@@ -196,7 +360,7 @@ def seam(answers: Tensor, x_0: Tensor, known_mask: Tensor) -> Estimate:
 
 
 def score_answers(
-    answers: Tensor, x_0: Tensor, known_mask: Tensor, prior: GesturePrior
+    answers: Tensor, x_0: Tensor, known_mask: Tensor, prior: GesturePrior | None
 ) -> dict[str, Estimate]:
     """Score answers, (n, K, L, C), data units, to known frames of x_0, (n, L, C).
 
@@ -204,7 +368,7 @@ def score_answers(
         answers: not rounded.
         x_0: the gestures that the frames were taken from.
         known_mask: the given frames, (n, L) bool.
-        prior: durations of a valid gesture.
+        prior: durations of a valid gesture; None leaves out what is valid.
     """
     flat, by_condition = answers.flatten(0, 1), answers.shape[:2]
 
@@ -214,17 +378,26 @@ def score_answers(
     error = answers - x_0[:, None]
     wrong = error.abs().amax(dim=-1) * known_mask[:, None]
     consistent = wrong.amax(dim=-1) < TOLERANCE  # (n, K)
-    factors = validity(flat, prior)
-    valid = factors["valid"].reshape(by_condition)
+    factors = validity(flat, prior) if prior else {}
+    both = (
+        {"consistent_and_valid": consistent & factors["valid"].reshape(by_condition)}
+        if prior
+        else {}
+    )
+    energy, distance = energy_score(answers, x_0)
+    pressed, pressed_0 = answers[..., 2] > PRESSED, (x_0[..., 2] > PRESSED)[:, None]
+    union = (pressed | pressed_0).sum(dim=2)  # not 0: each gesture is pressed
     types = classify_gestures(flat).reshape(by_condition)
     seen = [(types == kind).any(dim=1) for kind in range(1, len(GESTURE_TYPES))]
     return {
         "consistent": mean(consistent),
         "seam": seam(answers, x_0, known_mask),
-        "consistent_and_valid": mean(consistent & valid),
-        **{name: mean(ok) for name, ok in factors.items()},
+        **{name: mean(ok) for name, ok in (both | factors).items()},
         "press_softness": mean(deviations(flat)["press_softness"]),
         "mse": mean((error**2).mean(dim=(2, 3))),
+        "energy_score": bootstrap(energy),
+        "distance": bootstrap(distance),
+        "temporal_iou": mean((pressed & pressed_0).sum(dim=2) / union),
         "diversity": bootstrap(pairwise_rms(answers)),
         "types_seen": bootstrap(torch.stack(seen).sum(dim=0).cpu()),
         "mean_duration": mean((flat[..., 2] > PRESSED).sum(dim=1)),

@@ -2,7 +2,11 @@
 
 About 4 of 250 frames are given. They determine a straight gesture wholly, so recreations are paired
 with the originals. A gesture without a press edge gives nothing to go by: those are scored in a
-table of their own.
+table of their own, or, where the distribution is not known, counted and left to `continue`. There
+the interpolation is no limit, and the table says how a recreation compares with it:
+
+    mse_to_interpolation                    MSE over that of the interpolation
+    spatial_accuracy_over_interpolation     spatial accuracy less that of the interpolation
 """
 
 import math
@@ -15,7 +19,7 @@ from torch import Tensor
 
 from evaluation.controls import Recreation, make_controls
 from evaluation.criteria import COMPLEX_FRAMES, PLAN_LINES, lines_met
-from evaluation.estimates import Estimate, FloatArray, Table, bootstrap
+from evaluation.estimates import Estimate, FloatArray, Table, bootstrap, shifted
 from evaluation.figures import (
     BLUE,
     FRAME_MS,
@@ -27,7 +31,7 @@ from evaluation.figures import (
     strip,
 )
 from evaluation.protocol import Picture, Section, Subject
-from evaluation.scores import score_recreations
+from evaluation.scores import score_recreations, sequence_mse
 from train_diffusion_ddim import has_press_edge, press_edges, recreate
 from trainlib.gestures import GESTURE_TYPES, PRESSED
 from trainlib.metrics import classify_gestures, compute_temporal_iou
@@ -54,6 +58,14 @@ def run(s: Subject) -> list[Section]:
         **make_controls(s.model, s.untrained, s.scheduler, s.x_train, s.sampling),
     }
     tables, recreated = keyframes(s.x_val, recreations)
+    text = (
+        "About 4 of 250 frames are known. They determine a straight gesture wholly, so the "
+        "limit is the exact answer, which interpolation between them gives."
+    )
+    if s.prior is None:
+        tables.pop("keyframes_without_edge", None)
+        text = _text_without_prior(s.x_val)
+        add_interpolation(tables.get("keyframes", {}), s.x_val, recreated)
     rows, names = pick_examples(s.x_val, s.recreated)
     steps = s.num_inference_steps
     shown = s.x_val[rows].cpu(), s.recreated[rows].cpu(), names, steps
@@ -65,8 +77,7 @@ def run(s: Subject) -> list[Section]:
             tables["keyframes"],
             f"Keyframes: recreated from pure noise in {steps} steps, given only the frames where "
             "the finger lands and lifts",
-            "About 4 of 250 frames are known. They determine a straight gesture wholly, so the "
-            "limit is the exact answer, which interpolation between them gives.",
+            text,
             COLUMNS,
             "recreated by",
             [Picture("recreated_gestures.png", caption, draw_recreated, *shown)],
@@ -110,6 +121,35 @@ def keyframes(
             rows = groups[name]
             table[setting] = score_recreations(x_0[rows], recreated[setting][rows])
     return tables, recreated
+
+
+def add_interpolation(table: Table, x_0: Tensor, recreated: Mapping[str, Tensor]) -> None:
+    """Add to a table of recreations of x_0, (B, L, C), how they compare with the interpolation."""
+    scored = has_press_edge(x_0)
+    x = x_0[scored]
+    lines = sequence_mse(x, recreated["interpolation"][scored]) if table else None
+    for setting, row in table.items():
+        own = sequence_mse(x, recreated[setting][scored])
+        row["mse_to_interpolation"] = bootstrap(own, lines)
+        due = table["interpolation"]["spatial_accuracy"].value
+        over = shifted(row["spatial_accuracy"], by=due)
+        row["spatial_accuracy_over_interpolation"] = over
+
+
+def _text_without_prior(x_0: Tensor) -> str:
+    """Say what is asked of windows whose distribution is not known, and of how many it is not."""
+    without = int((~has_press_edge(x_0)).sum())
+    text = (
+        "A window is recreated from the frames on both sides of each touch-down and lift-off. They "
+        "do not determine what the finger did in between, so there is no limit; joining them by "
+        "straight lines (interpolation) is a control like any other."
+    )
+    if without:
+        text += (
+            f" {without} of {len(x_0)} windows have no such frame, most of them because they are "
+            "pressed throughout. They are not asked here, but by `continue`."
+        )
+    return text
 
 
 def group_scores(x_0: Tensor, recreated: Mapping[str, Tensor], table: Table) -> Table:

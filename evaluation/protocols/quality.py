@@ -45,11 +45,10 @@ def run(s: Subject, num: int) -> list[Section]:
         "interpolation": interpolation,
     }
     length, device = s.x_val.shape[1], s.x_val.device
-    groups = {
-        "by_type": split_by_type(s.x_val[: 3 * num]),
-        "by_level": draw_levels(num, length),
-        "patterns": make_patterns() if length == SEQ_LEN else {},
-    }
+    groups = {"by_type": split_by_type(s.x_val[: 3 * num]), "by_level": {}, "patterns": {}}
+    if s.prior:  # levels and patterns are straight
+        groups["by_level"] = draw_levels(num, length)
+        groups["patterns"] = make_patterns() if length == SEQ_LEN else {}
     tables, recreated = {}, {}
     for name, group in groups.items():
         on_device = {key: x.to(device) for key, x in group.items()}
@@ -59,7 +58,10 @@ def run(s: Subject, num: int) -> list[Section]:
     if by_type | by_level:
         text = "The keyframes protocol by action type, and by the plan's levels of complexity."
         caption = "Which gestures are hard: by type and by the plan's complexity levels."
-        drawn = draw_quality, by_type, by_level, s.num_inference_steps
+        if not by_level:
+            text, caption = "The keyframes protocol by action type.", "Which types are hard."
+        lines = "limit (interpolation)" if s.prior else "straight lines between known frames"
+        drawn = draw_quality, by_type, by_level, s.num_inference_steps, lines
         pictures = [Picture("quality_by_group.png", caption, *drawn)] if by_type else []
         title = "By gesture: which are hard"
         table = by_type | by_level
@@ -161,13 +163,16 @@ DOT_METRICS = {
 SMALLEST_MSE = 1e-7  # what is below stands at the edge of the axis
 
 
-def draw_quality(by_type: Table, by_level: Table, num_inference_steps: int) -> "Figure":
+def draw_quality(
+    by_type: Table, by_level: Table, num_inference_steps: int, lines: str = "limit (interpolation)"
+) -> "Figure":
     """Draw the plan's metrics of each type and level, beside a control and the limit.
 
     Args:
         by_type: of `quality_by_group`.
         by_level: likewise; may be empty.
         num_inference_steps: of the recreation.
+        lines: what interpolation is called.
     """
     from matplotlib.lines import Line2D
 
@@ -195,9 +200,7 @@ def draw_quality(by_type: Table, by_level: Table, num_inference_steps: int) -> "
         Line2D([], [], label=label, **{"ls": "", "ms": 8, "mew": 1.6, **style})
         for label, style in (METHODS[m] for m in ("model", "nearest_training_item"))
     ]
-    handles.append(
-        Line2D([], [], color="black", marker="|", ls="", ms=12, label="limit (interpolation)")
-    )
+    handles.append(Line2D([], [], color="black", marker="|", ls="", ms=12, label=lines))
     handles.append(Line2D([], [], color="0.4", ls="--", label="the plan's optimal line"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(

@@ -6,10 +6,12 @@ gestures recreated from their press edges. The settings: model_steps_{S}, and be
     validation_data   the limit: real gestures, held against other real ones
     interpolation     of recreations: straight lines between the known frames
     jittered_real     real gestures that shake: Gaussian noise with a std of two pixels, a control
+    other_users       real gestures of people whom nobody trained on, if the real ones are of others
 
 What is real is what nobody trained on: fresh draws of the generator where dataset.json says how
-the data were drawn, else one half of the validation windows, and the other is validation_data. All
-settings of a table hold as many windows, or fewer.
+the data were drawn. Else it is one half of the windows kept out of training, or of the validation
+windows if there are none, and the other half is validation_data. All settings of a table hold as
+many windows, or fewer.
 
 The metrics are per contact (trainlib.contacts); a click and a swipe are those of the gesture types.
 
@@ -23,11 +25,15 @@ The metrics are per contact (trainlib.contacts); a click and a swipe are those o
     axis_swipes                 share of horizontal and vertical swipes that keep the other axis
                                 within one pixel of touch-down, of which the same is true
     ks_{feature}                Kolmogorov-Smirnov distance of a feature (evaluation.events) to the
-                                real ones, rounded to pixels; ks_max is the largest
+                                real ones, rounded to pixels; ks_max is the largest. Of all
+                                FEATURES where the distribution is not known
+    {shake}_of_allowed          shake_swipes and shake_all over what real gestures allow: 1.5 times
+                                their shake, or 0.03 if that is more
     auc                         area under the ROC curve of a classifier, gradient-boosted trees on
                                 all FEATURES, rounded to pixels, five-fold: 1/2 if nothing tells the
                                 samples from real gestures, 1 if a contact always gives itself away.
-                                The interval resamples the samples alone
+                                The interval resamples the samples alone. Where real windows
+                                are idle, too, only windows with a touch are compared
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,17 +45,19 @@ import torch
 from torch import Tensor
 
 from augmentation.click_aug import draw_gestures, render
-from evaluation.controls import VALIDATION_DATA, interpolation
+from evaluation.controls import OTHER_USERS, VALIDATION_DATA, interpolation
 from evaluation.estimates import SEED, Estimate, Table, bootstrap, quantile, shifted
 from evaluation.events import (
+    FEATURES,
     PIXELS,
+    Events,
     deviation,
     events_of,
     find_classifier,
     told_apart,
     two_sample_ks,
 )
-from evaluation.figures import BLUE, new_figure
+from evaluation.figures import BLUE, new_figure, strip
 from evaluation.protocol import Picture, Section, Subject
 from train_diffusion_ddim import generate, has_press_edge, recreate
 from trainlib.contacts import Contact, contacts_of, shake
@@ -62,6 +70,7 @@ if TYPE_CHECKING:
 
 STEPS = (1, 2, 4, 10, 20, 50)
 JITTER = 2 / PIXELS  # of the control
+SHAKE_FACTOR, LEAST_SHAKE = 1.5, 0.03  # of real shake, and of what is allowed anyway
 KS_FEATURES = ("path", "deviation", "speed_peak", "first_50_ms", "last_50_ms")
 COLUMNS = {
     "auc": "told from real, AUC",
@@ -82,6 +91,8 @@ def run(
     # without a press edge there is nothing to recreate from
     real_edge, originals = (x[has_press_edge(x)] for x in (real, originals))
     originals = originals[:num_recreated]
+    others = {} if s.x_others is None else {OTHER_USERS: s.x_others.cpu()[:num]}
+    features = KS_FEATURES if s.prior else FEATURES
     shape, settings = s.x_val.shape[1:], sorted({*steps, s.num_inference_steps})
     generated: dict[str, Tensor] = {}
     recreated: dict[str, Tensor] = {}
@@ -91,13 +102,19 @@ def run(
         if len(originals):
             recreated[f"model_steps_{n}"] = recreate(*network, originals, **given).cpu()
     judged, classifier = f"model_steps_{s.num_inference_steps}", find_classifier()
-    table = realism_table(generated | beside(held_out), real, classifier)
+    samples = generated | beside(held_out) | others
+    table = realism_table(samples, real, classifier, features)
     caption, shown = "Real and generated strokes, enlarged.", (real, generated[judged])
     pictures = [Picture("realism.png", caption, draw_strokes, *shown, table, judged)]
+    if s.prior is None:
+        caption = "Where the distributions of real and generated contacts differ."
+        events = [events_of(x) for x in shown]
+        pictures.append(Picture("marginals.png", caption, draw_marginals, *events))
     sections = [Section("realism", table, TITLE, TEXT, COLUMNS, "samples", pictures, judged=judged)]
     if len(originals):
         recreated |= {"interpolation": interpolation(originals).cpu()} | beside(originals.cpu())
-        table = realism_table(recreated, real_edge, classifier)
+        recreated |= {name: x[has_press_edge(x)] for name, x in others.items()}
+        table = realism_table(recreated, real_edge, classifier, features)
         about = (TITLE_RECREATED, TEXT_RECREATED, COLUMNS, "recreations")
         sections.append(Section("realism_recreated", table, *about, judged=judged))
     return sections
@@ -111,7 +128,7 @@ TEXT = (
     "limit is real gestures held against other real ones."
 )
 TITLE_RECREATED = "Realism of recreations: the same, given the press edges"
-TEXT_RECREATED = "Validation gestures recreated from where the finger lands and lifts."
+TEXT_RECREATED = "Real gestures recreated from where the finger lands and lifts."
 
 
 # ----------------------------------------------------------------------------------------
@@ -126,8 +143,8 @@ def draw_real(s: Subject, num: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     rng = np.random.default_rng([SEED, 1])
     if s.recipe is None:
-        order = torch.from_numpy(rng.permutation(len(s.x_val))).to(s.x_val.device)
-        real, held_out = (s.x_val[rows][:num] for rows in order.tensor_split(2))
+        order = torch.from_numpy(rng.permutation(len(s.unseen))).to(s.unseen.device)
+        real, held_out = (s.unseen[rows][:num] for rows in order.tensor_split(2))
         return real.cpu(), held_out.cpu(), held_out
     r = s.recipe
     ranges = r.action_type, r.min_delta_t, r.max_delta_t, r.sequence_length
@@ -145,11 +162,15 @@ def beside(real: Tensor) -> dict[str, Tensor]:
 
 
 def realism_table(
-    samples: Mapping[str, Tensor], real: Tensor, make_classifier: Callable[[], Any] | None
+    samples: Mapping[str, Tensor],
+    real: Tensor,
+    make_classifier: Callable[[], Any] | None,
+    features: Sequence[str] = KS_FEATURES,
 ) -> Table:
     """Score samples by setting, (B, L, 3) each, data units, against real windows, (N, L, 3)."""
     n = min(len(x) for x in (real, *samples.values()))
     due, known = contact_scores(contacts_of(real[:n])), events_of(real[:n])
+    idle = (known.of("presses") == 0).any()  # then idle windows tell nothing apart
     table = {}
     for name, x in progress(list(samples.items()), "realism: scores"):
         scores, events = contact_scores(contacts_of(x[:n])), events_of(x[:n])
@@ -157,11 +178,15 @@ def realism_table(
             scores[f"excess_{metric}"] = shifted(scores[metric], by=due[metric].value)
         share = due["still_clicks"].value
         scores["still_clicks_of_real"] = shifted(scores["still_clicks"], scale=share or np.nan)
-        distances = {f: two_sample_ks(events.of(f), known.of(f)) for f in KS_FEATURES}
+        for metric in ("shake_swipes", "shake_all"):
+            allowed = max(SHAKE_FACTOR * due[metric].value, LEAST_SHAKE)
+            scores[f"{metric}_of_allowed"] = shifted(scores[metric], scale=allowed)
+        distances = {f: two_sample_ks(events.of(f), known.of(f)) for f in features}
         distances["max"] = max(distances.values())
         scores |= {f"ks_{f}": Estimate(d, None, len(events.window)) for f, d in distances.items()}
         if make_classifier:
-            told = told_apart(events, known, make_classifier)
+            pair = (events.touched, known.touched) if idle else (events, known)
+            told = told_apart(*pair, make_classifier)
             scores["auc"] = bootstrap(told[~np.isnan(told)])
         table[name] = scores
     return table
@@ -226,7 +251,7 @@ def draw_strokes(real: Tensor, generated: Tensor, table: Table, judged: str) -> 
     mine, limit = (table[name]["shake_swipes"].value for name in (judged, VALIDATION_DATA))
     title = "Enlarged to pixels"
     if mine == mine and limit == limit:
-        pixels = [f"{value * PIXELS / 1000:.1f}" for value in (mine, limit)]
+        pixels = [_in_pixels(value) for value in (mine, limit)]
         title += ": generated swipes shake by {} pixels a frame, real ones by {}".format(*pixels)
     figure.text(0.5, 0.925, title, ha="center", fontsize=15)
     words = (
@@ -235,6 +260,12 @@ def draw_strokes(real: Tensor, generated: Tensor, table: Table, judged: str) -> 
     )
     figure.text(0.5, 0.87, words, ha="center", fontsize=10, color="0.35")
     return figure
+
+
+def _in_pixels(shake: float) -> str:
+    """Return a shake in pixels a frame, to a digit or, below it, to two that count."""
+    pixels = shake * PIXELS / 1000
+    return f"{pixels:.2g}" if 0.001 < pixels < 0.05 else f"{pixels:.1f}"
 
 
 def _steadiest(contacts: Sequence[Contact], moves: bool) -> list[npt.NDArray[np.float64]]:
@@ -263,3 +294,38 @@ def _draw_stroke(ax: "Axes", xy: npt.NDArray[np.float64], color: str) -> None:
     ax.set_axisbelow(True)
     ax.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
     ax.spines[:].set_color("0.7")
+
+
+MARGINALS = {  # feature: heading
+    "frames": "duration, frames",
+    "onset": "onset, frame",
+    "x_start": "x of touch-down",
+    "y_start": "y of touch-down",
+    "path": "path, screens",
+    "deviation": "distance from the chord, screens",
+    "speed_peak": "highest speed, screens/s",
+    "last_50_ms": "speed of the last 50 ms, screens/s",
+}
+LONG_TAILED = ("path", "deviation", "speed_peak", "last_50_ms")
+
+
+def draw_marginals(real: Events, generated: Events) -> "Figure":
+    """Draw the distribution function of contact features, of real and of generated windows."""
+    figure = new_figure(14, 6.2)
+    distances = {}
+    for ax, (name, heading) in zip(figure.subplots(2, 4).flat, MARGINALS.items(), strict=True):
+        sides = ("real", real.of(name), "0.2", 4), ("generated", generated.of(name), BLUE, 1.6)
+        for label, values, color, lw in sides:
+            shares = np.arange(1, len(values) + 1) / max(len(values), 1)
+            ax.step(np.sort(values), shares, where="post", color=color, lw=lw, label=label)
+        distances[name] = two_sample_ks(real.of(name), generated.of(name))
+        if name in LONG_TAILED:
+            ax.set_xscale("symlog", linthresh=0.01)
+        ax.set_ylim(0, 1)
+        ax.set_title(f"{heading}\nKS distance {distances[name]:.2f}", fontsize=10)
+        strip(ax)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    farthest = max(distances, key=lambda name: np.nan_to_num(distances[name]))
+    title = "Do generated contacts have the distribution of real ones?  Share of contacts below"
+    figure.suptitle(f"{title}; farthest off: {MARGINALS[farthest].split(',')[0]}", fontsize=13)
+    return figure

@@ -23,7 +23,13 @@ from evaluation.figures import (
 )
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import measure_latencies, score_recreations
-from train_diffusion_ddim import DDIMScheduler, generate, recreate, takes_known_frames
+from train_diffusion_ddim import (
+    DDIMScheduler,
+    generate,
+    has_press_edge,
+    recreate,
+    takes_known_frames,
+)
 from trainlib.process import progress
 
 if TYPE_CHECKING:
@@ -44,18 +50,23 @@ def run(
 ) -> list[Section]:
     """Sweep over samplers and steps, with what the exact score does in as few steps."""
     networks, x_0 = (s.model, s.scheduler), s.x_val[:num]
+    title = "By sampler: steps, solver, eta"
+    caption = "What more steps and other samplers bring, and cost."
+    if s.prior is None:
+        x_0 = s.x_val[has_press_edge(s.x_val)][:num]
+        if not len(x_0):
+            return []
+        sweep = sampler_sweep(*networks, x_0, None, steps=steps, repeats=repeats)
+        pictures = [Picture("sampler_sweep.png", caption, draw_sampler_sweep, sweep)]
+        text = "Gestures recreated from their press edges by each sampler in few and many steps."
+        return [Section("sampler_sweep", sweep, title, text, pictures=pictures)]
     sweep = sampler_sweep(*networks, x_0, s.prior, steps=steps, repeats=repeats)
     exact = read_exact_few_steps(s.scheduler, s.prior, steps)
     missing = [n for n in EXACT_STEPS if num_exact and f"exact/{n}" not in exact]
     exact |= exact_few_steps(s.scheduler, s.prior, missing, num_exact)
     mean_duration = (s.prior.min_delta_t + s.prior.max_delta_t) / 2
     pictures = [
-        Picture(
-            "sampler_sweep.png",
-            "What more steps and other samplers bring, and cost.",
-            draw_sampler_sweep,
-            sweep,
-        ),
+        Picture("sampler_sweep.png", caption, draw_sampler_sweep, sweep),
         Picture(
             "few_step_bias.png",
             "What few steps do to durations, beside the exact score.",
@@ -66,7 +77,6 @@ def run(
         ),
     ]
     text = "Few steps bias what is drawn, even with the exact score, which is the limit here."
-    title = "By sampler: steps, solver, eta"
     return [Section("sampler_sweep", sweep | exact, title, text, pictures=pictures)]
 
 
@@ -74,7 +84,7 @@ def sampler_sweep(
     model: nn.Module,
     scheduler: DDIMScheduler,
     x_0: Tensor,
-    prior: GesturePrior,
+    prior: GesturePrior | None,
     *,
     steps: Sequence[int] = STEPS,
     repeats: int = 9,
@@ -85,7 +95,7 @@ def sampler_sweep(
         model: the denoiser.
         scheduler: its scheduler.
         x_0: (B, L, C), data units, to recreate from keyframes; as many gestures are generated.
-        prior: durations of a valid gesture.
+        prior: durations of a valid gesture; without it nothing is generated but to time it.
         steps: numbers of inference steps; those above the noise levels are left out.
         repeats: of the latency.
 
@@ -111,8 +121,9 @@ def sampler_sweep(
     table: Table = {}
     for name in progress(list(samplings), "samplers"):
         row = score_recreations(x_0, recreate(model, scheduler, x_0, **samplings[name]))
-        samples = generate(model, scheduler, (B, L, C), **samplings[name])
-        row |= score_durations(samples, prior)
+        if prior:
+            samples = generate(model, scheduler, (B, L, C), **samplings[name])
+            row |= score_durations(samples, prior)
         table[name] = row | {"latency_ms": latencies[name]}
     return table
 
@@ -184,8 +195,12 @@ def draw_sampler_sweep(table: Table) -> "Figure":
     Args:
         table: of `sampler_sweep`.
     """
-    figure = new_figure(15, 7.6)
-    for ax, (metric, panel) in zip(figure.subplots(2, 3).flat, SWEEP_PANELS.items(), strict=True):
+    measured = {metric for row in table.values() for metric in row}
+    panels = {metric: panel for metric, panel in SWEEP_PANELS.items() if metric in measured}
+    rows, columns = (2, 3) if len(panels) > 4 else (1, 4)
+    figure = new_figure(5 * columns, 3.8 * rows)
+    axes = figure.subplots(rows, columns).flat
+    for ax, (metric, panel) in zip(axes, panels.items(), strict=True):
         curves = []
         for method in ("ddim_eta_1", "dpmpp", "dpmpp_eta_1", "ddim"):
             found, (label, style) = by_steps(table, f"{method}/", metric), METHODS[method]

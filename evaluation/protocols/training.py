@@ -127,18 +127,20 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> FloatArray:
     return np.array([row[key] for row in rows if key in row and "val/epoch" in row], dtype=float)
 
 
-def denoise_limits(scheduler: DDIMScheduler, x_0: Tensor, prior: GesturePrior) -> dict[str, float]:
+def denoise_limits(
+    scheduler: DDIMScheduler, x_0: Tensor, prior: GesturePrior | None
+) -> dict[str, float]:
     """Score the Bayes denoiser on what the trainer's denoise_mse_sigma_* are measured on.
 
     Args:
         scheduler: of the run.
         x_0: the gestures that it validates each epoch, (B, L, C), data units.
-        prior: the distribution of x_0.
+        prior: the distribution of x_0, if it is known.
 
     Returns:
         Sigma, as in the name of the metric -> MSE; nothing if a gesture is not of the prior.
     """
-    if not is_linear_gesture(x_0).all():
+    if prior is None or not is_linear_gesture(x_0).all():
         return {}
     limits = {}
     for level in DENOISE_SIGMAS:
