@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_lines import LINES
 from trainlib.errors import run_program
 from trainlib.files import write_whole
 from trainlib.provenance import ROOT
@@ -59,6 +60,38 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def show_measured(value: Any) -> str:
+    """Return what was measured on a line: of a spread, the median and the quartiles."""
+    if not isinstance(value, dict):
+        return "–" if value is None else show(value)
+    return f"{show(value['median'])} ({show([value['quartile_1'], value['quartile_3']])})"
+
+
+def gpu_table(result: dict[str, Any] | None) -> str:
+    """Return each line that needs a GPU, what is asked of it and what was measured."""
+    stages, rows = result["stages"] if result else {}, []
+    for stage, lines in LINES.items():
+        found = stages.get(stage, "not measured")
+        for line, asked in lines.items():
+            value = found.get(line) if isinstance(found, dict) else found
+            rows.append([line, asked, show_measured(value)])
+    return markdown_table(["", "asked", "measured"], rows)
+
+
+def gpu_section(results: Path) -> str:
+    """Return what was measured on a GPU, or that nothing was; a rehearsal on a CPU counts not."""
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("gpu-*.json"))]
+    found = [result for result in found if result["machine"]["device"].startswith("cuda")]
+    result = max(found, key=lambda result: result["date"], default=None)
+    made = "no machine with one was at hand"
+    if result:
+        about = result["machine"]
+        made = f"{about['device']}, {about['cpu_count']} cores; python {about['python']}, "
+        made += f"torch {about['torch']}; commit {result['commit'] or 'unknown'}, {result['date']}"
+    about = f"`python -m benchmarks.gpu` measures all of it, within eight minutes; {made}."
+    return f"## On a GPU\n\n{about}\n\n{gpu_table(result)}\n"
+
+
 def main(results: Path = RESULTS, output: Path = ROOT / "docs" / "BENCHMARKS.md") -> None:
     """Write the document."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*-*.json"))]
@@ -66,7 +99,9 @@ def main(results: Path = RESULTS, output: Path = ROOT / "docs" / "BENCHMARKS.md"
     found.sort(key=lambda result: ORDER.index(result["name"]))
     minutes = sum(result["seconds"] for result in found) / 60
     introduction = INTRODUCTION.read_text("utf-8").format(minutes=minutes)
-    write_whole(output, "\n".join([introduction, *map(markdown, found)]).encode())
+    write_whole(
+        output, "\n".join([introduction, gpu_section(results), *map(markdown, found)]).encode()
+    )
 
 
 if __name__ == "__main__":
