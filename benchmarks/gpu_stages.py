@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, default_model, in_turn, spread
@@ -24,6 +24,7 @@ from benchmarks.training import our_state, our_step
 from evaluation.family import read_prior, validity
 from evaluation.protocols.local_tests import gpu_table
 from evaluation.scores import to_numpy
+from export.__main__ import WholeSampler, num_noises
 from trainlib.errors import first_line, say
 from trainlib.gestures import ACTION_DIM, SEQ_LEN
 from trainlib.process import timer
@@ -182,29 +183,6 @@ def plan(place: Place) -> list[Any]:
     return [*values.values(), *alone]
 
 
-def walk(
-    model: nn.Module, scheduler: tdd.DDIMScheduler, x_T: Tensor, sampling: dict[str, Any]
-) -> Callable[[], Tensor]:
-    """Return the steps of `sample()` on x_T as a function that never leaves the device."""
-    pairs = scheduler.timestep_pairs(sampling["num_inference_steps"])
-    ts = [torch.full((len(x_T),), t, device=x_T.device) for t, _ in pairs]
-
-    @torch.no_grad()
-    def sample() -> Tensor:
-        x_t, last = x_T, None
-        for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
-            x_0_pred = scheduler.predict_x_0(model(x_t, t_batch), x_t, t)
-            is_second_order = sampling["sampler"] == "dpmpp" and last and t_prev >= 0
-            aim = x_0_pred
-            if is_second_order:
-                aim = scheduler._extrapolate(x_0_pred, t, t_prev, *last)  # type: ignore[misc]
-            last = (x_0_pred, t)
-            x_t = scheduler.step(aim, x_t, t, t_prev, eta=sampling["eta"])
-        return x_t
-
-    return sample
-
-
 def latency(place: Place) -> list[Any]:
     """Time the run's own sampler, from one gesture to 1,024."""
     model, scheduler = default_model(**place.knobs)
@@ -216,13 +194,14 @@ def latency(place: Place) -> list[Any]:
         shape, options = (batch, SEQ_LEN, ACTION_DIM), sampling | {"num_inference_steps": steps}
         return partial(scheduler.sample, model, shape, place.device, **options)
 
-    x_T = torch.randn(1, SEQ_LEN, ACTION_DIM, device=place.device)
+    steps_of_10 = WholeSampler(model, scheduler, **sampling | {"num_inference_steps": 10})
+    noise = torch.randn(1, num_noises(steps_of_10.steps), SEQ_LEN, ACTION_DIM, device=place.device)
     eager = {f"{steps} steps": sample(1, steps) for steps in (1, 2, 10)}
     eager |= {"8 in 20 steps": sample(8, 20), "many": sample(many, 10)}
     *times, ms_of_many = place.milliseconds(eager)
-    steps_of_10 = walk(model, scheduler, x_T, sampling | {"num_inference_steps": 10})
-    graph = tried(lambda: captured(steps_of_10, place.device))
-    by_graph = place.milliseconds({"graph": graph})
+    with torch.no_grad():
+        graph = tried(lambda: captured(partial(steps_of_10, noise), place.device))
+        by_graph = place.milliseconds({"graph": graph})
     return [*times[:3], *by_graph, times[3], 1000 * many / ms_of_many["median"]]
 
 

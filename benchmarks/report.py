@@ -20,6 +20,7 @@ ORDER = (
     *("training", "optimizer", "keyframes", "sampling", "latency", "roofline", "cost_curves"),
     *("startup", "scaling", "loading"),
 )
+SHOWN = (*ORDER, "exported")  # the last asks for a checkpoint: not of `make bench`
 
 
 def show(value: Any) -> str:
@@ -95,13 +96,12 @@ def gpu_section(results: Path) -> str:
 def main(results: Path = RESULTS, output: Path = ROOT / "docs" / "BENCHMARKS.md") -> None:
     """Write the document."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*-*.json"))]
-    found = [result for result in found if result.get("name") in ORDER]
-    found.sort(key=lambda result: ORDER.index(result["name"]))
+    found = [result for result in found if result.get("name") in SHOWN]
+    found.sort(key=lambda result: SHOWN.index(result["name"]))
     minutes = sum(result["seconds"] for result in found) / 60
     introduction = INTRODUCTION.read_text("utf-8").format(minutes=minutes)
-    write_whole(
-        output, "\n".join([introduction, gpu_section(results), *map(markdown, found)]).encode()
-    )
+    sections = introduction, gpu_section(results)
+    write_whole(output, "\n".join([*sections, *map(markdown, found)]).encode())
 
 
 if __name__ == "__main__":
