@@ -23,7 +23,6 @@ def main() -> None:
         seconds = timer()
         run_child("-m", f"benchmarks.{name}")
         say(f"{name}: {seconds():.0f} s\n")
-    report.main()
     document.main()
 
 

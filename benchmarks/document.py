@@ -3,7 +3,7 @@
     python -m benchmarks.document
 
 A number stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; NAME is a key of `blocks`.
-docs/BENCHMARKS.md is written whole by `python -m benchmarks.report`, the numbers of planning by
+docs/BENCHMARKS.md is written whole (benchmarks/report.py); the numbers of planning are written by
 `python -m planning --document`.
 """
 
@@ -20,6 +20,7 @@ from benchmarks.frontier import FRONTIER, describe
 from benchmarks.human import HUMAN, shown
 from benchmarks.measure import read_rows
 from benchmarks.report import RESULTS, show, table
+from benchmarks.report import main as write_benchmarks
 from evaluation.baselines_record import read_baselines
 from evaluation.bayes import DEFAULT_PRIOR
 from evaluation.estimates import Estimate, Table, format_estimate, tables_from_json
@@ -308,7 +309,8 @@ def blocks() -> dict[str, str]:
 
 
 def main() -> None:
-    """Fill in all documents."""
+    """Write docs/BENCHMARKS.md, and fill in all documents."""
+    write_benchmarks()
     made = blocks()
     for path in DOCUMENTS:
         fill_document(path, made)

@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import train_diffusion_ddim as tdd
 from benchmarks.measure import Row, compare, default_model, in_turn, main
 from export import runtime
-from export.__main__ import WholeSampler, example_inputs, export
+from export.__main__ import example_inputs, export
 from trainlib.gestures import ACTION_DIM, SEQ_LEN
 
 OURS = "sample()"
@@ -44,21 +45,25 @@ def steps_table(model: Any, scheduler: tdd.DDIMScheduler, args: argparse.Namespa
 def measure(args: argparse.Namespace) -> list[Row]:
     """Return the table of engines and the table of steps."""
     model, scheduler = default_model(num_layers=args.num_layers)
-    inputs = example_inputs(model, 1)
-    arrays = [a.numpy() for a in inputs]
-    eager = WholeSampler(model, scheduler, args.steps).eval()
-    functions: dict[str, Callable[[], Any]] = {OURS: partial(eager, *inputs)}
+    sampling = tdd.TrainConfig().sampling | {"num_inference_steps": args.steps}
+    _, known, known_mask = example_inputs(model, 1)
+
+    def eager(model: Any) -> Callable[[], Any]:
+        options = sampling | {"known": known, "known_mask": known_mask}
+        return partial(scheduler.sample, model, tuple(known.shape), "cpu", **options)
+
+    functions: dict[str, Callable[[], Any]] = {OURS: eager(model)}
     has_compiler = bool(args.compiled and shutil.which("g++"))
     if has_compiler:
-        compiled: Any = torch.compile(model, dynamic=False)
-        half = WholeSampler(compiled, scheduler, args.steps).eval()
-        functions["sample() of torch.compile(model)"] = partial(half, *inputs)
+        functions["sample() of torch.compile(model)"] = eager(torch.compile(model, dynamic=False))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "exported"
-        differences = export(model, scheduler, folder, args.steps, compiled=has_compiler)
+        options: dict[str, Any] = {"compiled": has_compiler, "batch_size": 1}
+        differences = export(model, scheduler, folder, **sampling, **options)
         for engine in differences:
             sampler = runtime.Sampler(folder, engine, args.threads)
-            functions[f"export, {engine}"] = partial(sampler, *arrays)
+            noise = sampler.draw(1, np.random.default_rng(0))
+            functions[f"export, {engine}"] = partial(sampler, noise, known, known_mask)
         rows = compare(in_turn(functions, args.rounds), OURS)
     for row in rows:
         engine = row[""].removeprefix("export, ")

@@ -30,7 +30,7 @@ from trainlib.provenance import ROOT, describe_machine, git_commit, version_of
 from trainlib.run_log import read_metrics
 
 PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "azula", "onnxruntime")
-MAY_BE_ZERO = ("variants", "compiled", "workers", "avx2")
+MAY_BE_ZERO = ("variants", "compiled", "workers", "avx2", "seed")
 Row = dict[str, Any]
 
 

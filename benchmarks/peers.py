@@ -6,6 +6,7 @@ each epoch a loss and ten sampling steps on three validation batches.
 """
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -175,8 +176,11 @@ def diffusers_sampler(
 def import_torchvision() -> None:
     """Import torchvision even where its operators do not load, beside a CPU-only torch.
 
-    denoising-diffusion-pytorch imports it, but its one-dimensional diffusion uses none of it.
+    denoising-diffusion-pytorch and diffusers import it, but their one-dimensional diffusion uses
+    none of it. Without it nothing happens.
     """
+    if find_spec("torchvision") is None:
+        return
     try:
         import torchvision  # noqa: F401
     except RuntimeError:

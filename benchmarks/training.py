@@ -19,6 +19,7 @@ import torch
 import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, Row, compare, in_turn, main, spread
 from benchmarks.peers import PlanLoop, PlanNetwork
+from trainlib.process import pick_device
 from trainlib.state import TrainState, epoch_order
 
 PLAN_NETWORK: dict[str, Any] = {
@@ -37,18 +38,18 @@ PLAN_NETWORK: dict[str, Any] = {
 
 
 def our_state(x_train: torch.Tensor, **knobs: Any) -> TrainState:
-    """Return the state of a new run with these knobs."""
+    """Return the state of a new run with these knobs, on the CPU if `device` is not among them."""
     torch.manual_seed(0)
-    config = tdd.TrainConfig(**knobs)
+    config = tdd.TrainConfig(**{"device": "cpu"} | knobs)
     steps = -(-len(x_train) // config.batch_size) * config.num_epochs
-    return TrainState(
-        tdd.build_model(config), tdd.build_scheduler(config), config, steps, tdd.NUM_TASKS
-    )
+    device = pick_device(config.device)
+    model, scheduler = tdd.build_model(config).to(device), tdd.build_scheduler(config).to(device)
+    return TrainState(model, scheduler, config, steps, tdd.NUM_TASKS)
 
 
 def our_step(state: TrainState, x_train: torch.Tensor) -> Callable[[], Any]:
     """Return a function that takes one step on the next batch of the epoch's order."""
-    order = epoch_order(len(x_train), 0, 0)
+    order = epoch_order(len(x_train), 0, 0).to(x_train.device)
     batches = order.split(state.config.batch_size)
 
     def step() -> float:

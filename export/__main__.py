@@ -1,16 +1,19 @@
-"""Export a trained denoiser with its schedule, and check that nothing is lost on the way.
+"""Export a trained denoiser with its sampling, and check that nothing is lost on the way.
 
     python -m export --checkpoint runs/NAME --output_dir exported
 
-writes schedule.json, denoiser.pt2 (torch.export, any batch size), denoiser.onnx where onnxscript
-is installed, sampler.pt2 (all steps at batch 1 as one compiled program) where a C++ compiler is,
-and runtime.py, which samples from them without this project. Each is compared with
-`DDIMScheduler.sample` first; the folder appears when all is written and agrees.
+The sampler, its steps and its eta are the run's own unless flags say otherwise; all noise is an
+input. What is written: schedule.json, denoiser.pt2 (torch.export, any batch size), denoiser.onnx
+where onnxscript is installed, where a C++ compiler is sampler.pt2 and sampler_batch.pt2 (all steps
+as one compiled program, for one gesture and for --batch_size at a time), and runtime.py, which
+samples from them without this project. Each is compared with `DDIMScheduler.sample` first; the
+folder appears when all is written and agrees.
 """
 
 import argparse
 import copy
 import io
+import math
 import statistics
 import sys
 import tempfile
@@ -26,61 +29,107 @@ from torch import Tensor, nn
 
 import train_diffusion_ddim as tdd
 from export import runtime
-from trainlib.errors import OneLineParser, UserError, first_line, run_program, say
+from trainlib.errors import OneLineParser, UserError, check_choice, first_line, run_program, say
 from trainlib.files import make_folder, write_json, write_whole
 from trainlib.gestures import ACTION_DIM, SEQ_LEN
-from trainlib.knobs import as_type
+from trainlib.knobs import as_type, checked
 from trainlib.process import timer
-from trainlib.tensors import is_finite
+from trainlib.tensors import draw_eps, is_finite
 
+NAMES = ("known", "known_mask")
 PARITY = 1e-4  # largest difference that is taken for rounding, data units
 
 
 class WholeSampler(nn.Module):
-    """All DDIM steps as one module, so that what depends on t alone becomes a constant."""
+    """All steps of a schedule as one module, so that what depends on t alone becomes a constant."""
 
-    def __init__(self, model: nn.Module, scheduler: tdd.DDIMScheduler, steps: int) -> None:
+    def __init__(self, model: nn.Module, scheduler: tdd.DDIMScheduler, **sampling: Any) -> None:
         super().__init__()
-        self.model, self.scheduler, self.steps = model, scheduler, steps
+        self.model, self.scheduler = model, scheduler
+        self.steps = describe_steps(scheduler, **sampling)
 
-    def forward(self, x_T: Tensor, *given: Tensor) -> Tensor:
-        """Map x_T (B, L, C), and known frames and mask if there are, to x_0, data units."""
-        known: dict[str, Any] = dict(zip(("known", "known_mask"), given, strict=False))
-        shape = tuple(x_T.shape)
-        return self.scheduler.sample(self.model, shape, "cpu", self.steps, x_T=x_T, **known)
+    def forward(self, noise: Tensor, *given: Tensor) -> Tensor:
+        """Map noise (B, K, L, C) to x_0 (B, L, C), data units.
+
+        Given are, if the denoiser takes them, known frames in model units and their mask.
+        """
+
+        def predict(x_t: Tensor, step: dict[str, Any]) -> Tensor:
+            t = torch.full((x_t.shape[0],), step["t"], device=x_t.device)
+            x_0_pred = self.scheduler.predict_x_0(self.model(x_t, t, *given), x_t, step["t"])
+            return torch.where(given[1][..., None], given[0], x_0_pred) if given else x_0_pred
+
+        return tdd.to_data_units(runtime.walk(predict, self.steps, noise))
 
 
-def describe_schedule(model: nn.Module, scheduler: tdd.DDIMScheduler, steps: int) -> dict[str, Any]:
+def describe_steps(
+    scheduler: tdd.DDIMScheduler, num_inference_steps: int, eta: float = 0.0, sampler: str = "ddim"
+) -> list[dict[str, Any]]:
+    """Return the steps of `DDIMScheduler.sample` as the coefficients that `runtime.walk` goes by.
+
+    σ² = eta²·(1 - ᾱ_prev)/(1 - ᾱ_t)·(1 - ᾱ_t/ᾱ_prev)                 of_noise = σ
+    x_prev = sqrt(ᾱ_prev)·D + sqrt(1 - ᾱ_prev - σ²)·eps_pred + σ·z     (DDIM eq. 12, 16)
+    eps_pred = (x_t - sqrt(ᾱ_t)·D)/sqrt(1 - ᾱ_t)
+    D = x_0_pred + extrapolate·(x_0_pred - x_0_last)                   (DPM-Solver++(2M))
+    """
+    alpha_bar, sigma, steps, t_last = scheduler.alpha_bar, scheduler.sigma, [], None
+    for t, t_prev in scheduler.timestep_pairs(num_inference_steps):
+        now, then = alpha_bar(t), alpha_bar(t_prev)
+        variance = eta**2 * (1 - then) / (1 - now) * (1 - now / then)
+        extrapolate = 0.0
+        if sampler == "dpmpp" and t_last is not None and t_prev >= 0:
+            h, h_last = math.log(sigma(t) / sigma(t_prev)), math.log(sigma(t_last) / sigma(t))
+            extrapolate = h / (2 * h_last)
+        step = {"t": t, "alpha_bar_t": now, "extrapolate": extrapolate, "of_aim": then**0.5}
+        step |= {"of_eps": abs(1 - then - variance) ** 0.5, "of_noise": variance**0.5}
+        steps.append(step)
+        t_last = t
+    return steps
+
+
+def num_noises(steps: list[dict[str, Any]]) -> int:
+    """Return K, the arrays of noise that a gesture takes: x_T and one for each step that adds z."""
+    return 1 + sum(step["of_noise"] != 0 for step in steps)
+
+
+def describe_schedule(
+    model: nn.Module, scheduler: tdd.DDIMScheduler, **sampling: Any
+) -> dict[str, Any]:
     """Return the content of schedule.json: what runtime.py needs besides the denoiser."""
-    pairs = scheduler.timestep_pairs(steps)
-    alpha_bar = scheduler.alpha_bar
+    steps = describe_steps(scheduler, **sampling)
     return {
         "known_frames": tdd.takes_known_frames(model),
         "clip_sample": scheduler.clip_sample,
         "prediction_type": scheduler.prediction_type,
-        "shape": ["B", getattr(model, "seq_len", SEQ_LEN), ACTION_DIM],
-        "steps": [
-            {"t": t, "alpha_bar_t": alpha_bar(t), "alpha_bar_prev": alpha_bar(t_prev)}
-            for t, t_prev in pairs
-        ],
+        "shape": ["B", model_length(model), ACTION_DIM],
+        "noises": num_noises(steps),
+        "sampling": sampling,
+        "steps": steps,
     }
 
 
-def example_inputs(model: nn.Module, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Return x_T and, if the model takes them, known frames (B, L, C) and a mask (B, L).
+def example_inputs(
+    model: nn.Module, batch: int, noises: int = 1, seed: int = 0
+) -> tuple[Tensor, ...]:
+    """Return noise (B, K, L, C) and, if the model takes them, known frames and a mask, data units.
 
-    Known are the press edges of random clicks: given what no gesture can contain, a trained
-    denoiser makes much of rounding.
+    The noise is what `sample` draws from a generator of this seed. Known are the press edges of
+    random clicks: given what no gesture can contain, a trained denoiser makes much of rounding.
     """
-    generator = torch.Generator().manual_seed(seed)
-    L, C = getattr(model, "seq_len", SEQ_LEN), ACTION_DIM
-    x_T = torch.randn((batch, L, C), generator=generator, dtype=torch.float32)
+    generator, L, C = torch.Generator().manual_seed(seed), model_length(model), ACTION_DIM
+    noise = [draw_eps((batch, L, C), "cpu", generator) for _ in range(noises)]
     if not tdd.takes_known_frames(model):
-        return (x_T,)
-    known = torch.zeros_like(x_T)
-    known[:, L // 4 : L // 2] = torch.rand((batch, 1, C), generator=generator, dtype=x_T.dtype)
+        return (torch.stack(noise, dim=1),)
+    generator = generator.manual_seed(seed + 1)
+    known = torch.zeros_like(noise[0])
+    known[:, L // 4 : L // 2] = torch.rand((batch, 1, C), generator=generator, dtype=known.dtype)
     known[:, L // 4 : L // 2, -1] = 1
-    return x_T, known, tdd.press_edges(known)
+    return torch.stack(noise, dim=1), known, tdd.press_edges(known)
+
+
+def model_length(model: nn.Module) -> int:
+    """Return L, the frames of a gesture."""
+    return getattr(model, "seq_len", SEQ_LEN)
 
 
 def plain_operators() -> dict[Any, Callable[..., Any]]:
@@ -131,8 +180,8 @@ def optional(engine: str, cure: str) -> Iterator[None]:
 
 def write_denoiser(model: nn.Module, folder: Path) -> None:
     """Write denoiser.pt2 and, where it can be, denoiser.onnx."""
-    x_t, *given = example_inputs(model, 2)
-    inputs = (x_t, torch.tensor([1, 0]), *given)
+    noise, *given = example_inputs(model, 2)
+    inputs = (noise[:, 0], torch.tensor([1, 0]), *given)
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.export.export(model, inputs, dynamic_shapes=({0: batch},) * len(inputs))
     write(partial(torch.export.save, program), folder / runtime.FILES["torch"])
@@ -145,15 +194,19 @@ def write_denoiser(model: nn.Module, folder: Path) -> None:
         write(partial(onnx.save), folder / runtime.FILES["onnx"])
 
 
-def write_sampler(model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, steps: int) -> None:
-    """Write sampler.pt2 where it can be; takes a minute."""
+def write_sampler(whole: WholeSampler, folder: Path, batch_size: int) -> None:
+    """Write sampler.pt2 and sampler_batch.pt2 where it can be; each takes a minute.
+
+    Programs for one number of gestures each, whatever the denoiser does with their number.
+    """
     with optional("compiled", "it needs a C++ compiler"):
-        whole = WholeSampler(model, scheduler, steps).eval()
-        program = torch.export.export(whole, example_inputs(model, 1))
-        package = partial(
-            torch._inductor.aoti_compile_and_package, program, inductor_configs={"freezing": True}
-        )
-        write(lambda buffer: package(package_path=buffer), folder / runtime.FILES["compiled"])
+        for batch in {1, batch_size}:
+            inputs = example_inputs(whole.model, batch, num_noises(whole.steps))
+            program, buffer = torch.export.export(whole, inputs), io.BytesIO()
+            options: Any = {"inductor_configs": {"freezing": True}}
+            torch._inductor.aoti_compile_and_package(program, package_path=buffer, **options)
+            name = runtime.FILES["compiled"] if batch == 1 else runtime.BATCHED
+            write_whole(folder / name, buffer.getvalue())
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -172,22 +225,32 @@ def export(
     model: nn.Module,
     scheduler: tdd.DDIMScheduler,
     folder: str | Path,
-    steps: int,
+    num_inference_steps: int,
+    eta: float = 0.0,
+    sampler: str = "ddim",
     *,
     compiled: bool = True,
+    batch_size: int = 64,
 ) -> dict[str, float]:
     """Write all files of a denoiser into a new folder, which appears whole or not at all.
 
-    Returns: each engine's largest difference to `DDIMScheduler.sample`.
+    The sampling is that of `DDIMScheduler.sample`; `batch_size` the gestures of the larger of the
+    two compiled programs, 1 for the smaller one alone.
+
+    Returns: each engine's largest difference to `sample`.
 
     Raises:
         UserError: the folder cannot be made, or so many steps cannot be.
         FloatingPointError: weights or samples are not finite, or an engine differs.
     """
     folder = Path(as_type("--output_dir", folder, str))
-    steps = as_type("--num_inference_steps", steps, int)
+    batch_size = checked("--batch_size", batch_size, int, low=1, high=4096)
+    check_choice("--sampler", sampler, tdd.SAMPLERS)
+    steps = as_type("--num_inference_steps", num_inference_steps, int)
+    sampling: dict[str, Any] = {"num_inference_steps": steps, "sampler": sampler}
+    sampling["eta"] = checked("--eta", eta, float, low=0, high=1)
     model = plain_copy(model)
-    schedule = describe_schedule(model, scheduler, steps)
+    schedule = describe_schedule(model, scheduler, **sampling) | {"batch_size": batch_size}
     if folder.exists() or folder.is_symlink():
         raise UserError(f"--output_dir {folder} exists; choose another")
     with tempfile.TemporaryDirectory(
@@ -200,10 +263,10 @@ def export(
             write_whole(made / "runtime.py", Path(runtime.__file__).read_bytes())
             write_denoiser(model, made)
             if compiled:
-                write_sampler(model, scheduler, made, steps)
+                write_sampler(WholeSampler(model, scheduler, **sampling).eval(), made, batch_size)
         except OSError as e:
             raise OSError(str(e).replace(str(made), str(folder))) from None
-        differences = check_parity(model, scheduler, made, steps)
+        differences = check_parity(model, scheduler, made, **sampling)
         if not all(difference <= PARITY for difference in differences.values()):
             raise FloatingPointError(f"an engine differs by more than {PARITY}: {differences}")
         try:
@@ -213,11 +276,20 @@ def export(
     return differences
 
 
+def sample_like(
+    model: nn.Module, scheduler: tdd.DDIMScheduler, batch: int, seed: int, **options: Any
+) -> Tensor:
+    """Return what `sample` makes of the noise of `example_inputs`, (B, L, C), data units."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, model_length(model), ACTION_DIM)
+    return scheduler.sample(model, shape, "cpu", generator=generator, **options)
+
+
 def check_parity(
-    model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, steps: int
+    model: nn.Module, scheduler: tdd.DDIMScheduler, folder: Path, **sampling: Any
 ) -> dict[str, float]:
     """Return each engine's largest difference to `sample`, with and without known frames."""
-    whole, found = WholeSampler(model, scheduler, steps).eval(), {}
+    noises, found = num_noises(describe_steps(scheduler, **sampling)), {}
     for engine, name in runtime.FILES.items():
         if not (folder / name).exists():
             continue
@@ -227,11 +299,14 @@ def check_parity(
             say(f"note: {name} is not checked, since it does not run here ({first_line(e)})")
             continue
         differences = []
-        for seed in range(4):
-            inputs = example_inputs(model, 1 if engine == "compiled" else 3, seed)
-            for arguments in (inputs, inputs[:1]):
-                difference = sampler(*arguments) - whole(*arguments).numpy()
-                differences.append(np.abs(difference).max())
+        batches = sampler.programs if engine == "compiled" else (1, 3)
+        for seed, batch in enumerate([*batches] * 2):
+            noise, *given = example_inputs(model, batch, noises, seed)
+            for known in [{}, dict(zip(("known", "known_mask"), given, strict=True))][
+                : 1 + len(given)
+            ]:
+                ours = sample_like(model, scheduler, batch, seed, **sampling, **known)
+                differences.append(np.abs(sampler(noise, **known) - ours.numpy()).max())
         found[engine] = float(np.max(differences))
     return found
 
@@ -246,16 +321,30 @@ def milliseconds(function: Callable[[], Any], calls: int = 30) -> float:
     return 1000 * statistics.median(seconds[3:])
 
 
-def report(whole: WholeSampler, folder: Path, differences: dict[str, float]) -> None:
+def report(
+    model: nn.Module,
+    scheduler: tdd.DDIMScheduler,
+    folder: Path,
+    differences: dict[str, float],
+    sampling: dict[str, Any],
+) -> None:
     """Print the time of one gesture by every engine, and how far it is from `sample`."""
     torch.set_num_threads(1)
-    inputs = example_inputs(whole.model, 1)
-    say(f"one gesture, {whole.steps} steps, one thread:")
-    say(f"  {'sample()':10} {milliseconds(lambda: whole(*inputs)):7.2f} ms")
-    arrays = [a.numpy() for a in inputs]
+    noise, *given = example_inputs(model, 1, num_noises(describe_steps(scheduler, **sampling)))
+    known = dict(zip(NAMES, given, strict=False))
+    say(f"one gesture, {describe_sampling(sampling)}, one thread:")
+    ours = partial(sample_like, model, scheduler, 1, 0, **sampling, **known)
+    say(f"  {'sample()':10} {milliseconds(ours):7.2f} ms")
+    arrays = [a.numpy() for a in (noise, *given)]
     for engine, difference in differences.items():
         ms = milliseconds(partial(runtime.Sampler(folder, engine), *arrays))
         say(f"  {engine:10} {ms:7.2f} ms, largest difference {difference:.1e}")
+
+
+def describe_sampling(sampling: dict[str, Any]) -> str:
+    """Name a sampling in words."""
+    N, eta = sampling["num_inference_steps"], sampling["eta"]
+    return f"{N} step{'s' * (N != 1)} of {sampling['sampler']}, eta {eta:g}"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -265,6 +354,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", required=True, metavar="PATH", help="checkpoint or run folder")
     add("--output_dir", required=True, metavar="DIR", help="a new folder")
     add("--num_inference_steps", type=int, metavar="N", help="default: those of the run")
+    add("--sampler", choices=tdd.SAMPLERS, help="default: that of the run")
+    add("--eta", type=float, help="fresh noise in [0, 1]; default: that of the run")
+    add("--batch_size", type=int, default=64, help="of sampler_batch.pt2; 1 = none; default: 64")
     add("--compiled", action=argparse.BooleanOptionalAction, default=True, help="write sampler.pt2")
     return parser.parse_args(argv)
 
@@ -272,15 +364,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Export, compare, report."""
     model, scheduler, config = tdd.load_model(args.checkpoint)
-    steps = args.num_inference_steps
-    steps = config.num_inference_steps if steps is None else steps
-    if config.sampler != "ddim" or config.eta:
-        say("note: the exported loop is DDIM with eta 0, not the run's own sampler")
+    given = {name: getattr(args, name) for name in config.sampling}
+    sampling = config.sampling | {name: v for name, v in given.items() if v is not None}
     if config.context_dim:
         say("note: the export takes no goal")
     folder = Path(args.output_dir)
-    differences = export(model, scheduler, folder, steps, compiled=args.compiled)
-    report(WholeSampler(model, scheduler, steps).eval(), folder, differences)
+    options: dict[str, Any] = {"compiled": args.compiled, "batch_size": args.batch_size}
+    differences = export(model, scheduler, folder, **sampling, **options)
+    report(model, scheduler, folder, differences, sampling)
     say(f"files in {folder}")
 
 

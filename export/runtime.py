@@ -2,9 +2,11 @@
 
     from runtime import Sampler
     sample = Sampler("exported")  # the fastest engine that this machine has
-    actions = sample(np.random.standard_normal((1, 250, 3)))  # x_0, data units [0, 1]
+    noise = sample.draw(1, np.random.default_rng(0))  # all that is random, (1, K, 250, 3)
+    actions = sample(noise)  # x_0, (1, 250, 3), data units [0, 1]
 
-Arrays may be of any real dtype and strides, any number of gestures at once.
+It draws what the run itself draws: sampler, steps and eta are those of the export. Arrays may be of
+any real dtype and strides, any number of gestures at once.
 `python -m export` copies this file beside what it exports.
 """
 
@@ -18,7 +20,8 @@ from typing import Any
 import numpy as np
 
 FILES = {"compiled": "sampler.pt2", "onnx": "denoiser.onnx", "torch": "denoiser.pt2"}
-BATCH = {"compiled": 1, "onnx": 256, "torch": 256}  # gestures at a time, to bound the memory
+BATCHED = "sampler_batch.pt2"  # as sampler.pt2, for schedule["batch_size"] gestures at a time
+BATCH = 256  # gestures at a time of a denoiser, to bound the memory
 
 
 def plain_array(name: str, x: Any, shape: tuple[int, ...], kinds: str, dtype: Any) -> np.ndarray:
@@ -39,17 +42,20 @@ def plain_array(name: str, x: Any, shape: tuple[int, ...], kinds: str, dtype: An
         return np.array(array, dtype, order="C")
 
 
-def plain_arrays(schedule: dict[str, Any], x_T: Any, known: Any, known_mask: Any) -> list[Any]:
-    """Return [x_T], or [x_T, known, known_mask] if the denoiser takes known frames; see `ddim`.
+def plain_arrays(schedule: dict[str, Any], noise: Any, known: Any, known_mask: Any) -> list[Any]:
+    """Return [noise], or [noise, known, known_mask] if the denoiser takes known frames.
+
+    See `Sampler.__call__`. The noise is (B, K, L, C), known frames are in [-1, 1].
 
     Raises:
         ValueError: arguments do not fit the denoiser or each other, or are not finite.
     """
-    L, C = schedule["shape"][1:]
-    num = max(1, len(x_T)) if np.ndim(x_T) else 1
-    arrays = [plain_array("x_T", x_T, (num, L, C), "fiu", np.float32)]
+    K, (L, C) = schedule["noises"], schedule["shape"][1:]
+    num = max(1, len(noise)) if np.ndim(noise) else 1
+    wanted = (num, L, C) if K == 1 and np.ndim(noise) == 3 else (num, K, L, C)
+    arrays = [plain_array("noise", noise, wanted, "fiu", np.float32).reshape(num, K, L, C)]
     if not np.isfinite(arrays[0]).all():
-        raise ValueError("x_T must be finite")
+        raise ValueError("noise must be finite")
     if (known is None) != (known_mask is None):
         raise ValueError("known and known_mask must be given together")
     if known is not None and not schedule["known_frames"]:
@@ -61,7 +67,7 @@ def plain_arrays(schedule: dict[str, Any], x_T: Any, known: Any, known_mask: Any
     known[~known_mask] = 0
     if not np.isfinite(known).all():
         raise ValueError("known must be finite where known_mask is set")
-    return [*arrays, known, known_mask] if schedule["known_frames"] else arrays
+    return [*arrays, 2 * known - 1, known_mask] if schedule["known_frames"] else arrays
 
 
 def predict_x_0(schedule: dict[str, Any], output: Any, x_t: Any, alpha_bar_t: float) -> Any:
@@ -75,40 +81,56 @@ def predict_x_0(schedule: dict[str, Any], output: Any, x_t: Any, alpha_bar_t: fl
     return x_0_pred.clip(-1, 1) if schedule["clip_sample"] else x_0_pred
 
 
-def ddim(
-    denoise: Callable[..., np.ndarray],
-    schedule: dict[str, Any],
-    x_T: Any,
-    known: Any = None,
-    known_mask: Any = None,
+def walk(
+    predict: Callable[[Any, dict[str, Any]], Any], steps: list[dict[str, Any]], noise: Any
+) -> Any:
+    """Go the steps of a schedule from noise to x_0, (B, L, C), model units.
+
+        aim = x_0_pred + extrapolate·(x_0_pred - x_0_last)
+        x_prev = of_aim·aim + of_eps·(x_t - sqrt(ᾱ_t)·aim)/sqrt(1 - ᾱ_t) + of_noise·z
+
+    Each step is linear, whatever the sampler, so it is its coefficients; `describe_steps` of
+    export/__main__.py has where they come from. Arrays are of numpy or of torch.
+
+    Args:
+        predict: maps x_t and a step to x_0_pred.
+        steps: of schedule.json; a z is taken where of_noise is not 0.
+        noise: x_T and every z, (B, K, L, C), N(0, 1).
+    """
+    x_t, taken, x_0_last = noise[:, 0], 1, None
+    for step in steps:
+        x_0_pred = aim = predict(x_t, step)
+        if step["extrapolate"]:
+            aim = x_0_pred + step["extrapolate"] * (x_0_pred - x_0_last)
+        alpha_bar_t = step["alpha_bar_t"]
+        eps = (x_t - alpha_bar_t**0.5 * aim) / (1 - alpha_bar_t) ** 0.5
+        x_t = step["of_aim"] * aim + step["of_eps"] * eps
+        if step["of_noise"]:
+            x_t = x_t + step["of_noise"] * noise[:, taken]
+            taken += 1
+        x_0_last = x_0_pred
+    return x_t
+
+
+def sample_by(
+    denoise: Callable[..., np.ndarray], schedule: dict[str, Any], noise: np.ndarray, *given: Any
 ) -> np.ndarray:
-    """Denoise step by step, noise → actions (DDIM eq. 12 with eta 0).
+    """Denoise step by step, noise → actions (B, L, C), data units.
 
     Args:
         denoise: maps x_t (B, L, C) float32, t (B,) int64 and, if the schedule says so, known
             frames in [-1, 1] and their mask to the network's output (B, L, C).
         schedule: the content of schedule.json.
-        x_T: noise, (B, L, C).
-        known: (B, L, C), data units; read only where the mask is set.
-        known_mask: (B, L) bool; these frames are given and come back unchanged.
-
-    Returns: x_0, (B, L, C) float32, data units.
-
-    Raises:
-        ValueError: an argument is of another shape or type, or not finite.
+        noise: as of `plain_arrays`.
+        *given: likewise, known frames and their mask.
     """
-    x_t, *given = plain_arrays(schedule, x_T, known, known_mask)
-    if given:
-        given[0] = 2 * given[0] - 1
-    for step in schedule["steps"]:
-        alpha_bar_t, alpha_bar_prev = step["alpha_bar_t"], step["alpha_bar_prev"]
+
+    def predict(x_t: np.ndarray, step: dict[str, Any]) -> np.ndarray:
         output = denoise(x_t, np.full(len(x_t), step["t"], np.int64), *given)
-        x_0_pred = predict_x_0(schedule, output, x_t, alpha_bar_t)
-        if given:
-            x_0_pred = np.where(given[1][..., None], given[0], x_0_pred)
-        eps_pred = (x_t - alpha_bar_t**0.5 * x_0_pred) / (1 - alpha_bar_t) ** 0.5
-        x_t = alpha_bar_prev**0.5 * x_0_pred + (1 - alpha_bar_prev) ** 0.5 * eps_pred  # eq. 12
-    return (x_t + 1) / 2
+        x_0_pred = predict_x_0(schedule, output, x_t, step["alpha_bar_t"])
+        return np.where(given[1][..., None], given[0], x_0_pred) if given else x_0_pred
+
+    return (walk(predict, schedule["steps"], np.ascontiguousarray(noise)) + 1) / 2
 
 
 class Sampler:
@@ -116,8 +138,8 @@ class Sampler:
 
     Args:
         folder: that `python -m export` wrote.
-        engine: "compiled" (all steps as one program for this kind of processor, gesture by
-            gesture), "onnx", "torch"; None = the first of them that works here.
+        engine: "compiled" (all steps as one program for this kind of processor), "onnx", "torch";
+            None = the first of them that works here.
         threads: that "onnx" may use; the others take those of torch.
 
     Raises:
@@ -137,11 +159,22 @@ class Sampler:
         reasons = []
         for self.engine in [engine] if engine else FILES:
             try:
-                self.run = self._load((folder / FILES[self.engine]).read_bytes(), threads)
+                self.programs = self._load_all(folder, threads)
                 return
             except Exception as e:  # no file, no package, or one that is broken in any way
                 reasons.append(f"{self.engine}: {(str(e) or type(e).__name__).splitlines()[0]}")
         raise ValueError(f"{folder} cannot be run here ({'; '.join(reasons)})")
+
+    def _load_all(self, folder: Path, threads: int) -> dict[int, Callable[..., np.ndarray]]:
+        """Return functions from `plain_arrays` to actions by the most gestures that each takes."""
+        program = self._load((folder / FILES[self.engine]).read_bytes(), threads)
+        if self.engine != "compiled":
+            return {BATCH: lambda *arrays: sample_by(program, self.schedule, *arrays)}
+        programs = {1: program}
+        if (folder / BATCHED).exists():
+            many = self._load((folder / BATCHED).read_bytes(), threads)
+            programs[self.schedule["batch_size"]] = many
+        return programs
 
     def _load(self, content: bytes, threads: int) -> Callable[..., np.ndarray]:
         """Return a function on numpy arrays that runs the content of the engine's file."""
@@ -167,19 +200,32 @@ class Sampler:
 
         return run
 
-    def __call__(self, x_T: Any, known: Any = None, known_mask: Any = None) -> np.ndarray:
-        """Map noise (B, L, C), perhaps with known frames, to actions; see `ddim`.
+    def draw(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw all noise of `num` gestures: x_T and that of the steps, (num, K, L, C) float32."""
+        shape = (num, self.schedule["noises"], *self.schedule["shape"][1:])
+        return rng.standard_normal(shape, np.float32)
+
+    def __call__(self, noise: Any, known: Any = None, known_mask: Any = None) -> np.ndarray:
+        """Map noise, perhaps with known frames, to actions: x_0, (B, L, C) float32, data units.
+
+        Args:
+            noise: N(0, 1), see `draw`, (B, K, L, C); (B, L, C) will do where K is 1.
+            known: (B, L, C), data units; read only where the mask is set.
+            known_mask: (B, L) bool; these frames are given and come back unchanged.
 
         Raises:
             ValueError: an argument is of another shape or type, or not finite.
             FloatingPointError: the sample is not finite.
         """
-        arrays = plain_arrays(self.schedule, x_T, known, known_mask)
-        samples, size = [], BATCH[self.engine]
-        for i in range(0, len(arrays[0]), size):
-            rows = [array[i : i + size] for array in arrays]
-            is_whole = self.engine == "compiled"
-            samples.append(self.run(*rows) if is_whole else ddim(self.run, self.schedule, *rows))
+        arrays = plain_arrays(self.schedule, noise, known, known_mask)
+        samples, at = [], 0
+        while (left := len(arrays[0]) - at) > 0:
+            size = max(size for size in self.programs if size < 2 * left or len(self.programs) == 1)
+            rows = [array[at : at + size] for array in arrays]
+            if self.engine == "compiled":  # takes so many and no fewer: the last batch is filled up
+                rows = [np.resize(row, (size, *row.shape[1:])) for row in rows]
+            samples.append(self.programs[size](*rows)[:left])
+            at += size
         x_0 = np.concatenate(samples)
         if not np.isfinite(x_0).all():
             raise FloatingPointError("the sample is not finite: did the training diverge?")

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import augmentation
 from augmentation.click_aug import Gestures, draw_gestures, generate_augmented_dataset, render
@@ -41,6 +40,8 @@ from augmentation.presets import (
 )
 from trainlib.errors import UserError
 from trainlib.gestures import MOVES
+
+stats = pytest.importorskip("scipy.stats")
 
 ROOT = Path(__file__).resolve().parents[1]
 L = 250

@@ -8,9 +8,9 @@ in test_gesture_files, loaders in test_loaders, the gate before a run in test_da
 """
 
 import numpy as np
+import pytest
 import torch
 from conftest import L, make_gestures, press
-from scipy import stats
 from torch.utils.data import DataLoader
 
 from augmentation.click_aug import generate_augmented_dataset
@@ -21,6 +21,8 @@ from train_diffusion_ddim import (
     to_gesture,
     to_model_units,
 )
+
+stats = pytest.importorskip("scipy.stats")
 
 
 def test_items_are_the_gestures_in_the_order_of_the_files(tmp_path):

@@ -23,7 +23,15 @@ from conftest import ROOT, TINY, L
 import train_diffusion_ddim as tdd
 from export import __main__ as command
 from export import runtime
-from export.__main__ import check_parity, describe_schedule, example_inputs, export, main
+from export.__main__ import (
+    check_parity,
+    describe_schedule,
+    describe_steps,
+    example_inputs,
+    export,
+    main,
+    sample_like,
+)
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.errors import UserError
 
@@ -37,20 +45,45 @@ def tiny_model(**options):
     return model, tdd.build_scheduler(config)
 
 
+SAMPLING = {"num_inference_steps": 3, "eta": 1.0, "sampler": "dpmpp"}
+SAMPLINGS = [("ddim", 0.0), ("ddim", 0.3), ("dpmpp", 1.0)]
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLINGS)
 @pytest.mark.parametrize("prediction_type", tdd.PREDICTION_TYPES)
 @pytest.mark.parametrize("known_frames", [True, False])
-def test_the_numpy_loop_agrees_with_the_scheduler(prediction_type, known_frames):
+def test_the_numpy_loop_agrees_with_the_scheduler(
+    prediction_type, known_frames, sampler, eta, steps
+):
     model, scheduler = tiny_model(prediction_type=prediction_type, known_frames=known_frames)
-    schedule = json.loads(json.dumps(describe_schedule(model, scheduler, 5)))
-    x_T, *given = example_inputs(model, 3)
+    sampling = {"num_inference_steps": steps, "eta": eta, "sampler": sampler}
+    schedule = json.loads(json.dumps(describe_schedule(model, scheduler, **sampling)))
+    assert schedule["noises"] == (steps if eta else 1)
+    noise, *given = example_inputs(model, 3, schedule["noises"], seed=7)
 
     def denoise(*arrays):
         return model(*map(torch.from_numpy, arrays)).numpy()
 
-    theirs = runtime.ddim(denoise, schedule, x_T.numpy(), *(a.numpy() for a in given))
+    arrays = runtime.plain_arrays(schedule, noise, *(given or [None, None]))
     known = dict(zip(("known", "known_mask"), given, strict=False))
-    ours = scheduler.sample(model, (3, L, 3), "cpu", 5, x_T=x_T, **known)
-    assert np.abs(theirs - ours.numpy()).max() < 1e-5
+    ours = sample_like(model, scheduler, 3, 7, **sampling, **known)
+    assert np.abs(runtime.sample_by(denoise, schedule, *arrays) - ours.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("spacing", tdd.SPACINGS)
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLINGS)
+def test_steps_keep_the_marginals_of_the_forward_process(spacing, sampler, eta):
+    """Of the true x_0: sqrt(ᾱ_prev)·x_0 and noise of variance 1 - ᾱ_prev (DDIM, lemma 1)."""
+    scheduler = tdd.DDIMScheduler(spacing=spacing)
+    steps = describe_steps(scheduler, 10, eta, sampler)
+    after = [step["alpha_bar_t"] for step in steps[1:]] + [1.0]
+    for step, alpha_bar_prev in zip(steps, after, strict=True):
+        variance = step["of_eps"] ** 2 + step["of_noise"] ** 2
+        assert step["of_aim"] == pytest.approx(alpha_bar_prev**0.5)
+        assert variance == pytest.approx(1 - alpha_bar_prev)
+    assert (steps[3]["of_noise"] > 0) == (eta > 0)
+    assert (steps[3]["extrapolate"] > 0) == (sampler == "dpmpp")
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +91,12 @@ def exported(tmp_path_factory):
     """A tiny model, its scheduler, and the folder with both denoisers but no compiled sampler."""
     model, scheduler = tiny_model(contacts=True, prediction_type="x0")
     folder = tmp_path_factory.mktemp("export") / "exported"
-    export(model, scheduler, folder, 3, compiled=False)
+    export(model, scheduler, folder, **SAMPLING, compiled=False)
     return model, scheduler, folder
 
 
 def test_exported_files_agree(exported):
-    differences = check_parity(*exported, 3)
+    differences = check_parity(*exported, **SAMPLING)
     assert "torch" in differences and max(differences.values()) < 1e-5
 
 
@@ -72,9 +105,9 @@ def test_parity_sees_a_wrong_schedule(exported, tmp_path):
     shutil.copytree(folder, tmp_path / "wrong")
     path = tmp_path / "wrong" / "schedule.json"
     schedule = json.loads(path.read_text())
-    schedule["steps"][0]["alpha_bar_prev"] *= 0.9
+    schedule["steps"][0]["of_noise"] *= 0.9
     path.write_text(json.dumps(schedule))
-    assert min(check_parity(model, scheduler, path.parent, 3).values()) > 1e-4
+    assert min(check_parity(model, scheduler, path.parent, **SAMPLING).values()) > 1e-4
 
 
 def test_parity_sees_lost_known_frames(exported, monkeypatch):
@@ -82,17 +115,17 @@ def test_parity_sees_lost_known_frames(exported, monkeypatch):
     kept = runtime.plain_arrays
 
     def lost(*arguments):
-        x_T, known, mask = kept(*arguments)
-        return x_T, 0 * known, mask
+        noise, known, mask = kept(*arguments)
+        return noise, 0 * known, mask
 
     monkeypatch.setattr(runtime, "plain_arrays", lost)
-    assert min(check_parity(*exported, 3).values()) > 1e-2
+    assert min(check_parity(*exported, **SAMPLING).values()) > 1e-2
 
 
 def test_the_folder_needs_nothing_of_ours(exported):
     code = (
         "import sys, numpy as np; from runtime import Sampler;"
-        f"x = Sampler('.', 'torch')(np.zeros((2, {L}, 3)));"
+        "sample = Sampler('.', 'torch'); x = sample(sample.draw(2, np.random.default_rng(0)));"
         "print(x.shape, 'train_diffusion_ddim' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
@@ -102,11 +135,12 @@ def test_the_folder_needs_nothing_of_ours(exported):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """The folder of a tiny model whose one step is compiled."""
+    """The folder of a tiny model whose steps are compiled, for one gesture and for three."""
     if not shutil.which("g++"):
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("compiled") / "exported"
-    differences = export(*tiny_model(contacts=True, prediction_type="x0"), folder, 1)
+    model, scheduler = tiny_model(contacts=True, prediction_type="x0")
+    differences = export(model, scheduler, folder, **SAMPLING, batch_size=3)
     assert differences["compiled"] < 1e-5
     return folder
 
@@ -121,6 +155,12 @@ def sampler(request):
     if not (folder / runtime.FILES[request.param]).exists():
         pytest.skip(f"no {request.param}")
     return runtime.Sampler(folder, request.param)
+
+
+def inputs_of(sampler, num):
+    """Noise, known frames and mask for so many gestures, numpy."""
+    noises = sampler.schedule["noises"]
+    return [x.numpy() for x in example_inputs(tiny_model()[0], num, noises)]
 
 
 VIEWS = {
@@ -140,23 +180,52 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_views_sample_what_a_plain_copy_does(sampler, view):
-    arrays = [x.numpy() for x in example_inputs(tiny_model()[0], 1)]
+    arrays = inputs_of(sampler, 1)
     before = sampler(*arrays)
     for i in range(3):
         given = [VIEWS[view](x) if i == j else x for j, x in enumerate(arrays)]
-        assert np.array_equal(sampler(*given), before), ("x_T", "known", "known_mask")[i]
+        assert np.array_equal(sampler(*given), before), ("noise", "known", "known_mask")[i]
 
 
-def test_any_number_of_gestures(sampler, monkeypatch):
-    """Those above what is run at once are run after it, by the program of one gesture, too."""
-    arrays = [x.numpy() for x in example_inputs(tiny_model()[0], 5)]
-    one_by_one = [sampler(*(x[i : i + 1] for x in arrays)) for i in range(5)]
-    monkeypatch.setitem(runtime.BATCH, sampler.engine, min(2, runtime.BATCH[sampler.engine]))
+@pytest.mark.parametrize("num", [2, 4, 5])
+def test_any_number_of_gestures(sampler, monkeypatch, num):
+    """Those above what is run at once are run after it; a compiled program's batch is filled up."""
+    arrays = inputs_of(sampler, num)
+    one_by_one = [sampler(*(x[i : i + 1] for x in arrays)) for i in range(num)]
+    if sampler.engine != "compiled":
+        monkeypatch.setattr(sampler, "programs", {2: sampler.programs[runtime.BATCH]})
     assert np.abs(sampler(*arrays) - np.concatenate(one_by_one)).max() < 1e-5
 
 
+def test_compiled_programs_get_the_number_that_they_are_made_for(compiled, monkeypatch):
+    sampler, sizes = runtime.Sampler(compiled, "compiled"), []
+    assert [*sampler.programs] == [1, 3]
+    for size, program in [*sampler.programs.items()]:
+
+        def counted(*arrays, size=size, program=program):
+            assert {len(array) for array in arrays} == {size}
+            sizes.append(size)
+            return program(*arrays)
+
+        sampler.programs[size] = counted
+    for num, wanted in ((1, [1]), (2, [3]), (4, [3, 1]), (5, [3, 3]), (7, [3, 3, 1])):
+        sizes.clear()
+        assert len(sampler(*inputs_of(sampler, num))) == num and sizes == wanted
+
+
+def test_noise_is_drawn_in_its_shape(sampler):
+    noise = sampler.draw(2, np.random.default_rng(0))
+    assert noise.shape == (2, sampler.schedule["noises"], L, 3) and noise.dtype == np.float32
+    assert abs(noise.mean()) < 0.3 and 0.8 < noise.std() < 1.2
+    x_0 = sampler(noise)
+    assert x_0.shape == (2, L, 3) and np.abs(x_0[0] - x_0[1]).max() > 0
+    changed = noise.copy()
+    changed[:, -1] += 1  # the last z counts
+    assert np.abs(sampler(changed) - x_0).max() > 1e-3
+
+
 def test_the_default_dtype_does_not_matter(sampler):
-    arrays = [x.numpy() for x in example_inputs(tiny_model()[0], 1)]
+    arrays = inputs_of(sampler, 1)
     before = sampler(*arrays)
     torch.set_default_dtype(torch.float64)
     try:
@@ -166,48 +235,58 @@ def test_the_default_dtype_does_not_matter(sampler):
 
 
 def test_what_is_not_known_is_not_read(sampler):
-    x_T, known, mask = (x.numpy() for x in example_inputs(tiny_model()[0], 1))
+    noise, known, mask = inputs_of(sampler, 1)
     strange = np.where(mask[..., None], known, np.nan)
-    assert np.array_equal(sampler(x_T, strange, mask), sampler(x_T, known, mask))
+    assert np.array_equal(sampler(noise, strange, mask), sampler(noise, known, mask))
 
 
-X, MASK = np.zeros((1, L, 3)), np.ones((1, L), bool)
+K = SAMPLING["num_inference_steps"]  # x_T and a z for each step but the last
+X, KNOWN, MASK = np.zeros((1, K, L, 3)), np.zeros((1, L, 3)), np.ones((1, L), bool)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"x_T": np.zeros((1, L + 1, 3))}, "x_T must be"),
-        ({"x_T": np.zeros((0, L, 3))}, "x_T must be"),
-        ({"x_T": np.zeros((L, 3))}, "x_T must be"),
-        ({"x_T": np.zeros(())}, "x_T must be"),
-        ({"x_T": X.astype(complex)}, "x_T must be float32, got complex128"),
-        ({"x_T": X.astype(str)}, "x_T must be float32"),
-        ({"x_T": X > 0}, "x_T must be float32, got bool"),
-        ({"x_T": None}, "x_T must be float32, got object"),
-        ({"x_T": torch.zeros(1, L, 3, requires_grad=True)}, "x_T must be an array, got Tensor"),
-        ({"x_T": torch.zeros(1, L, 3, device="meta")}, "x_T must be an array, got Tensor"),
-        ({"x_T": X + np.nan}, "x_T must be finite"),
-        ({"x_T": X - np.inf}, "x_T must be finite"),
-        ({"x_T": X + 1e300}, "x_T must be finite"),
-        ({"known": X}, "given together"),
+        ({"noise": np.zeros((1, K, L + 1, 3))}, "noise must be"),
+        ({"noise": np.zeros((1, K + 1, L, 3))}, "noise must be"),
+        ({"noise": np.zeros((1, L, 3))}, r"noise must be \(1, 3, 20, 3\), got \(1, 20, 3\)"),
+        ({"noise": np.zeros((0, K, L, 3))}, "noise must be"),
+        ({"noise": np.zeros((L, 3))}, "noise must be"),
+        ({"noise": np.zeros(())}, "noise must be"),
+        ({"noise": X.astype(complex)}, "noise must be float32, got complex128"),
+        ({"noise": X.astype(str)}, "noise must be float32"),
+        ({"noise": X > 0}, "noise must be float32, got bool"),
+        ({"noise": None}, "noise must be float32, got object"),
+        (
+            {"noise": torch.zeros(1, K, L, 3, requires_grad=True)},
+            "noise must be an array, got Tensor",
+        ),
+        ({"noise": torch.zeros(1, device="meta")}, "noise must be an array, got Tensor"),
+        ({"noise": X + np.nan}, "noise must be finite"),
+        ({"noise": X - np.inf}, "noise must be finite"),
+        ({"noise": X + 1e300}, "noise must be finite"),
+        ({"known": KNOWN}, "given together"),
         ({"known_mask": MASK}, "given together"),
-        ({"known": X, "known_mask": np.zeros((1, L))}, "known_mask must be bool, got float64"),
-        ({"known": X, "known_mask": MASK.astype(np.uint8)}, "known_mask must be bool, got uint8"),
-        ({"known": X, "known_mask": MASK[0]}, "known_mask must be"),
-        ({"known": X, "known_mask": np.repeat(MASK, 2, 0)}, "known_mask must be"),
+        ({"known": KNOWN, "known_mask": np.zeros((1, L))}, "known_mask must be bool, got float64"),
+        (
+            {"known": KNOWN, "known_mask": MASK.astype(np.uint8)},
+            "known_mask must be bool, got uint8",
+        ),
+        ({"known": KNOWN, "known_mask": MASK[0]}, "known_mask must be"),
+        ({"known": KNOWN, "known_mask": np.repeat(MASK, 2, 0)}, "known_mask must be"),
         ({"known": np.zeros((L, 3)), "known_mask": MASK}, "known must be"),
-        ({"known": X + np.nan, "known_mask": MASK}, "known must be finite where"),
+        ({"known": KNOWN + np.nan, "known_mask": MASK}, "known must be finite where"),
     ],
 )
 def test_arrays_that_do_not_fit(sampler, arguments, words):
     with pytest.raises(ValueError, match=words):
-        sampler(**{"x_T": X} | arguments)
+        sampler(**{"noise": X} | arguments)
 
 
 def test_a_sample_that_is_not_finite_is_a_fault(exported, monkeypatch):
     sampler = runtime.Sampler(exported[2], "torch")
-    monkeypatch.setattr(sampler, "run", lambda x_t, *_: x_t + np.float32(np.nan))
+    nothing = {runtime.BATCH: lambda noise, *_: noise[:, 0] + np.float32(np.nan)}
+    monkeypatch.setattr(sampler, "programs", nothing)
     with pytest.raises(FloatingPointError, match="not finite"):
         sampler(X)
 
@@ -235,16 +314,25 @@ def test_an_engine_that_is_broken_is_passed_over(exported, tmp_path):
 
 def test_known_frames_are_refused_where_they_cannot_be_read(exported):
     schedule = json.loads((exported[2] / "schedule.json").read_text()) | {"known_frames": False}
-    x, mask = np.zeros((1, L, 3), np.float32), np.ones((1, L), bool)
     with pytest.raises(ValueError, match="takes no known frames"):
-        runtime.ddim(lambda x_t, t: x_t, schedule, x, x, mask)
+        runtime.plain_arrays(schedule, X, KNOWN, MASK)
+
+
+def test_noise_of_the_start_alone_needs_no_axis_of_its_own(exported):
+    schedule = json.loads((exported[2] / "schedule.json").read_text()) | {"noises": 1}
+    for noise in (KNOWN, KNOWN[:, None]):
+        assert runtime.plain_arrays(schedule, noise, None, None)[0].shape == (1, 1, L, 3)
 
 
 def test_the_command(straight_run, tmp_path, capsys):
     flags = ["--checkpoint", str(straight_run), "--output_dir", str(tmp_path / "x")]
     assert main([*flags, "--no-compiled"]) == 0
     out = capsys.readouterr().out
-    assert f"one gesture, {TINY['num_inference_steps']} steps" in out
+    default = tdd.TrainConfig(**TINY)
+    said = f"{default.num_inference_steps} steps of {default.sampler}, eta {default.eta:g}"
+    assert f"one gesture, {said}, one thread" in out
+    schedule = json.loads((tmp_path / "x" / "schedule.json").read_text())
+    assert schedule["sampling"] == default.sampling
     assert re.search(r"torch +[\d.]+ ms, largest difference \d\.\de[+-]\d\d", out)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -252,7 +340,7 @@ def test_the_command(straight_run, tmp_path, capsys):
 @pytest.mark.parametrize("difference", [0.1, math.nan])
 def test_an_export_that_differs_is_a_fault(straight_run, tmp_path, capsys, monkeypatch, difference):
     monkeypatch.setattr(command, "write_denoiser", lambda *_: None)
-    monkeypatch.setattr(command, "check_parity", lambda *_: {"torch": difference})
+    monkeypatch.setattr(command, "check_parity", lambda *_, **__: {"torch": difference})
     flags = ["--checkpoint", str(straight_run), "--output_dir", str(tmp_path / "x")]
     assert main([*flags, "--no-compiled"]) == 1
     assert "differs" in capsys.readouterr().err and not [*tmp_path.iterdir()]
@@ -295,7 +383,8 @@ def test_a_model_as_training_has_it_is_exported(tmp_path):
     finally:
         torch.set_default_dtype(torch.float32)
     assert model.training and model.output_projection.weight.dtype == torch.float64
-    assert check_parity(expected, scheduler, tmp_path / "x", 3)["torch"] < 1e-5
+    found = check_parity(expected, scheduler, tmp_path / "x", num_inference_steps=3)
+    assert found["torch"] < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -310,6 +399,9 @@ def test_a_model_as_training_has_it_is_exported(tmp_path):
         ({"--num_inference_steps": "99"}, "num_inference_steps must be in"),
         ({"--num_inference_steps": "ten"}, "see --help"),
         ({"--steps": "3"}, "see --help"),
+        ({"--eta": "1.5"}, "eta must be in"),
+        ({"--sampler": "euler"}, "see --help"),
+        ({"--batch_size": "0"}, "--batch_size must be in"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, straight_run, flags, words):
@@ -327,17 +419,21 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, straight_run, flag
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"steps": 3.0}, "--num_inference_steps must be an integer"),
-        ({"steps": "3"}, "--num_inference_steps must be an integer"),
-        ({"steps": True}, "--num_inference_steps must be an integer"),
-        ({"steps": 2**70}, "num_inference_steps must be in"),
+        ({"num_inference_steps": 3.0}, "--num_inference_steps must be an integer"),
+        ({"num_inference_steps": "3"}, "--num_inference_steps must be an integer"),
+        ({"num_inference_steps": True}, "--num_inference_steps must be an integer"),
+        ({"num_inference_steps": 2**70}, "num_inference_steps must be in"),
+        ({"eta": "much"}, "--eta must be a number"),
+        ({"eta": math.nan}, "--eta must be in"),
+        ({"sampler": "euler"}, "--sampler must be one of ddim, dpmpp, got 'euler'"),
+        ({"batch_size": 1.5}, "--batch_size must be an integer"),
         ({"folder": None}, "--output_dir must be text"),
         ({"folder": "a\0b"}, "--output_dir must be text"),
     ],
 )
 def test_arguments_of_the_library_are_checked(tmp_path, arguments, words):
     with pytest.raises(UserError, match=words):
-        export(*tiny_model(), **{"folder": tmp_path / "x", "steps": 3} | arguments)
+        export(*tiny_model(), **{"folder": tmp_path / "x", "num_inference_steps": 3} | arguments)
     assert not [*tmp_path.iterdir()]
 
 

@@ -18,8 +18,6 @@ import threading
 import numpy as np
 import pytest
 from conftest import L, make_gestures, python
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from trainlib import gesture_files
 from trainlib.errors import UserError
@@ -32,6 +30,9 @@ from trainlib.gesture_files import (
     write_context,
     write_gestures,
 )
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
 
 ROWS = make_gestures(4).numpy().reshape(-1, 3)  # (80, 3)
 
@@ -221,8 +222,10 @@ def test_files_are_taken_in_the_order_of_their_names(tmp_path):
     assert [p.name[0] for p in action_files(tmp_path)] == list("abcd")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
+@hypothesis.settings(
+    max_examples=300, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+@hypothesis.given(
     st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), max_size=4),
     st.integers(0, 1088),
 )

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from augmentation import fit_human
 from augmentation.click_aug import generate_augmented_dataset
@@ -27,6 +26,8 @@ from trainlib.contacts import contacts_of
 from trainlib.data_gate import check_data
 from trainlib.errors import UserError
 from trainlib.gesture_files import read_gestures
+
+stats = pytest.importorskip("scipy.stats")
 
 L = 250
 N = 4000

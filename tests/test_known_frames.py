@@ -9,9 +9,6 @@ many leaks the answer, a frame too few makes it a guess.
 import pytest
 import torch
 from conftest import L, make_gestures, press
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
 from train_diffusion_ddim import (
     KNOWN_STRATEGIES,
@@ -21,6 +18,10 @@ from train_diffusion_ddim import (
     touch_down,
 )
 from trainlib.metrics import has_one_press
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+stats = pytest.importorskip("scipy.stats")
 
 P_MIN = 1e-3  # the seeds are fixed, so a correct program always passes
 SPANS = {
@@ -64,7 +65,7 @@ def test_edges_by_hand(name):
     assert has_one_press(x_0).tolist() == [len(spans) == 1]
 
 
-@given(st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4))
+@hypothesis.given(st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4))
 def test_edges_are_the_loop(rows):
     x_0 = torch.zeros(len(rows), 9, 3)
     x_0[..., 2] = torch.tensor(rows).float()

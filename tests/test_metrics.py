@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_gestures, press
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from train_diffusion_ddim import DDIMScheduler, DiffusionActionDataset
 from trainlib.gestures import GESTURE_TYPES
@@ -27,6 +24,10 @@ from trainlib.metrics import (
     compute_temporal_iou,
     gesture_metrics,
 )
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+hnp = pytest.importorskip("hypothesis.extra.numpy")
 
 # Two gestures of four frames, [x, y, press]; errors are round numbers.
 ORIGINAL = torch.tensor(
@@ -172,8 +173,8 @@ gestures = hnp.arrays(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(gestures, st.sampled_from(["same", "zeros", "ones", "constant", "flipped"]))
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(gestures, st.sampled_from(["same", "zeros", "ones", "constant", "flipped"]))
 def test_always_finite_and_in_range(x, other):
     original = torch.from_numpy(x)
     recreated = {
@@ -224,8 +225,8 @@ def plan_type(seq):
     return "vertical" if dy > 2 * dx else "diagonal"
 
 
-@settings(max_examples=100, deadline=None)
-@given(gestures)
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(gestures)
 def test_types_are_the_plans_rule(x):
     types = [GESTURE_TYPES[i] for i in classify_gestures(torch.from_numpy(x))]
     assert types == [plan_type(seq) for seq in x]
