@@ -45,16 +45,33 @@ class Prices:
         self._seen[num] = max(seconds, (before + seconds) / 2)
         self._old -= {num}
 
-    def carried(self, ratio: float) -> "Prices":
+    def carried(self, ratio: float, default: "Prices | None" = None) -> "Prices":
         """Return the prices to begin another search with, times `ratio`.
 
-        A size that the last search did not measure costs less from search to search, so that one
-        slow call does not deter from it for ever.
+        The price of a size that the last search did not measure falls from search to search, so
+        that one slow call does not deter from it for ever; but not below its default.
+
+        Args:
+            ratio: how much slower the machine is than before.
+            default: what calls should take of sizes that are not measured; None = by those that
+                the last search measured, nothing if there are none.
         """
         prices = Prices()
+        if default is None:
+            default = Prices()
+            default._seen = {n: ratio * s for n, s in self._seen.items() if n not in self._old}
         for num, seconds in self._seen.items():
-            prices._seen[num] = ratio * seconds * (FADE if num in self._old else 1)
+            prices._seen[num] = ratio * seconds
+            if num in self._old:
+                usual = min(ratio * seconds, default.upto(num)[-1])
+                prices._seen[num] = usual + FADE * (ratio * seconds - usual)
         prices._old = set(prices._seen)
+        return prices
+
+    def times(self, factor: float) -> "Prices":
+        """Return the same prices, each `factor` times as high."""
+        prices = Prices()
+        prices._seen = {num: factor * seconds for num, seconds in self._seen.items()}
         return prices
 
     def upto(self, num: int) -> np.ndarray:
@@ -223,7 +240,10 @@ class Objective:
         if self.used == 0:
             known = self.prices(K, each)[-1]
             ratio = seconds / known if known else 1.0
-            self.call_prices = {k: v.carried(ratio) for k, v in self.call_prices.items()}
+            forward = self.call_prices[FORWARD].carried(ratio)
+            each_graded = FORWARD + BACKWARD
+            graded = self.call_prices[each_graded].carried(ratio, forward.times(each_graded))
+            self.call_prices = {FORWARD: forward, each_graded: graded}
         self.call_prices[each].add(K, seconds)
         self.world_seconds += seconds
         done = 0
