@@ -2,28 +2,30 @@
 
     python -m planning --checkpoint runs/RUN          # everything; goes on where it stopped
     python -m planning --quick                        # two minutes, a look at all parts
+    python -m planning --stage learned --instances 20 # one stage alone
 
-writes results.jsonl (a line per method, task and seed), tuning.json, timing.json, base_rates.json
-and about.json into --output_dir; with --document also the numbers and figures of docs/PLANNING.md
-and of the README's planning section.
+writes results.jsonl (a line per method, task and seed), accuracy.json (of the learned world
+models), tuning.json, timing.json, base_rates.json and about.json into --output_dir; with --document
+also the numbers and figures of docs/PLANNING.md and of the README's planning section.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from planning import benchmark as bench
-from planning import document, surrogate
+from planning import document, learned
 from planning.bank import kept_bank
 from planning.diffusion import DiffusionPrior
 from planning.goals import load_policy
 from planning.methods import Method, cost_methods, goal_methods, prior_methods
-from planning.world import World
 from trainlib.checkpoint import newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder, sha256_of, write_json, write_whole
@@ -41,6 +43,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--goals", metavar="DIR", help="what python -m planning.goals left; default: runs/goals")
     add("--output_dir", metavar="DIR", help="default: planning/results, or runs/planning_quick")
     add("--quick", action="store_true", help="10 instances, one seed, no tuning; under 2 minutes")
+    add("--stage", nargs="+", choices=bench.STAGES, help="run these stages only")
+    add("--instances", type=int, metavar="N", help="instead of each stage's own number")
     add("--only", nargs="+", metavar="METHOD", help="run these methods only")
     add("--threads", type=int, default=1, metavar="N", help="threads of torch; default: 1")
     add("--replace", action="store_true", help="drop results of another checkpoint")
@@ -54,6 +58,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("the benchmark is not installed with the planner; run it from a checkout")
     if args.threads < 1:
         raise UserError(f"--threads must be at least 1, got {args.threads}")
+    if args.instances is not None and args.instances < 1:
+        raise UserError(f"--instances must be at least 1, got {args.instances}")
     if args.quick and args.document:
         raise UserError("--document shows the whole benchmark: drop it, or --quick")
 
@@ -157,15 +163,20 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     cache = folder / "cache"
     prior.bank = kept_bank(cache / "bank.npy", size.bank, lambda num: prior.sample(num, seed=0))
     settings = settings_of(folder, methods, size)
-    jobs = bench.plan_jobs(methods, size)
-    options = {"num": 6000, "steps": 300} if args.quick else {}
-    learned = surrogate.load_or_train(cache / "surrogate.pt", **options)
-    models: dict[str, World] = {"surrogate": learned}
-    bench.run_jobs(jobs, methods, settings, models, folder / "results.jsonl")
-    bank, prior.bank = prior.bank, None
-    bench.time_methods(methods, settings, size.timed, folder / "timing.json")
-    prior.bank = bank
-    bench.measure_base_rates(size.chance, folder / "base_rates.json")
+    jobs = bench.plan_jobs(methods, size, args.stage or bench.STAGES, args.instances)
+    quick, rows_path = args.quick, folder / "results.jsonl"
+    if worlds := {job.variant: None for job in jobs if job.stage == "learned"}:
+        say(learned.accuracy_table(
+            learned.measure(worlds, folder / "accuracy.json", cache, quick=quick)
+        ))  # fmt: skip
+    models = functools.cache(partial(learned.load, folder=cache, quick=quick))
+    bench.run_jobs(jobs, methods, settings, models, rows_path)
+    if "main" in (args.stage or bench.STAGES):
+        bank, prior.bank = prior.bank, None
+        plain = {name: method for name, method in methods.items() if not method.second}
+        bench.time_methods(plain, settings, size.timed, folder / "timing.json")
+        prior.bank = bank
+        bench.measure_base_rates(size.chance, folder / "base_rates.json")
     about = provenance() | {"command": " ".join(["python -m planning", *argv])}
     about |= {"machine": describe_machine(), "checkpoint": checkpoint.name}
     write_json(folder / "about.json", about)

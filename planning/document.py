@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from planning.benchmark import BUDGET, MILESTONES, Row, read_rows
+from planning.learned import GRADIENT, RECIPES, SELECT, TRUST, accuracy_table, advice
 from planning.methods import COST, GOAL, PRIOR, Method
 from planning.tasks import TASKS
 from trainlib.errors import first_line, say
@@ -30,6 +31,12 @@ HEADLINE = (
 )  # fmt: skip
 ANSWER = ("cfg_ddim_adam", "regress_ends_adam", "ddim_adam", "cem_ramp", "adam_raw")
 PAIR_HEAD = ("", "against", "task", "first", "second", "only first", "only second", "p", "apart")
+GRADIENT_WAYS = (  # the same draws: chosen from; refined near; refined; refined, a second chooses
+    ("changes", "changes_trust", "changes_adam", "changes_second"),
+    ("ddim_select", "ddim_trust", "ddim_adam", "ddim_second"),
+    ("regress_jitter", "regress_jitter_trust", "regress_jitter_adam", "regress_jitter_second"),
+)
+NOT_YET = "*Not measured yet.*"
 PRESET_GPU = "preset_gpu"  # folder of the results with the larger denoiser
 Bits = dict[tuple[str, str], str]  # (method, task) → "0110…", instances in the order of the seeds
 
@@ -253,14 +260,60 @@ def blocks(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
     for tau in sorted({row["variant"] for row in rows if row["stage"] == "temperature"}):
         match = {"stage": "temperature", "variant": tau}
         made[f"temperature_{tau}"] = success_table(rows, methods, **match)
-    learned = [row for row in rows if row["stage"] == "surrogate"]
-    if learned:
-        made["surrogate"] = surrogate_table(learned, methods)
+    made |= {"accuracy": NOT_YET, "gradients": NOT_YET, "learned": NOT_YET}
+    learned = [row for row in rows if row["stage"] == "learned"]
+    if measured := read_json(folder / "accuracy.json"):
+        made["accuracy"] = accuracy_table(measured)
+        if learned:
+            made["gradients"] = gradients_table(learned, measured, methods)
+            made["learned"] = learned_tables(learned, methods)
     return made
 
 
-def surrogate_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
-    """Success with the learned world model, and what it promised against what came."""
+def learned_tables(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    """Return a table per learned world model, under its name."""
+    parts = []
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == name]
+        parts.append(f"{RECIPES[name].label}:\n\n{learned_table(own, methods)}")
+    return "\n\n".join(parts)
+
+
+def gradients_table(
+    rows: Sequence[Row], measured: Mapping[str, Any], methods: Mapping[str, Method]
+) -> str:
+    """What the rule advises on each learned world model, beside what each way came to.
+
+    Success over all tasks; p of the exact McNemar test of "gradient" against "choose", and whether
+    the rule named the best way.
+    """
+    lines = []
+    for model in [name for name in measured if any(row["variant"] == name for row in rows)]:
+        bits = collect(rows, BUDGET, stage="learned", variant=model)
+        rule = advice(measured[model]["r2"])
+        for ways in GRADIENT_WAYS:
+            of = [whole(bits, name) for name in ways]
+            if not all(of):
+                continue
+            rates = [of_way.count("1") / len(of_way) for of_way in of]
+            p = mcnemar(of[2], of[0])[2]
+            at = (SELECT, TRUST, GRADIENT).index(rule)
+            best = "yes" if rates[at] == max(rates[:3]) else "no"
+            label = methods[ways[0]].label
+            lines.append(
+                [RECIPES[model].label, label, *map(percent, rates), f"{p:.2g}", rule, best]
+            )
+    head = ["world model", "draws", "choose", "Adam near", "Adam", "a second chooses", "p", "rule"]
+    return markdown_table([*head, "was best"], lines)
+
+
+def whole(bits: Bits, name: str) -> str:
+    """Join the outcomes of a method over its tasks; empty without any."""
+    return "".join(bits.get((name, task), "") for task in TASKS)
+
+
+def learned_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    """Success with a learned world model, and what it promised against what came."""
     bits = collect(rows, BUDGET)
     tasks = [t for t in TASKS if any(k[1] == t for k in bits)]
 
@@ -268,10 +321,11 @@ def surrogate_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
         own = [row for row in rows if row["method"] == name]
         costs = [float(np.mean([r[k] for r in own])) for k in ("model_cost", "true_cost")]
         return [share(bits[name, t]) if (name, t) in bits else "" for t in tasks] + [
-            f"{costs[0]:.2f}", f"{costs[1]:.2f}", f"{costs[1] - costs[0]:.2f}",
+            percent(mean_rate(bits, name)), f"{costs[0]:.2f}", f"{costs[1]:.2f}",
+            str(len(bits[name, tasks[0]])),
         ]  # fmt: skip
 
-    head = ["method", *tasks, "model cost", "true cost", "gap"]
+    head = ["method", *tasks, "all, %", "model cost", "true cost", "n per task"]
     return markdown_table(head, in_groups(methods, bits, cells, len(head) - 1))
 
 

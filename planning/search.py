@@ -25,6 +25,7 @@ CostFn = Callable[[Tensor], Tensor]  # (I, K, L, 3) → (I, K)
 FORWARD, BACKWARD = 1, 2  # evaluations that they count
 FADE = 0.8  # of a price, from search to search
 LARGEST = 32  # candidates of one call when the clock decides: what a GPU takes at once
+REACH = 0.05  # how far from a draw a gradient of a learned model is trusted, in knots
 SHARPNESS = 200.0  # of a press as gradients see it: they reach a few frames beyond its edges
 
 
@@ -222,6 +223,15 @@ class Objective:
         seconds = (FORWARD + BACKWARD) * (time.perf_counter() - began)
         self._record(batch.detach(), costs.detach(), FORWARD + BACKWARD, seconds)
         return costs.flatten()
+
+    def choose(self, actions: Tensor, cost_fn: CostFn) -> None:
+        """Let another cost function choose the answer, among (I, K, L, 3) alone; one each."""
+        own, self.cost_fn = self.cost_fn, cost_fn
+        self.best_cost = torch.full_like(self.best_cost, math.inf)
+        try:
+            self(actions)
+        finally:
+            self.cost_fn = own
 
     def finish(self) -> None:
         """Keep the best so far for the milestones that were not reached."""
@@ -423,10 +433,14 @@ class Adam:
         lr: the step.
         scale_dim: numbers along it share a step size, that of the steepest: else rounding errors
             of a gradient that is zero would be taken for directions.
+        reach: how far a number may leave its start: a trust region; None = any distance.
     """
 
-    def __init__(self, z: Tensor, lr: float, scale_dim: int | None = None) -> None:
+    def __init__(
+        self, z: Tensor, lr: float, scale_dim: int | None = None, reach: float | None = None
+    ) -> None:
         self.z, self.lr, self.scale_dim, self.taken = z.clone(), lr, scale_dim, 0
+        self.start, self.reach = z.clone(), math.inf if reach is None else reach
         self.mean, self.square = torch.zeros_like(z), torch.zeros_like(z)
 
     def step(self, gradient: Tensor) -> None:
@@ -439,12 +453,14 @@ class Adam:
         self.square = torch.lerp(size, self.square, 0.999)
         mean = self.mean / (1 - 0.9**self.taken)
         scale = (self.square / (1 - 0.999**self.taken)).sqrt() + 1e-8
-        self.z = (self.z - self.lr * mean / scale).clamp(0, 1)
+        moved = self.z - self.lr * mean / scale - self.start
+        self.z = (self.start + moved.clamp(-self.reach, self.reach)).clamp(0, 1)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the starts, (I, R') of R."""
         at = torch.arange(len(rows))[:, None], rows
         self.z, self.mean, self.square = self.z[at], self.mean[at], self.square[at]
+        self.start = self.start[at]
 
 
 def descend(
@@ -455,7 +471,8 @@ def descend(
     steps: int | None = None,
     *,
     scale_dim: int | None = None,
-) -> bool:
+    reach: float | None = None,
+) -> Tensor | None:
     """Take Adam steps from the starts z, (I, R, ...), within [0, 1], until the budget is spent.
 
     Args:
@@ -465,19 +482,21 @@ def descend(
         lr: of Adam.
         steps: at most; None = no limit.
         scale_dim: of Adam.
+        reach: of Adam.
 
-    Returns: whether there was a way down; False if the first gradient is zero everywhere.
+    Returns: where the steps ended, (I, R, ...); None if the first gradient is zero everywhere, so
+        that there is no way down.
     """
-    adam, taken = Adam(z, lr, scale_dim), 0
+    adam, taken = Adam(z, lr, scale_dim, reach), 0
     while objective.room(FORWARD + BACKWARD) >= z.shape[1] and taken != steps:
         _, gradient = objective.gradient(adam.z, decode)
         if taken == 0 and not gradient.nan_to_num(0, 0, 0).any():
-            return False
+            return None
         adam.step(gradient)
         taken += 1
     if objective.room() >= z.shape[1]:
         objective(decode(adam.z))
-    return True
+    return adam.z
 
 
 def normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:

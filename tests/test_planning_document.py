@@ -68,6 +68,24 @@ def test_the_numbers_of_the_verdict_by_hand():
     ]
 
 
+def test_the_rule_is_held_against_what_gradients_came_to():
+    """Of four instances: three by choosing, two by Adam; R² .6 says "near", which solves all."""
+    solved = {"changes": "1110", "changes_trust": "1111", "changes_adam": "0110"}
+    rows = [
+        {"stage": "learned", "variant": "tokens_60k", "method": name, "task": "drag", "seed": 0,
+         "solved": {"250": bits}, "model_cost": 0.25, "true_cost": 0.5}
+        for name, bits in {**solved, "changes_second": "1110"}.items()
+    ]  # fmt: skip
+    table = document.gradients_table(rows, {"tokens_60k": {"r2": 0.6}}, cost_methods())
+    cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+    assert cells == [
+        *("tokens, 60 k", "draws at token changes", "75", "100", "50", "75", "1"),
+        *("gradient near draws", "yes"),
+    ]
+    text = document.learned_tables(rows, cost_methods())
+    assert text.startswith("tokens, 60 k:") and "| 75 [30, 95] " in text
+
+
 @pytest.mark.parametrize("broken", ["matplotlib.figure", "evaluation.figures"])
 def test_tables_are_written_without_figures(tmp_path, monkeypatch, capsys, broken):
     """Whatever is wrong with matplotlib, the numbers are written and one line says so."""
