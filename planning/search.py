@@ -307,6 +307,28 @@ def ramp(z: Tensor) -> Tensor:
     return as_gesture(torch.cat([_along(xy, passed), press[..., None]], dim=-1))
 
 
+def strokes(z: Tensor) -> Tensor:
+    """Turn M knots into an action that may lift in between; differentiable.
+
+    Args:
+        z: (..., 4·M), M times [x, y, time, touch], each in [0, 1]. From a knot to the next in time
+            the finger moves straight, and is down if the touch of the first is above a half; that
+            of the last counts for nothing.
+
+    Returns: (..., L, 3), in the data format.
+    """
+    knots = z.unflatten(-1, (-1, 4))
+    times = knots[..., 2].sort(dim=-1).values
+    xy, touch = knots[..., :2], knots[..., :-1, 3]
+    passed, _ = _timing(times)
+    t = torch.linspace(0, 1, SEQ_LEN, dtype=z.dtype, device=z.device)[:, None]
+    begin, end = times[..., None, :-1], times[..., None, 1:]
+    inside = torch.minimum(t - begin, end - t) + 0.5 / (SEQ_LEN - 1)  # (..., L, M-1)
+    down = torch.sigmoid(SHARPNESS * inside) * torch.sigmoid(20 * (touch[..., None, :] - 0.5))
+    press = down.amax(dim=-1)
+    return as_gesture(torch.cat([_along(xy, passed), press[..., None]], dim=-1))
+
+
 def to_ramp(actions: Tensor) -> Tensor:
     """Read the six numbers of `ramp` off the first and last pressed frame; (..., L, 3) → (..., 6).
 
