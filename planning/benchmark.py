@@ -8,13 +8,15 @@ interrupted run goes on where it stopped. Stages:
     temperature  some methods, at other reaches of the gradient
     learned      many methods, with learned world models in place of the soft one (variant)
     batched      every method, 250 calls of up to 32 actions each, as on a GPU
+    courses      tasks for more than a straight line, methods of their own (course_methods.py)
+    loop         the planner in a closed loop, twice a second, cold and warm (loop.py)
 """
 
 import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from trainlib.errors import UserError
 from trainlib.files import write_json
 from trainlib.process import progress
 
-STAGES = ("main", "long", "temperature", "learned", "batched")
+STAGES = ("main", "long", "temperature", "learned", "batched", "courses", "loop")
 BUDGET = 250  # evaluations of 2 ms in half a second
 MILESTONES = (10, 30, 100, 250)
 LONG_MILESTONES = (10, 30, 100, 250, 1000, 8000)
@@ -65,10 +67,13 @@ class Size:
     bank: int = 8192
     long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)
     extra: int = 100  # instances of the stage temperature
-    learned: tuple[tuple[str, int], ...] = (
-        ("objects_240k", 100), ("objects_60k", 100), ("objects_15k", 100), ("tokens_60k", 20),
-    )  # (world model, instances); that of tokens is slow  # fmt: skip
+    learned: tuple[tuple[str, int, int], ...] = (  # (world model, instances, budget)
+        ("objects_240k", 100, BUDGET), ("objects_60k", 50, BUDGET), ("objects_15k", 50, BUDGET),
+        ("tokens_60k", 20, BUDGET),  # it is slow
+    )  # fmt: skip
     batched: int = 25  # instances of the stage batched
+    courses: int = 100  # instances of a course
+    episodes: int = 5  # of the loop
     timed: int = 5  # plans that are timed
     chance: int = 80_000  # gestures of a base rate
 
@@ -76,7 +81,8 @@ class Size:
 FULL = Size()
 QUICK = Size(
     instances=5, seeds=1, tuning=0, bank=512, long=((1000, 5),), extra=5,
-    learned=(("objects_15k", 5), ("tokens_60k", 1)), batched=0, timed=1, chance=400,
+    learned=(("objects_15k", 5, BUDGET), ("tokens_60k", 1, 100)),
+    batched=0, courses=2, episodes=0, timed=1, chance=400,
 )  # fmt: skip
 
 
@@ -98,18 +104,8 @@ class Job:
         return (self.stage, self.method, self.task, self.seed, self.budget, self.variant)
 
 
-def plan_jobs(
-    methods: Mapping[str, Method],
-    size: Size,
-    stages: Sequence[str] = STAGES,
-    instances: int | None = None,
-) -> list[Job]:
-    """Return the jobs of some stages, the main stage first; `instances` in place of their own."""
-    jobs = [job for job in _all_jobs(methods, size) if job.stage in stages]
-    return [replace(job, instances=instances or job.instances) for job in jobs]
-
-
-def _all_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
+def plan_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
+    """Return the jobs of the stages that plan on the GUI world, the main stage first."""
     plain = [name for name, method in methods.items() if not method.second]
     jobs = [
         Job("main", name, task, seed, size.instances)
@@ -128,9 +124,9 @@ def _all_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
             for task in KNOB_TASKS
         ]
     known = [name for name in LEARNED_METHODS if name in methods]
-    for world_model, num in size.learned:
+    for world_model, num, budget in size.learned:
         jobs += [
-            Job("learned", name, task, 0, num, variant=world_model)
+            Job("learned", name, task, 0, num, budget, world_model)
             for name in known
             for task in TASKS
         ]
@@ -278,20 +274,12 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path} is damaged ({e}); delete it and measure again") from None
 
 
-def run_jobs(
-    jobs: list[Job],
-    methods: Mapping[str, Method],
-    settings: Mapping[str, dict[str, Any]],
-    models: Callable[[str, int], WorldModel],
-    path: Path,
-) -> None:
+def run_jobs(jobs: Sequence[Job], run: Callable[[Job], Row], path: Path) -> None:
     """Run what is not in `path` yet, line by line.
 
     Args:
         jobs: the lines to be made.
-        methods: by name.
-        settings: of each method.
-        models: `models(name, seed)` returns a learned world model.
+        run: makes one.
         path: results.jsonl.
     """
     done = {row_key(row) for row in read_rows(path)}
@@ -300,10 +288,7 @@ def run_jobs(
         path.write_text(whole[: whole.rfind("\n") + 1], "utf-8")
     with path.open("a", encoding="utf-8") as file:
         for job in progress([j for j in jobs if j.key not in done], "planning"):
-            method = methods[job.method]
-            worlds = world_models_of(job, models, method.second)
-            row = run_job(job, method, settings[job.method], *worlds)
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(run(job)) + "\n")
             file.flush()
 
 

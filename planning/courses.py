@@ -129,6 +129,11 @@ def num_contacts(actions: Tensor) -> Tensor:
     return (pressed[:, 1:] & ~pressed[:, :-1]).sum(dim=1)
 
 
+def _surplus(actions: Tensor, num: int) -> Tensor:
+    """Return what contacts beyond `num` cost, (N,): who knows what they do."""
+    return 0.05 * (num_contacts(actions) - num).clamp(min=0)
+
+
 def _length(x: Tensor) -> Tensor:
     """Return lengths, (..., 2) → (...), with a gradient at 0."""
     return (x.square().sum(dim=-1) + 1e-12).sqrt()
@@ -226,7 +231,7 @@ def _double_tap_cost(actions: Tensor, points: Tensor) -> Tensor:
         for c in (a, b)
     ]
     pause = (b.first - a.last - PAUSE).clamp(min=0) / PAUSE
-    return 1 - (taps[0] + taps[1] * torch.exp(-pause)) / 2
+    return 1 - (taps[0] + taps[1] * torch.exp(-pause)) / 2 + _surplus(actions, 2)
 
 
 def _double_tap(actions: Tensor, points: Tensor) -> Tensor:
@@ -261,7 +266,7 @@ def _visits(actions: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
 def _pattern_cost(actions: Tensor, points: Tensor) -> Tensor:
     visited, others = _visits(actions, points)
     missed = (visited - 0.7 * DOT).clamp(min=0).mean(dim=1)
-    return missed + (DOT - others).clamp(min=0).sum(dim=1)
+    return missed + (DOT - others).clamp(min=0).sum(dim=1) + _surplus(actions, 1)
 
 
 def _pattern(actions: Tensor, points: Tensor) -> Tensor:
@@ -274,7 +279,8 @@ def _continued_cost(actions: Tensor, points: Tensor) -> Tensor:
     c = contact(actions)
     lifted = torch.sigmoid((SEQ_LEN - 1 - c.last) / 2.0)  # a half where it never lifts
     missed = _length(points[:, 0] + c.end - c.begin - points[:, 1])
-    return missed + (_jump(c, actions) - JUMP).clamp(min=0) + 0.2 * (1 - lifted)
+    jumped = (_jump(c, actions) - JUMP).clamp(min=0)
+    return missed + jumped + 0.2 * (1 - lifted) + _surplus(actions, 1)
 
 
 def _continued(actions: Tensor, points: Tensor) -> Tensor:

@@ -121,12 +121,16 @@ def test_results_are_paired_and_resumed(tmp_path):
     size = benchmark.Size(4, 2, 0, 0, (), 2, (), 0, 1)
     jobs = [j for j in benchmark.plan_jobs(methods, size) if j.task == "scroll"]
     assert [(j.method, j.seed) for j in jobs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    path, settings = tmp_path / "results.jsonl", {"a": {}, "b": {}}
-    benchmark.run_jobs(jobs, methods, settings, None, path)
+    path = tmp_path / "results.jsonl"
+
+    def run(job):
+        return benchmark.run_job(job, methods[job.method], {}, world.soft_world)
+
+    benchmark.run_jobs(jobs, run, path)
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
     path.write_text("".join(lines[:2]) + lines[2][:40])  # interrupted while writing the third
-    benchmark.run_jobs(jobs, methods, settings, None, path)
+    benchmark.run_jobs(jobs, run, path)
     clock = {"batch_s": 0}
     assert [json.loads(x) | clock for x in path.read_text().splitlines()] == [
         json.loads(x) | clock for x in whole.splitlines()
@@ -209,12 +213,15 @@ def test_results_are_of_one_checkpoint_and_size(refused, tmp_path, untrained_run
 def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):
     done = python(
         *("-m", "planning", "--quick", "--checkpoint", untrained_run, "--output_dir", tmp_path),
-        *("--only", "shoot_true", "cem_ramp", "ddim_select"),
+        *("--only", "shoot_true", "ddim_select", "line_cem", "--instances", 1),
+        *("--stage", "main", "temperature", "learned", "courses"),
     )
     assert done.returncode == 0, done.stderr
     assert "| DDIM, select " in done.stdout
     rows = benchmark.read_rows(tmp_path / "results.jsonl")
-    assert {row["method"] for row in rows} == {"shoot_true", "cem_ramp", "ddim_select"}
-    assert {row["stage"] for row in rows} == {"main", "long", "temperature", "learned"}
+    assert {row["method"] for row in rows} == {"shoot_true", "ddim_select", "line_cem"}
+    assert {row["stage"] for row in rows} == {"main", "temperature", "learned", "courses"}
+    assert {row["instances"] for row in rows} == {1}
+    assert "| tokens, 60 k " in done.stdout, "how right it is"
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["machine"]["torch"] and about["command"].startswith("python -m planning --quick")
