@@ -31,6 +31,7 @@ from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.errors import run_program, say
 from trainlib.files import make_folder, write_json
 from trainlib.process import progress
+from trainlib.provenance import describe_machine, provenance
 from trainlib.tables import markdown_table
 
 CACHE = Path(__file__).parent / "results" / "cache"
@@ -240,7 +241,9 @@ def measure(
     for name in [n for n in names if n not in known]:
         model = load(name, 0, folder, quick=quick)
         seconds = cpu_seconds(name, 0, folder, quick=quick)
-        known[name] = accuracy(model, *((60, 8) if quick else ())) | {"cpu_s": seconds}
+        found = accuracy(model, *((60, 8) if quick else ()))
+        about = provenance() | {"machine": describe_machine()}
+        known[name] = found | {"cpu_s": seconds, "seed": 0} | about
         write_json(path, known)
     return known
 

@@ -24,7 +24,7 @@ from planning import (
     tasks,
     world,
 )  # fmt: skip
-from planning.__main__ import claim_folder, main
+from planning.__main__ import claim_folder, drop_results, main
 from planning.methods import COST, Method
 
 
@@ -208,6 +208,26 @@ def test_results_are_of_one_checkpoint_and_size(refused, tmp_path, untrained_run
     path.write_text("{]\n{}\n")
     with pytest.raises(tdd.UserError, match=r"results\.jsonl is damaged .* delete it"):
         benchmark.read_rows(path)
+
+
+@pytest.mark.parametrize(("stale", "kept"), [("sha256", "021"), ("human_sha256", "0134")])
+def test_only_what_a_denoiser_had_a_part_in_is_dropped(tmp_path, stale, kept):
+    """Row by row: lines, knots, a denoiser of human-like gestures, the planner, refined draws."""
+    rows = [
+        ("main", "cem_ramp"), ("courses", "knots_cem"), ("courses", "human_bend"),
+        ("loop", "warm"), ("learned", "ddim_adam"),
+    ]  # fmt: skip
+    lines = [json.dumps({"stage": stage, "method": method}) + "\n" for stage, method in rows]
+    (tmp_path / "results.jsonl").write_text("".join(lines))
+    for name in ("bank.npy", "human_bank.npy", "objects_60k_0.pt"):
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        (tmp_path / "cache" / name).touch()
+    drop_results(tmp_path, {stale})
+    left = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    assert left == [lines[int(i)] for i in sorted(kept)]
+    gone = "bank.npy" if stale == "sha256" else "human_bank.npy"
+    cached = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert cached == {"bank.npy", "human_bank.npy", "objects_60k_0.pt"} - {gone}
 
 
 def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):
