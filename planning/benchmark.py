@@ -76,13 +76,14 @@ class Size:
     episodes: int = 5  # of the loop
     timed: int = 5  # plans that are timed
     chance: int = 80_000  # gestures of a base rate
+    learned_tasks: tuple[str, ...] = tuple(TASKS)
 
 
 FULL = Size()
 QUICK = Size(
     instances=5, seeds=1, tuning=0, bank=512, long=((1000, 5),), extra=5,
     learned=(("objects_15k", 5, BUDGET), ("tokens_60k", 1, 100)),
-    batched=0, courses=2, episodes=0, timed=1, chance=400,
+    batched=0, courses=2, episodes=0, timed=1, chance=400, learned_tasks=KNOB_TASKS,
 )  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def plan_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
         jobs += [
             Job("learned", name, task, 0, num, budget, world_model)
             for name in known
-            for task in TASKS
+            for task in size.learned_tasks
         ]
     if size.batched:
         jobs += [Job("batched", name, task, 0, size.batched) for name in plain for task in TASKS]
