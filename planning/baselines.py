@@ -7,6 +7,7 @@ draw gestures where the screens now and as wanted say that something is or shoul
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,7 +209,7 @@ def at_changes(method: Callable[..., None]) -> Callable[..., None]:
         *,
         tokens: Tensor,
         goal_tokens: Tensor,
-        **settings: float,
+        **settings: Any,
     ) -> None:
         draw = partial(draw_at_changes, tokens=tokens, goal_tokens=goal_tokens)
         method(objective, rng, draw=draw, **settings)

@@ -6,15 +6,17 @@ interrupted run goes on where it stopped. Stages:
     main         every method, 250 evaluations, 50 instances per seed
     long         some methods, 1,000 and 8,000 evaluations, fewer instances
     temperature  some methods, at other reaches of the gradient
-    surrogate    some methods, with the learned world model in place of the soft one
+    learned      many methods, with learned world models in place of the soft one (variant)
     batched      every method, 250 calls of up to 32 actions each, as on a GPU
+    courses      tasks for more than a straight line, methods of their own (course_methods.py)
+    loop         the planner in a closed loop, twice a second, cold and warm (loop.py)
 """
 
 import json
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,13 @@ from planning.goals import context_of
 from planning.methods import GOAL, Method
 from planning.search import Objective
 from planning.tasks import TASKS, Instances, base_rate, is_solved, make_instances, model_cost
-from planning.world import World, energy, hard_world, observe, soft_world
+from planning.world import WorldModel, energy, hard_world, observe, soft_world
 from train_diffusion_ddim import to_gesture
 from trainlib.errors import UserError
 from trainlib.files import write_json
 from trainlib.process import progress
 
+STAGES = ("main", "long", "temperature", "learned", "batched", "courses", "loop")
 BUDGET = 250  # evaluations of 2 ms in half a second
 MILESTONES = (10, 30, 100, 250)
 LONG_MILESTONES = (10, 30, 100, 250, 1000, 8000)
@@ -40,6 +43,14 @@ WIDTH = 32  # actions that the stage batched evaluates at the price of one
 TUNING_SEED = 1000
 LONG_METHODS = ("shoot_true", "adam_raw", "adam_ramp", "cem_raw", "cem_ramp", "true_adam",
                 "ddim_select", "ddim_adam")  # fmt: skip
+LEARNED_METHODS = (
+    "shoot_true", "adam_raw", "cem_ramp", "true_adam", "sobol_axes", "sobol_cma", "structured",
+    "structured_adam", "changes", "changes_adam", "changes_trust", "changes_second", "ddim_select",
+    "ddim_adam", "ddim_trust", "ddim_second", "ddim_denoised", "diffusion_es", "diffusion_es_adam",
+    "cfg_ddim", "cfg_ddim_adam", "cfg_ddim_64_adam", "cfg_ddim_trust", "nearest_goal",
+    "regress_ends_adam", "regress_jitter", "regress_jitter_adam", "regress_jitter_trust",
+    "regress_jitter_second",
+)  # fmt: skip
 KNOB_METHODS = ("shoot_true", "adam_raw", "cem_ramp", "true_adam", "ddim_select", "ddim_adam")
 TEMPERATURES = (0.005, 0.1)
 KNOB_TASKS = ("tap_48dp", "slider")
@@ -55,14 +66,25 @@ class Size:
     tuning: int = 10
     bank: int = 8192
     long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)
-    extra: int = 100  # instances of the stages temperature and surrogate
+    extra: int = 100  # instances of the stage temperature
+    learned: tuple[tuple[str, int, int], ...] = (  # (world model, instances, budget)
+        ("objects_240k", 100, BUDGET), ("objects_60k", 50, BUDGET), ("objects_15k", 50, BUDGET),
+        ("tokens_60k", 20, BUDGET),  # it is slow
+    )  # fmt: skip
     batched: int = 25  # instances of the stage batched
+    courses: int = 100  # instances of a course
+    episodes: int = 5  # of the loop
     timed: int = 5  # plans that are timed
     chance: int = 80_000  # gestures of a base rate
+    learned_tasks: tuple[str, ...] = tuple(TASKS)
 
 
 FULL = Size()
-QUICK = Size(10, 1, 0, 512, ((1000, 5),), 5, 0, 1, 400)
+QUICK = Size(
+    instances=5, seeds=1, tuning=0, bank=512, long=((1000, 5),), extra=5,
+    learned=(("objects_15k", 5, BUDGET), ("tokens_60k", 1, 100)),
+    batched=0, courses=2, episodes=0, timed=1, chance=400, learned_tasks=KNOB_TASKS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,11 +106,12 @@ class Job:
 
 
 def plan_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
-    """Return all jobs, the main stage first."""
+    """Return the jobs of the stages that plan on the GUI world, the main stage first."""
+    plain = [name for name, method in methods.items() if not method.second]
     jobs = [
         Job("main", name, task, seed, size.instances)
         for seed in range(size.seeds)
-        for name in methods
+        for name in plain
         for task in TASKS
     ]
     for budget, num in size.long:
@@ -101,9 +124,15 @@ def plan_jobs(methods: Mapping[str, Method], size: Size) -> list[Job]:
             for name in known
             for task in KNOB_TASKS
         ]
-    jobs += [Job("surrogate", name, task, 0, size.extra) for name in known for task in TASKS]
+    known = [name for name in LEARNED_METHODS if name in methods]
+    for world_model, num, budget in size.learned:
+        jobs += [
+            Job("learned", name, task, 0, num, budget, world_model)
+            for name in known
+            for task in size.learned_tasks
+        ]
     if size.batched:
-        jobs += [Job("batched", name, task, 0, size.batched) for name in methods for task in TASKS]
+        jobs += [Job("batched", name, task, 0, size.batched) for name in plain for task in TASKS]
     return jobs
 
 
@@ -112,28 +141,35 @@ def rng_for(*key: Any) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(key).encode()))
 
 
-def run_job(job: Job, method: Method, settings: dict[str, Any], model: World) -> Row:
-    """Plan all instances of a job with one method and judge the answers on the hard simulator."""
+def run_job(
+    job: Job,
+    method: Method,
+    settings: dict[str, Any],
+    model: WorldModel,
+    second: WorldModel | None = None,
+) -> Row:
+    """Plan all instances of a job with one method and judge the answers on the hard simulator.
+
+    Args:
+        job: the line to be made.
+        method: as the job names it.
+        settings: of the method.
+        model: what the planner asks.
+        second: another world model, for a method that takes one.
+    """
     instances = make_instances(job.task, job.instances, job.seed)
     milestones = [m for m in LONG_MILESTONES if m <= job.budget]
     width = WIDTH if job.stage == "batched" else 1
     cost_fn = model_cost(instances, model)
     objective = Objective(cost_fn, job.instances, job.budget, milestones, width=width)
     began = time.perf_counter()
-    method.run(objective, rng_for(*job.key), **settings, **goal_of(method, instances))
+    told: dict[str, Any] = goal_of(method, instances)
+    if method.second and second is not None:
+        told["second_cost"] = model_cost(instances, second)
+    method.run(objective, rng_for(*job.key), **settings, **told)
     objective.finish()
-    row: Row = {
-        "stage": job.stage,
-        "method": job.method,
-        "task": job.task,
-        "seed": job.seed,
-        "budget": job.budget,
-        "variant": job.variant,
-        "settings": settings,
-        "instances": job.instances,
-        "used": objective.used,
-        "batch_s": round(time.perf_counter() - began, 3),
-    }
+    used, batch_s = objective.used, round(time.perf_counter() - began, 3)
+    row: Row = asdict(job) | {"settings": settings, "used": used, "batch_s": batch_s}
     return row | judge_answers(instances, objective)
 
 
@@ -203,7 +239,7 @@ def tune(methods: Mapping[str, Method], size: Size, path: Path) -> dict[str, dic
     Best is the success over all tasks after 250 evaluations; ties go to the earlier trial.
     """
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    missing = [n for n, m in methods.items() if n not in found and size.tuning]
+    missing = [n for n in methods if n not in found and size.tuning]
     for name in progress(missing, "tuning"):
         method = methods[name]
         rows: list[Row] = []
@@ -239,30 +275,33 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path} is damaged ({e}); delete it and measure again") from None
 
 
-def run_jobs(
-    jobs: list[Job],
-    methods: Mapping[str, Method],
-    settings: Mapping[str, dict[str, Any]],
-    models: Mapping[str, World],
-    path: Path,
-) -> None:
-    """Run what is not in `path` yet, line by line."""
+def run_jobs(jobs: Sequence[Job], run: Callable[[Job], Row], path: Path) -> None:
+    """Run what is not in `path` yet, line by line.
+
+    Args:
+        jobs: the lines to be made.
+        run: makes one.
+        path: results.jsonl.
+    """
     done = {row_key(row) for row in read_rows(path)}
     whole = path.read_text("utf-8") if path.exists() else ""
     if not whole.endswith("\n"):  # cut off the line that an interruption left unfinished
         path.write_text(whole[: whole.rfind("\n") + 1], "utf-8")
     with path.open("a", encoding="utf-8") as file:
         for job in progress([j for j in jobs if j.key not in done], "planning"):
-            row = run_job(job, methods[job.method], settings[job.method], model_for(job, models))
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(run(job)) + "\n")
             file.flush()
 
 
-def model_for(job: Job, models: Mapping[str, World]) -> World:
-    """Return the world model that a job's planner may ask."""
+def world_models_of(
+    job: Job, models: Callable[[str, int], WorldModel], second: bool
+) -> list[WorldModel]:
+    """Return the world model that a job's planner may ask, and perhaps a second one."""
     if job.stage == "temperature":
-        return partial(soft_world, temperature=float(job.variant))
-    return models.get(job.stage, soft_world)
+        return [partial(soft_world, temperature=float(job.variant))]
+    if job.stage == "learned":
+        return [models(job.variant, seed) for seed in range(1 + second)]
+    return [soft_world]
 
 
 def row_key(row: Row) -> tuple[Any, ...]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from planning.optimizers import shoot_for_starts
-from planning.search import BACKWARD, FORWARD, Objective, descend, ramp, to_ramp
+from planning.search import BACKWARD, FORWARD, Bend, Objective, descend, ramp, to_ramp
 from train_diffusion_ddim import DDIMScheduler, generate, load_model, to_gesture, to_model_units
-from trainlib.gestures import SEQ_LEN
+from trainlib.gestures import PRESSED, SEQ_LEN
 
 
 @dataclass
@@ -140,3 +140,42 @@ def diffusion_es(
         parents, costs = pool[rows, order], pool_costs.gather(1, order)
     if kept:
         descend(objective, to_ramp(parents[:, :3]), ramp, lr)
+
+
+def denoised_descent(
+    objective: Objective,
+    rng: np.random.Generator,
+    prior: DiffusionPrior,
+    *,
+    share: float = 0.3,
+    top: int = 3,
+    knots: int = 4,
+    lr: float = 0.02,
+    every: int = 4,
+    sigma: float = 0.05,
+) -> None:
+    """Draw; then from the best `top`, turn by turn, a few Adam steps and a little denoising.
+
+    What the gradient makes of a gesture is noised to sigma and denoised, so that it stays one.
+
+    Args:
+        objective: the cost and its budget.
+        rng: source of noise.
+        prior: the denoiser.
+        share: of the budget, for drawing.
+        top: gestures that are refined.
+        knots: of `Bend`, along which the steps go.
+        lr: of Adam.
+        every: steps between two denoisings.
+        sigma: noise, data units.
+    """
+    x, _ = shoot_for_starts(objective, rng, prior.draw, share, top)
+    while objective.room(FORWARD + BACKWARD) >= top:
+        bend = Bend(x, knots)
+        z = descend(objective, bend.z, bend, lr, every, scale_dim=-2)
+        moved = x if z is None else to_gesture(bend(z))
+        clean = prior.mutate(moved.flatten(0, 1), sigma, 2, int(rng.integers(2**31)))
+        clean = clean.unflatten(0, moved.shape[:2])
+        x = torch.where((clean[..., 2] > PRESSED).any(dim=-1)[..., None, None], clean, moved)
+    if objective.room() >= top:
+        objective(x)

@@ -5,17 +5,24 @@ Shares come with 95 % Wilson intervals, comparisons are paired by instance (exac
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
-from planning.benchmark import BUDGET, MILESTONES, Row, read_rows
+from planning.benchmark import BUDGET, MILESTONES, STAGES, Row, read_rows
+from planning.course_methods import course_methods
+from planning.diffusion import DiffusionPrior
+from planning.learned import GRADIENT, RECIPES, SELECT, TRUST, accuracy_table, advice
+from planning.loop import MODES, NEW_GOAL
 from planning.methods import COST, GOAL, PRIOR, Method
 from planning.tasks import TASKS
+from train_diffusion_ddim import DDIMScheduler
 from trainlib.errors import first_line, say
 from trainlib.files import write_whole
 from trainlib.provenance import ROOT
@@ -30,6 +37,13 @@ HEADLINE = (
 )  # fmt: skip
 ANSWER = ("cfg_ddim_adam", "regress_ends_adam", "ddim_adam", "cem_ramp", "adam_raw")
 PAIR_HEAD = ("", "against", "task", "first", "second", "only first", "only second", "p", "apart")
+GRADIENT_WAYS = (  # the same draws: chosen from; refined near; refined; refined, a second chooses
+    ("changes", "changes_trust", "changes_adam", "changes_second"),
+    ("ddim_select", "ddim_trust", "ddim_adam", "ddim_second"),
+    ("regress_jitter", "regress_jitter_trust", "regress_jitter_adam", "regress_jitter_second"),
+)
+NOBODY = DiffusionPrior(nn.Identity(), DDIMScheduler(), {})  # for the labels of methods
+NOT_YET = "*Not measured yet.*"
 PRESET_GPU = "preset_gpu"  # folder of the results with the larger denoiser
 Bits = dict[tuple[str, str], str]  # (method, task) → "0110…", instances in the order of the seeds
 
@@ -253,14 +267,184 @@ def blocks(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
     for tau in sorted({row["variant"] for row in rows if row["stage"] == "temperature"}):
         match = {"stage": "temperature", "variant": tau}
         made[f"temperature_{tau}"] = success_table(rows, methods, **match)
-    learned = [row for row in rows if row["stage"] == "surrogate"]
-    if learned:
-        made["surrogate"] = surrogate_table(learned, methods)
+    return made | new_blocks(rows, read_json(folder / "accuracy.json"), methods)
+
+
+def new_blocks(
+    rows: Sequence[Row], measured: Mapping[str, Any], methods: Mapping[str, Method]
+) -> dict[str, str]:
+    """Return the blocks whose places wait for their stages."""
+    made = dict.fromkeys(("accuracy", "gradients", "learned", "courses", "loop"), NOT_YET)
+    courses = course_methods(NOBODY, lambda: torch.empty(0))
+    of = {stage: [row for row in rows if row["stage"] == stage] for stage in STAGES}
+    if measured:
+        made["accuracy"] = accuracy_table(measured)
+    if measured and of["learned"]:
+        made["gradients"] = gradients_table(of["learned"], measured, methods)
+    if of["learned"]:
+        made["learned"] = learned_tables(of["learned"], methods)
+    if of["courses"]:
+        made["courses"] = courses_table(of["courses"], courses)
+    if of["loop"]:
+        made["loop"] = loop_table(of["loop"])
+    arenas = arenas_of(rows)
+    made["arenas"] = arenas_table(arenas, {**methods, **courses})
+    made["verdict"] = verdict(arenas, {**methods, **courses})
     return made
 
 
-def surrogate_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
-    """Success with the learned world model, and what it promised against what came."""
+# ----------------------------------------------------------------------------------------
+# THE FIRST SCREEN — a verdict and a table, over all arenas
+# ----------------------------------------------------------------------------------------
+
+
+def arenas_of(rows: Sequence[Row]) -> dict[str, Bits]:
+    """Return the outcomes by arena: the simulator, each learned world model, the courses."""
+    arenas = {"exact simulator": collect(rows, BUDGET, stage="main")}
+    for name, recipe in RECIPES.items():
+        arenas[recipe.label] = collect(rows, BUDGET, stage="learned", variant=name)
+    arenas["courses"] = collect(rows, BUDGET, stage="courses")
+    return {name: bits for name, bits in arenas.items() if bits}
+
+
+def best_of(bits: Bits, names: Iterable[str]) -> str | None:
+    """Return the method of some that solves most; None if none of them has results."""
+    found = {name for name, _ in bits}
+    return max((n for n in names if n in found), key=lambda n: mean_rate(bits, n), default=None)
+
+
+def everything(bits: Bits, name: str) -> str:
+    """Join the outcomes of a method over its tasks."""
+    return "".join(of for (n, _), of in sorted(bits.items()) if n == name)
+
+
+def arenas_table(arenas: Mapping[str, Bits], methods: Mapping[str, Method]) -> str:
+    """The best method of each information class in each arena, and what it solves of all tasks."""
+    lines = []
+    for arena, bits in arenas.items():
+        line = [arena]
+        for group in (COST, PRIOR, GOAL):
+            best = best_of(bits, [n for n, m in methods.items() if m.group == group])
+            line += [f"{methods[best].label}: {percent(mean_rate(bits, best))} %" if best else ""]
+        lines.append([*line, str(max(map(len, bits.values())))])
+    return markdown_table(["world model", COST, PRIOR, GOAL, "n per task"], lines)
+
+
+def verdict(arenas: Mapping[str, Bits], methods: Mapping[str, Method]) -> str:
+    """Say in short sentences where methods with a denoiser beat those without, and where not.
+
+    Those trained on goals are held against each other alone.
+    """
+    said = []
+    for arena, bits in arenas.items():
+        for knows, groups in (("without goals", (COST, PRIOR)), ("given goals", (GOAL,))):
+            names = [name for name, method in methods.items() if method.group in groups]
+            a = best_of(bits, [name for name in names if uses_denoiser(name)])
+            b = best_of(bits, [name for name in names if not uses_denoiser(name)])
+            if a and b and len(everything(bits, a)) == len(everything(bits, b)):
+                said.append(f"{arena}, {knows}: {_compared(bits, methods, a, b)}")
+    missing = [] if any(r.label in arenas for r in RECIPES.values()) else ["learned world models"]
+    missing += [] if "courses" in arenas else ["courses"]
+    said += [f"not measured yet: {', '.join(missing)}."] if missing else []
+    return " ".join(sentence[0].upper() + sentence[1:] for sentence in said)
+
+
+def _compared(bits: Bits, methods: Mapping[str, Method], a: str, b: str) -> str:
+    """Say how method a, with a denoiser, does against b, without."""
+    p = mcnemar(everything(bits, a), everything(bits, b))[2]
+    rates = [mean_rate(bits, name) for name in (a, b)]
+    how = "beats" if rates[0] > rates[1] else "loses to"
+    labels = [methods[name].label for name in (a, b)]
+    first, second = (f"{s} ({percent(r)} %)" for s, r in zip(labels, rates, strict=True))
+    return f"{first} {how if p < 0.05 else 'equals, within noise,'} {second}, p = {p:.2g}."
+
+
+def uses_denoiser(name: str) -> bool:
+    """Return whether a method draws from a denoiser."""
+    return name.startswith(("ddim", "diffusion", "cfg", "human"))
+
+
+# ----------------------------------------------------------------------------------------
+# COURSES AND LOOP
+# ----------------------------------------------------------------------------------------
+
+
+def courses_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    """Success on the courses, and how well the plans are told from people's gestures."""
+    bits = collect(rows, BUDGET)
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+
+    def cells(name: str) -> list[str]:
+        told = [row["auc"] for row in rows if row["method"] == name and row["auc"] is not None]
+        line = [share(bits[name, t]) if (name, t) in bits else "" for t in tasks]
+        line += [percent(mean_rate(bits, name)), f"{np.mean(told):.2f}" if told else ""]
+        return [*line, str(max(len(b) for (n, _), b in bits.items() if n == name))]
+
+    head = ["method", *tasks, "all, %", "told from people, AUC", "n per task"]
+    return markdown_table(head, in_groups(methods, bits, cells, len(head) - 1))
+
+
+def loop_table(rows: Sequence[Row]) -> str:
+    """Success after each plan of the closed loop, and its time, cold and warm."""
+    lines = []
+    for row in rows:
+        bits = row["solved"][str(row["budget"])]
+        since = ["".join(bits[i] for i in range(k, len(bits), NEW_GOAL)) for k in range(NEW_GOAL)]
+        of = {r["method"]: r["solved"][str(r["budget"])] for r in rows if r["task"] == row["task"]}
+        whole = set(of) == set(MODES) and len({len(b) for b in of.values()}) == 1
+        p = f"{mcnemar(of['warm'], of['cold'])[2]:.2g}" if whole else ""
+        ms = [f"{row[name]:.0f}" for name in ("ms_median", "ms_95", "ms_most")]
+        rates = [percent(b.count("1") / len(b)) for b in since]
+        lines.append([row["task"], row["method"], share(bits), *rates, *ms, str(len(bits)), p])
+    head = ["task", "start", "solved after a step", *(f"plan {k + 1}" for k in range(NEW_GOAL))]
+    head += ["ms, median", "ms, 95 %", "ms, most", "steps", "p, warm against cold"]
+    return markdown_table(head, lines)
+
+
+def learned_tables(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    """Return a table per learned world model, under its name."""
+    parts = []
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == name]
+        parts.append(f"{RECIPES[name].label}:\n\n{learned_table(own, methods)}")
+    return "\n\n".join(parts)
+
+
+def gradients_table(
+    rows: Sequence[Row], measured: Mapping[str, Any], methods: Mapping[str, Method]
+) -> str:
+    """What the rule advises on each learned world model, beside what each way came to.
+
+    Success over all tasks; p of the exact McNemar test of "gradient" against "choose", and whether
+    the rule named the best way.
+    """
+    lines = []
+    for model in [name for name in measured if any(row["variant"] == name for row in rows)]:
+        bits = collect(rows, BUDGET, stage="learned", variant=model)
+        rule = advice(measured[model]["r2"])
+        for ways in GRADIENT_WAYS:
+            of = [whole(bits, name) for name in ways]
+            if not all(of):
+                continue
+            rates = [of_way.count("1") / len(of_way) for of_way in of]
+            p = mcnemar(of[2], of[0])[2]
+            at = (SELECT, TRUST, GRADIENT).index(rule)
+            best = "yes" if rates[at] == max(rates[:3]) else "no"
+            label = methods[ways[0]].label
+            lines.append(
+                [RECIPES[model].label, label, *map(percent, rates), f"{p:.2g}", rule, best]
+            )
+    head = ["world model", "draws", "choose", "Adam near", "Adam", "a second chooses", "p", "rule"]
+    return markdown_table([*head, "was best"], lines)
+
+
+def whole(bits: Bits, name: str) -> str:
+    """Join the outcomes of a method over its tasks; empty without any."""
+    return "".join(bits.get((name, task), "") for task in TASKS)
+
+
+def learned_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    """Success with a learned world model, and what it promised against what came."""
     bits = collect(rows, BUDGET)
     tasks = [t for t in TASKS if any(k[1] == t for k in bits)]
 
@@ -268,18 +452,22 @@ def surrogate_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
         own = [row for row in rows if row["method"] == name]
         costs = [float(np.mean([r[k] for r in own])) for k in ("model_cost", "true_cost")]
         return [share(bits[name, t]) if (name, t) in bits else "" for t in tasks] + [
-            f"{costs[0]:.2f}", f"{costs[1]:.2f}", f"{costs[1] - costs[0]:.2f}",
+            percent(mean_rate(bits, name)), f"{costs[0]:.2f}", f"{costs[1]:.2f}",
+            str(len(bits[name, tasks[0]])),
         ]  # fmt: skip
 
-    head = ["method", *tasks, "model cost", "true cost", "gap"]
+    head = ["method", *tasks, "all, %", "model cost", "true cost", "n per task"]
     return markdown_table(head, in_groups(methods, bits, cells, len(head) - 1))
 
 
 def summary(folder: Path, methods: Mapping[str, Method]) -> str:
-    """Return what the command prints at the end."""
+    """Return what the command prints at the end: what is measured so far."""
     rows = read_rows(folder / "results.jsonl")
-    table = success_table(rows, methods, stage="main")
-    return f"Solved, % [95 % interval]:\n{table}\n\nresults in {folder}"
+    made = new_blocks(rows, read_json(folder / "accuracy.json"), methods)
+    if any(row["stage"] == "main" for row in rows):
+        made = {"exact simulator": success_table(rows, methods, stage="main"), **made}
+    parts = [f"{name}:\n{text}" for name, text in made.items() if text != NOT_YET]
+    return "\n\n".join(["Solved, % [95 % interval]", *parts, f"results in {folder}"])
 
 
 def write(

@@ -15,6 +15,7 @@ the gestures and their goals are also kept as a data set, train/ and val/, for t
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -208,13 +209,14 @@ def cfg_ddim(
     scale: float = 1.0,
     refine: bool = False,
     lr: float = 0.03,
+    reach: float | None = None,
 ) -> None:
     """Draw `num` gestures for the goal and keep the best, perhaps after Adam steps on the ramp."""
     drawn = policy.sample(context, num, rng, scale)
     order = objective(drawn).argsort(dim=1)[:, :3]
     if refine:
         best = drawn[torch.arange(objective.num)[:, None], order]
-        descend(objective, to_ramp(best), ramp, lr)
+        descend(objective, to_ramp(best), ramp, lr, reach=reach)
 
 
 def regress_gesture(
@@ -247,13 +249,13 @@ def regress_jitter(
     policy: GoalPolicy,
     context: Tensor,
     *,
-    share: float = 0.3,
     spread: float = 0.1,
-    lr: float = 0.03,
+    method: Callable[..., None] = shoot_then_refine,
+    **settings: Any,
 ) -> None:
-    """Draw gestures around the regression's six parameters, N(0, spread²); Adam from the best.
+    """Let a method draw gestures around the regression's six parameters, N(0, spread²).
 
-    A share of the budget is for the draws, the first of which is the regression's own answer.
+    The first draw is the regression's own answer.
     """
     z = at_fixed_time(policy.to_ends_net(context))[:, None]
 
@@ -263,7 +265,7 @@ def regress_jitter(
         noise[:, 0] *= float(objective.used > 0)
         return ramp((z + noise).clamp(0, 1))
 
-    shoot_then_refine(objective, rng, draw, share=share, lr=lr)
+    method(objective, rng, draw, **settings)
 
 
 def nearest_goal(

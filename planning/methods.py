@@ -13,7 +13,7 @@ from typing import Any
 
 from planning import baselines as base
 from planning import optimizers as opt
-from planning.diffusion import DiffusionPrior, diffusion_es, guided
+from planning.diffusion import DiffusionPrior, denoised_descent, diffusion_es, guided
 from planning.goals import (
     GoalPolicy,
     cfg_ddim,
@@ -22,6 +22,7 @@ from planning.goals import (
     regress_gesture,
     regress_jitter,
 )
+from planning.search import REACH
 
 COST, PRIOR, GOAL = "cost only", "learned prior", "goal trained"
 
@@ -36,6 +37,7 @@ class Method:
         run: `run(objective, rng, **settings)`; goal-trained ones also take `context`.
         sees_tokens: whether `run` also takes `tokens` and `goal_tokens`, (I, N, D).
         trials: the settings that are tried on the tuning instances; at most four each.
+        second: whether `run` also takes `second_cost`, that of another learned world model.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Method:
     run: Callable[..., None]
     trials: tuple[dict[str, Any], ...] = ({},)
     sees_tokens: bool = False
+    second: bool = False
 
 
 def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
@@ -57,6 +60,8 @@ LOCAL_CEM_IN_TIME = tuple({"share": s, "std": std} for s in (0.2, 0.3) for std i
 STEPS = grid("lr", 0.01, 0.03, 0.1, 0.3)
 AXES = tuple({"share": s, "step": step} for s in (0.2, 0.4) for step in (0.05, 0.2))
 GENERATIONS = tuple({"share": s, "std": std} for s in (0.2, 0.4) for std in (0.05, 0.2))
+TRUST = {"reach": REACH, "share": 0.3, "lr": 0.02}  # untuned: the simulator needs none
+SECOND = {"share": 0.3, "lr": 0.02}  # untuned: the simulator has no second
 JITTER = tuple({"spread": s, "lr": lr} for s in (0.05, 0.15) for lr in (0.02, 0.05))
 
 
@@ -106,6 +111,13 @@ def expert_methods() -> dict[str, Method]:
         "changes_adam": Method(
             "draws at token changes + Adam 6-D", COST, base.at_changes(refine), REFINE, True
         ),
+        "changes_trust": Method(
+            "draws at token changes + Adam near", COST, base.at_changes(refine), (TRUST,), True
+        ),
+        "changes_second": Method(
+            "draws at token changes + Adam 6-D, a second chooses",
+            COST, base.at_changes(opt.refine_then_choose), (SECOND,), True, True,
+        ),
     }  # fmt: skip
 
 
@@ -122,6 +134,20 @@ def prior_methods(prior: DiffusionPrior) -> dict[str, Method]:
             "DDIM + Adam raw", PRIOR, partial(refine, draw=draw, raw=True), IN_TIME
         ),
         "ddim_adam": Method("DDIM + Adam 6-D", PRIOR, partial(refine, draw=draw), IN_TIME),
+        "ddim_trust": Method("DDIM + Adam near", PRIOR, partial(refine, draw=draw), (TRUST,)),
+        "ddim_second": Method(
+            "DDIM + Adam 6-D, a second chooses",
+            PRIOR,
+            partial(opt.refine_then_choose, draw=draw),
+            (SECOND,),
+            second=True,
+        ),
+        "ddim_denoised": Method(
+            "DDIM + Adam, denoised between",
+            PRIOR,
+            partial(denoised_descent, prior=prior),
+            grid("sigma", 0.02, 0.05, 0.1),
+        ),
         "ddim_cem": Method("DDIM + CEM 6-D", PRIOR, partial(local, draw=draw), LOCAL_CEM_IN_TIME),
         "ddim_guided": Method(
             "DDIM, guided", PRIOR, partial(guided, prior=prior), grid("scale", *scales)
@@ -150,6 +176,7 @@ def prior_methods(prior: DiffusionPrior) -> dict[str, Method]:
 def goal_methods(policy: GoalPolicy) -> dict[str, Method]:
     """Return the methods that were trained on goals."""
     cfg, ends = partial(cfg_ddim, policy=policy), partial(regress_ends, policy=policy)
+    jitter = partial(regress_jitter, policy=policy)
     return {
         "cfg_ddim": Method("DDIM given the goal", GOAL, cfg, grid("scale", 1.0, 1.5, 2.0, 3.0)),
         "cfg_ddim_adam": Method(
@@ -161,6 +188,12 @@ def goal_methods(policy: GoalPolicy) -> dict[str, Method]:
             partial(cfg, num=64, refine=True),
             STEPS,
         ),
+        "cfg_ddim_trust": Method(
+            "DDIM given the goal + Adam near",
+            GOAL,
+            partial(cfg, refine=True, reach=REACH),
+            grid("lr", 0.02),
+        ),
         "regress_gesture": Method(
             "regression to the gesture", GOAL, partial(regress_gesture, policy=policy)
         ),
@@ -169,7 +202,18 @@ def goal_methods(policy: GoalPolicy) -> dict[str, Method]:
             "regression to 6 parameters + Adam 6-D", GOAL, partial(ends, refine=True), STEPS
         ),
         "regress_jitter_adam": Method(
-            "regression, jittered + Adam 6-D", GOAL, partial(regress_jitter, policy=policy), JITTER
+            "regression, jittered + Adam 6-D", GOAL, partial(jitter, share=0.3), JITTER
+        ),
+        "regress_jitter": Method(
+            "regression, jittered", GOAL, partial(jitter, method=opt.shoot), grid("spread", 0.1)
+        ),
+        "regress_jitter_trust": Method("regression, jittered + Adam near", GOAL, jitter, (TRUST,)),
+        "regress_jitter_second": Method(
+            "regression, jittered + Adam 6-D, a second chooses",
+            GOAL,
+            partial(jitter, method=opt.refine_then_choose),
+            (SECOND,),
+            second=True,
         ),
         "nearest_goal": Method("nearest goal", GOAL, partial(nearest_goal, policy=policy)),
     }

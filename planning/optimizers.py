@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planning.search import Objective, cem, descend, normal, ramp, to_ramp
+from planning.search import CostFn, Objective, cem, descend, normal, ramp, to_ramp
 from planning.tasks import draw_true
 from trainlib.gestures import SEQ_LEN
 
@@ -135,13 +135,38 @@ def shoot_then_refine(
     top: int = 3,
     lr: float = 0.03,
     raw: bool = False,
+    reach: float | None = None,
 ) -> None:
     """Spend a share of the budget on random actions, then take Adam steps from the best `top`.
 
-    The steps go along the six parameters of each, or along the raw action.
+    The steps go along the six parameters of each, or along the raw action, no farther than `reach`.
     """
     starts, _ = shoot_for_starts(objective, rng, draw, share, starts_of(objective, top))
-    descend(objective, starts if raw else to_ramp(starts), as_action if raw else ramp, lr)
+    z, decode = (starts, as_action) if raw else (to_ramp(starts), ramp)
+    descend(objective, z, decode, lr, reach=reach)
+
+
+def refine_then_choose(
+    objective: Objective,
+    rng: np.random.Generator,
+    draw: Draw = draw_true,
+    *,
+    second_cost: CostFn,
+    share: float = 0.4,
+    top: int = 4,
+    lr: float = 0.03,
+) -> None:
+    """Refine as `shoot_then_refine` does, and let a second world model choose.
+
+    It chooses among the draws that were refined and what became of them.
+    """
+    starts, _ = shoot_for_starts(objective, rng, draw, share, starts_of(objective, top))
+    kept = math.ceil(2 * starts.shape[1] / objective.width)
+    objective.budget -= kept
+    z = descend(objective, to_ramp(starts), ramp, lr)
+    objective.budget += kept
+    ends = starts if z is None else ramp(z)
+    objective.choose(torch.cat([starts, ends], dim=1), second_cost)
 
 
 def shoot_then_cem(

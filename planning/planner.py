@@ -503,8 +503,9 @@ class Planner:
         bend = Bend(starts[None, :num], KNOTS, request.free)
         try:
             with search.by(GRADIENT):
-                if descend(objective, bend.z, decoded(bend), LR, MOST_STEPS, scale_dim=-2):
-                    return
+                way = descend(objective, bend.z, decoded(bend), LR, MOST_STEPS, scale_dim=-2)
+            if way is not None:
+                return
             why = "its gradient is zero"
         except (_CostError, RuntimeError, MemoryError) as e:
             why = f"it has no gradient ({first_line(e)})"

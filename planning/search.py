@@ -25,6 +25,7 @@ CostFn = Callable[[Tensor], Tensor]  # (I, K, L, 3) → (I, K)
 FORWARD, BACKWARD = 1, 2  # evaluations that they count
 FADE = 0.8  # of a price, from search to search
 LARGEST = 32  # candidates of one call when the clock decides: what a GPU takes at once
+REACH = 0.05  # how far from a draw a gradient of a learned model is trusted, in knots
 SHARPNESS = 200.0  # of a press as gradients see it: they reach a few frames beyond its edges
 
 
@@ -45,16 +46,33 @@ class Prices:
         self._seen[num] = max(seconds, (before + seconds) / 2)
         self._old -= {num}
 
-    def carried(self, ratio: float) -> "Prices":
+    def carried(self, ratio: float, default: "Prices | None" = None) -> "Prices":
         """Return the prices to begin another search with, times `ratio`.
 
-        A size that the last search did not measure costs less from search to search, so that one
-        slow call does not deter from it for ever.
+        The price of a size that the last search did not measure falls from search to search, so
+        that one slow call does not deter from it for ever; but not below its default.
+
+        Args:
+            ratio: how much slower the machine is than before.
+            default: what calls should take of sizes that are not measured; None = by those that
+                the last search measured, nothing if there are none.
         """
         prices = Prices()
+        if default is None:
+            default = Prices()
+            default._seen = {n: ratio * s for n, s in self._seen.items() if n not in self._old}
         for num, seconds in self._seen.items():
-            prices._seen[num] = ratio * seconds * (FADE if num in self._old else 1)
+            prices._seen[num] = ratio * seconds
+            if num in self._old:
+                usual = min(ratio * seconds, default.upto(num)[-1])
+                prices._seen[num] = usual + FADE * (ratio * seconds - usual)
         prices._old = set(prices._seen)
+        return prices
+
+    def times(self, factor: float) -> "Prices":
+        """Return the same prices, each `factor` times as high."""
+        prices = Prices()
+        prices._seen = {num: factor * seconds for num, seconds in self._seen.items()}
         return prices
 
     def upto(self, num: int) -> np.ndarray:
@@ -206,6 +224,15 @@ class Objective:
         self._record(batch.detach(), costs.detach(), FORWARD + BACKWARD, seconds)
         return costs.flatten()
 
+    def choose(self, actions: Tensor, cost_fn: CostFn) -> None:
+        """Let another cost function choose the answer, among (I, K, L, 3) alone; one each."""
+        own, self.cost_fn = self.cost_fn, cost_fn
+        self.best_cost = torch.full_like(self.best_cost, math.inf)
+        try:
+            self(actions)
+        finally:
+            self.cost_fn = own
+
     def finish(self) -> None:
         """Keep the best so far for the milestones that were not reached."""
         self._keep_until(math.inf)
@@ -223,7 +250,10 @@ class Objective:
         if self.used == 0:
             known = self.prices(K, each)[-1]
             ratio = seconds / known if known else 1.0
-            self.call_prices = {k: v.carried(ratio) for k, v in self.call_prices.items()}
+            forward = self.call_prices[FORWARD].carried(ratio)
+            each_graded = FORWARD + BACKWARD
+            graded = self.call_prices[each_graded].carried(ratio, forward.times(each_graded))
+            self.call_prices = {FORWARD: forward, each_graded: graded}
         self.call_prices[each].add(K, seconds)
         self.world_seconds += seconds
         done = 0
@@ -274,6 +304,28 @@ def ramp(z: Tensor) -> Tensor:
     knots = z.unflatten(-1, (-1, 3))
     xy, times = knots[..., :2], knots[..., 2].sort(dim=-1).values
     passed, press = _timing(times)
+    return as_gesture(torch.cat([_along(xy, passed), press[..., None]], dim=-1))
+
+
+def strokes(z: Tensor) -> Tensor:
+    """Turn M knots into an action that may lift in between; differentiable.
+
+    Args:
+        z: (..., 4·M), M times [x, y, time, touch], each in [0, 1]. From a knot to the next in time
+            the finger moves straight, and is down if the touch of the first is above a half; that
+            of the last counts for nothing.
+
+    Returns: (..., L, 3), in the data format.
+    """
+    knots = z.unflatten(-1, (-1, 4))
+    times = knots[..., 2].sort(dim=-1).values
+    xy, touch = knots[..., :2], knots[..., :-1, 3]
+    passed, _ = _timing(times)
+    t = torch.linspace(0, 1, SEQ_LEN, dtype=z.dtype, device=z.device)[:, None]
+    begin, end = times[..., None, :-1], times[..., None, 1:]
+    inside = torch.minimum(t - begin, end - t) + 0.5 / (SEQ_LEN - 1)  # (..., L, M-1)
+    down = torch.sigmoid(SHARPNESS * inside) * torch.sigmoid(20 * (touch[..., None, :] - 0.5))
+    press = down.amax(dim=-1)
     return as_gesture(torch.cat([_along(xy, passed), press[..., None]], dim=-1))
 
 
@@ -403,10 +455,14 @@ class Adam:
         lr: the step.
         scale_dim: numbers along it share a step size, that of the steepest: else rounding errors
             of a gradient that is zero would be taken for directions.
+        reach: how far a number may leave its start: a trust region; None = any distance.
     """
 
-    def __init__(self, z: Tensor, lr: float, scale_dim: int | None = None) -> None:
+    def __init__(
+        self, z: Tensor, lr: float, scale_dim: int | None = None, reach: float | None = None
+    ) -> None:
         self.z, self.lr, self.scale_dim, self.taken = z.clone(), lr, scale_dim, 0
+        self.start, self.reach = z.clone(), math.inf if reach is None else reach
         self.mean, self.square = torch.zeros_like(z), torch.zeros_like(z)
 
     def step(self, gradient: Tensor) -> None:
@@ -419,12 +475,14 @@ class Adam:
         self.square = torch.lerp(size, self.square, 0.999)
         mean = self.mean / (1 - 0.9**self.taken)
         scale = (self.square / (1 - 0.999**self.taken)).sqrt() + 1e-8
-        self.z = (self.z - self.lr * mean / scale).clamp(0, 1)
+        moved = self.z - self.lr * mean / scale - self.start
+        self.z = (self.start + moved.clamp(-self.reach, self.reach)).clamp(0, 1)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the starts, (I, R') of R."""
         at = torch.arange(len(rows))[:, None], rows
         self.z, self.mean, self.square = self.z[at], self.mean[at], self.square[at]
+        self.start = self.start[at]
 
 
 def descend(
@@ -435,7 +493,8 @@ def descend(
     steps: int | None = None,
     *,
     scale_dim: int | None = None,
-) -> bool:
+    reach: float | None = None,
+) -> Tensor | None:
     """Take Adam steps from the starts z, (I, R, ...), within [0, 1], until the budget is spent.
 
     Args:
@@ -445,19 +504,21 @@ def descend(
         lr: of Adam.
         steps: at most; None = no limit.
         scale_dim: of Adam.
+        reach: of Adam.
 
-    Returns: whether there was a way down; False if the first gradient is zero everywhere.
+    Returns: where the steps ended, (I, R, ...); None if the first gradient is zero everywhere, so
+        that there is no way down.
     """
-    adam, taken = Adam(z, lr, scale_dim), 0
+    adam, taken = Adam(z, lr, scale_dim, reach), 0
     while objective.room(FORWARD + BACKWARD) >= z.shape[1] and taken != steps:
         _, gradient = objective.gradient(adam.z, decode)
         if taken == 0 and not gradient.nan_to_num(0, 0, 0).any():
-            return False
+            return None
         adam.step(gradient)
         taken += 1
     if objective.room() >= z.shape[1]:
         objective(decode(adam.z))
-    return True
+    return adam.z
 
 
 def normal(shape: Sequence[int], rng: np.random.Generator) -> Tensor:

@@ -1,11 +1,8 @@
-"""A learned world model: small, trained in a minute or two, and wrong in places.
+"""A learned world model that sees widgets as objects, and the transitions to learn from.
 
-Planners in practice do not ask a simulator but a network, and an optimizer finds where a network
-errs. This one sees widgets as objects: a 1-D convolution reads the action, an MLP per widget says
-what becomes of it. Trained on transitions of the hard simulator.
+A 1-D convolution reads the action, an MLP per widget says what becomes of it.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +11,6 @@ from torch import Tensor, nn
 
 from planning.tasks import NUM_WIDGETS, TASKS, draw_gestures, make_instances
 from planning.world import KINDS, LIST, Scenes, State, hard_world
-from trainlib.checkpoint import load_checkpoint, save_checkpoint
-from trainlib.process import progress
 
 TRAINING_SEED = 2000  # of scenes that no benchmark and no tuning sees
 
@@ -112,34 +107,3 @@ class SurrogateWorld(nn.Module):
         pos = (scenes.pos + change[..., :2]).clamp(scenes.low, scenes.high)
         low = torch.where(scenes.kind == LIST, -1.0, 0.0)
         return State(pos, (scenes.value + change[..., 2]).clamp(low, torch.ones_like(low)))
-
-
-def train_surrogate(
-    num: int = 60_000, steps: int = 3000, seed: int = 0, batch_size: int = 256
-) -> SurrogateWorld:
-    """Train on `num` transitions, most of them aimed; mean squared error of the change."""
-    torch.manual_seed(seed)
-    scenes, actions, after = draw_transitions(num, seed)
-    target = torch.cat([after.pos - scenes.pos, (after.value - scenes.value)[..., None]], dim=-1)
-    model = SurrogateWorld()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    for _ in progress(range(steps), "surrogate"):
-        rows = torch.randint(0, num, (batch_size,))
-        loss = (model.change(scenes[rows], actions[rows]) - target[rows]).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval().requires_grad_(False)
-
-
-def load_or_train(path: Path, **options: int) -> SurrogateWorld:
-    """Return the surrogate whose weights are in `path`, trained and kept there if missing."""
-    if path.exists():
-        model = SurrogateWorld()
-        model.load_state_dict(load_checkpoint(path)["model_state_dict"])
-        return model.eval().requires_grad_(False)
-    model = train_surrogate(**options)
-    save_checkpoint(path, {"model_state_dict": model.state_dict()})
-    return model

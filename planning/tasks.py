@@ -25,6 +25,8 @@ from planning.world import (
     Scenes,
     State,
     World,
+    WorldModel,
+    as_tokens,
     energy,
     hard_world,
     observe,
@@ -187,7 +189,7 @@ def judge(instances: Instances, actions: Tensor, world: World = hard_world) -> T
     return is_solved(instances, world(instances.scenes, actions))
 
 
-def model_cost(instances: Instances, model: World = soft_world) -> CostFn:
+def model_cost(instances: Instances, model: WorldModel = soft_world) -> CostFn:
     """Return the energy between what `model` predicts of an action and the goal, as a CostFn."""
 
     def cost_fn(actions: Tensor) -> Tensor:
@@ -196,7 +198,7 @@ def model_cost(instances: Instances, model: World = soft_world) -> CostFn:
         costs = []
         for row, action in zip(rows.split(CHUNK), actions.flatten(0, 1).split(CHUNK), strict=True):
             scenes = instances.scenes[row]
-            tokens = observe(scenes, model(scenes, action))
+            tokens = as_tokens(scenes, model(scenes, action))
             costs.append(energy(tokens, instances.goal_tokens[row]))
         return torch.cat(costs).view(num, K)
 

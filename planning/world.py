@@ -78,6 +78,7 @@ class Scenes:
 
 
 World = Callable[[Scenes, Tensor], State]  # scenes (N), actions (N, L, 3) → the state after
+WorldModel = Callable[[Scenes, Tensor], State | Tensor]  # the state or the tokens after
 
 
 def value_range(kind: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +191,11 @@ def observe(scenes: Scenes, state: State) -> Tensor:
     looks = PROJECTION[scenes.kind] + torch.stack([v, v.sin(), 1 - v.cos()], -1) @ PROJECTION[-3:]
     tokens = torch.baddbmm(EMPTY.expand(len(scenes), GRID**2, -1), cover.transpose(1, 2), looks)
     return F.layer_norm(tokens, (FEATURES,))
+
+
+def as_tokens(scenes: Scenes, after: State | Tensor) -> Tensor:
+    """Return the tokens of what a world model says, (N, GRID², FEATURES)."""
+    return after if isinstance(after, Tensor) else observe(scenes, after)
 
 
 def energy(tokens: Tensor, goal_tokens: Tensor) -> Tensor:

@@ -6,14 +6,25 @@ Why: hours of results must be paired, resumed and never mixed.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import python
 
 import train_diffusion_ddim as tdd
-from planning import benchmark, document, optimizers, surrogate, tasks, world
-from planning.__main__ import claim_folder, main
+from planning import (
+    benchmark,
+    document,
+    learned,
+    optimizers,
+    predictor,
+    search,
+    surrogate,
+    tasks,
+    world,
+)  # fmt: skip
+from planning.__main__ import claim_folder, drop_results, main
 from planning.methods import COST, Method
 
 
@@ -26,28 +37,100 @@ def test_transitions_are_the_simulators():
     assert 0.1 < changed.float().mean() < 0.6, "aimed gestures hit something"
 
 
-def test_the_surrogate_learns_and_keeps_to_what_can_move(tmp_path):
-    path = tmp_path / "surrogate.pt"
-    model = surrogate.load_or_train(path, num=2000, steps=30)
+@pytest.fixture
+def tiny_recipes(monkeypatch):
+    """World models of a second."""
+    for name in ("objects_60k", "tokens_60k"):
+        recipe = replace(learned.RECIPES[name], num=200, steps=2, batch_size=4)
+        monkeypatch.setitem(learned.RECIPES, name, recipe)
+
+
+@pytest.mark.parametrize("name", ["objects_60k", "tokens_60k"])
+def test_world_models_are_trained_once_and_apart(tmp_path, tiny_recipes, name):
+    """The weights are kept; the second has its own; both say what follows in every scene."""
+    scenes, actions, _ = surrogate.draw_transitions(20, seed=9, scenes=60)
+
+    def tokens(seed):
+        model = learned.load(name, seed, tmp_path)
+        return world.as_tokens(scenes, model(scenes, actions))
+
+    first, second = tokens(0), tokens(1)
+    assert torch.equal(tokens(0), first) and not torch.equal(second, first)
+    assert torch.allclose(first.mean(dim=-1), torch.zeros(20, 256), atol=1e-4)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert learned.cpu_seconds(name, 0, tmp_path) > 0
+
+
+def test_objects_stay_where_they_cannot_move(tmp_path, tiny_recipes):
     scenes, actions, _ = surrogate.draw_transitions(50, seed=9, scenes=60)
-    state = model(scenes, actions)
+    state = learned.load("objects_60k", 0, tmp_path)(scenes, actions)
     fixed = scenes.low == scenes.high
     assert torch.equal(state.pos[fixed], scenes.pos[fixed])
-    again = surrogate.load_or_train(path)(scenes, actions)
-    assert torch.equal(again.pos, state.pos)
+
+
+def test_the_token_predictor_is_of_the_users_kind():
+    """[B, T, N, D] and [B, T, 250, 3]; at first nothing changes; a gradient reaches the action."""
+    model = predictor.TokenPredictor(width=8, heads=2)
+    z, actions = torch.randn(3, 1, 256, 16), torch.rand(3, 1, 250, 3, requires_grad=True)
+    assert torch.equal(model(z, actions), z)
+    torch.nn.init.normal_(model.head.weight)
+    model(z, actions).square().sum().backward()
+    assert model(z, actions).shape == z.shape and (actions.grad.abs().amax(dim=(0, 1)) > 0).all()
+
+
+def test_accuracy_by_hand():
+    """The simulator itself is right about all; a world where nothing changes about that alone."""
+    right = learned.accuracy(world.hard_world, 300)
+    assert right["r2"] == 1 and right["changed"] == right["unchanged"] == 0
+    assert right["auc"] > 0.99 and learned.advice(right["r2"]) == learned.GRADIENT
+    still = learned.accuracy(lambda scenes, actions: scenes.state, 300)
+    assert still["r2"] == 0 and still["unchanged"] == pytest.approx(0, abs=0.01)
+    assert still["changed"] == still["identity"] == right["identity"] > 0.1
+    assert still["auc"] == 0.5 and learned.advice(still["r2"]) == learned.SELECT
+    assert learned.auc(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 3.0])) == 2.5 / 4
+
+
+@pytest.mark.parametrize("task", ["slider"])
+def test_a_second_world_model_chooses(task):
+    """The first likes nothing but presses; the second, the simulator, decides among the ends."""
+    instances = tasks.make_instances(task, 3, 0)
+    second, seen = tasks.model_cost(instances), []
+
+    def second_cost(actions):
+        seen.append(actions)
+        return second(actions)
+
+    objective = search.Objective(lambda a: -a[..., 2].mean(-1), 3, 250)
+    rng = benchmark.rng_for("test")
+    optimizers.refine_then_choose(objective, rng, second_cost=second_cost, share=0.2)
+    assert [a.shape[1] for a in seen] == [8] and 230 < objective.used <= 250
+    assert torch.equal(objective.best_cost, second(tdd.to_gesture(seen[0])).min(dim=1).values)
+
+
+def test_a_trust_region_bounds_every_number():
+    start = torch.rand(2, 3, 6)
+    adam = search.Adam(start, 0.1, reach=0.05)
+    for _ in range(9):
+        adam.step(torch.randn(2, 3, 6))
+    moved = (adam.z - start).abs()
+    assert 0.04 < moved.max() <= 0.05 + 1e-6 and adam.z.min() >= 0 and adam.z.max() <= 1
 
 
 def test_results_are_paired_and_resumed(tmp_path):
     methods = {"a": Method("a", COST, optimizers.shoot), "b": Method("b", COST, optimizers.shoot)}
-    size = benchmark.Size(4, 2, 0, 0, (), 2, 0, 1)
+    size = benchmark.Size(4, 2, 0, 0, (), 2, (), 0, 1)
     jobs = [j for j in benchmark.plan_jobs(methods, size) if j.task == "scroll"]
     assert [(j.method, j.seed) for j in jobs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    path, settings = tmp_path / "results.jsonl", {"a": {}, "b": {}}
-    benchmark.run_jobs(jobs, methods, settings, {}, path)
+    path = tmp_path / "results.jsonl"
+
+    def run(job):
+        return benchmark.run_job(job, methods[job.method], {}, world.soft_world)
+
+    benchmark.run_jobs(jobs, run, path)
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
     path.write_text("".join(lines[:2]) + lines[2][:40])  # interrupted while writing the third
-    benchmark.run_jobs(jobs, methods, settings, {}, path)
+    benchmark.run_jobs(jobs, run, path)
     clock = {"batch_s": 0}
     assert [json.loads(x) | clock for x in path.read_text().splitlines()] == [
         json.loads(x) | clock for x in whole.splitlines()
@@ -59,7 +142,7 @@ def test_results_are_paired_and_resumed(tmp_path):
 def test_the_stage_batched_counts_calls_of_32():
     """A draw from the generator, 32·250 of them: the most that depth can pay for."""
     methods, seen = {"a": Method("a", COST, optimizers.shoot)}, []
-    jobs = benchmark.plan_jobs(methods, benchmark.Size(1, 0, 0, 0, (), 0, 2))
+    jobs = benchmark.plan_jobs(methods, benchmark.Size(1, 0, 0, 0, (), 0, (), 2))
     assert [(j.stage, j.task, j.instances) for j in jobs] == [
         ("batched", t, 2) for t in tasks.TASKS
     ]
@@ -127,15 +210,38 @@ def test_results_are_of_one_checkpoint_and_size(refused, tmp_path, untrained_run
         benchmark.read_rows(path)
 
 
+@pytest.mark.parametrize(("stale", "kept"), [("sha256", "021"), ("human_sha256", "0134")])
+def test_only_what_a_denoiser_had_a_part_in_is_dropped(tmp_path, stale, kept):
+    """Row by row: lines, knots, a denoiser of human-like gestures, the planner, refined draws."""
+    rows = [
+        ("main", "cem_ramp"), ("courses", "knots_cem"), ("courses", "human_bend"),
+        ("loop", "warm"), ("learned", "ddim_adam"),
+    ]  # fmt: skip
+    lines = [json.dumps({"stage": stage, "method": method}) + "\n" for stage, method in rows]
+    (tmp_path / "results.jsonl").write_text("".join(lines))
+    for name in ("bank.npy", "human_bank.npy", "objects_60k_0.pt"):
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        (tmp_path / "cache" / name).touch()
+    drop_results(tmp_path, {stale})
+    left = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    assert left == [lines[int(i)] for i in sorted(kept)]
+    gone = "bank.npy" if stale == "sha256" else "human_bank.npy"
+    cached = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert cached == {"bank.npy", "human_bank.npy", "objects_60k_0.pt"} - {gone}
+
+
 def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):
     done = python(
         *("-m", "planning", "--quick", "--checkpoint", untrained_run, "--output_dir", tmp_path),
-        *("--only", "shoot_true", "cem_ramp", "ddim_select"),
+        *("--only", "shoot_true", "ddim_select", "line_cem", "--instances", 1),
+        *("--stage", "main", "temperature", "learned", "courses"),
     )
     assert done.returncode == 0, done.stderr
     assert "| DDIM, select " in done.stdout
     rows = benchmark.read_rows(tmp_path / "results.jsonl")
-    assert {row["method"] for row in rows} == {"shoot_true", "cem_ramp", "ddim_select"}
-    assert {row["stage"] for row in rows} == {"main", "long", "temperature", "surrogate"}
+    assert {row["method"] for row in rows} == {"shoot_true", "ddim_select", "line_cem"}
+    assert {row["stage"] for row in rows} == {"main", "temperature", "learned", "courses"}
+    assert {row["instances"] for row in rows} == {1}
+    assert "| tokens, 60 k " in done.stdout, "how right it is"
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["machine"]["torch"] and about["command"].startswith("python -m planning --quick")

@@ -69,6 +69,72 @@ def test_the_numbers_of_the_verdict_by_hand():
     ]
 
 
+def test_the_rule_is_held_against_what_gradients_came_to():
+    """Of four instances: three by choosing, two by Adam; R² .6 says "near", which solves all."""
+    solved = {"changes": "1110", "changes_trust": "1111", "changes_adam": "0110"}
+    rows = [
+        {"stage": "learned", "variant": "tokens_60k", "method": name, "task": "drag", "seed": 0,
+         "solved": {"250": bits}, "model_cost": 0.25, "true_cost": 0.5}
+        for name, bits in {**solved, "changes_second": "1110"}.items()
+    ]  # fmt: skip
+    table = document.gradients_table(rows, {"tokens_60k": {"r2": 0.6}}, cost_methods())
+    cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+    assert cells == [
+        *("tokens, 60 k", "draws at token changes", "75", "100", "50", "75", "1"),
+        *("gradient near draws", "yes"),
+    ]
+    text = document.learned_tables(rows, cost_methods())
+    assert text.startswith("tokens, 60 k:") and "| 75 [30, 95] " in text
+
+
+def row(stage, method, task, bits, **more):
+    """A line of the results: 250 evaluations solve as many."""
+    line = {"stage": stage, "method": method, "task": task, "seed": 0, "budget": 250, "variant": ""}
+    return {**line, "solved": {"250": bits}, "auc": None, **more}
+
+
+def test_the_verdict_compares_what_knows_the_same():
+    """By hand: ten to nothing is p = 2/2¹⁰; what was given goals is held against its like."""
+    rows = [
+        row("main", "true_adam", "drag", "0" * 10), row("main", "ddim_adam", "drag", "1" * 10),
+        row("main", "cfg_ddim", "drag", "1" * 10), row("main", "nearest_goal", "drag", "1" * 10),
+    ]  # fmt: skip
+    methods = cost_methods() | prior_methods(DiffusionPrior(None, None, {})) | goal_methods(None)
+    made = document.new_blocks(rows, {}, methods)
+    assert made["verdict"] == (
+        "Exact simulator, without goals: DDIM + Adam 6-D (100 %) beats true generator + Adam 6-D "
+        "(0 %), p = 0.002. Exact simulator, given goals: DDIM given the goal (100 %) equals, "
+        "within noise, nearest goal (100 %), p = 1. Not measured yet: learned world models, "
+        "courses."
+    )
+    *_, line = made["arenas"].splitlines()
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        *("exact simulator", "true generator + Adam 6-D: 0 %", "DDIM + Adam 6-D: 100 %"),
+        *("DDIM given the goal: 100 %", "10"),
+    ]
+    assert made["courses"] == made["loop"] == document.NOT_YET
+
+
+def test_courses_and_loop_by_hand():
+    """Half of two tasks, a mean AUC of .7; of eight plans the second after a new goal solve all."""
+    rows = [
+        row("courses", "line_cem", "around", "1100", auc=0.6),
+        row("courses", "line_cem", "fling", "0011", auc=0.8),
+    ]
+    ms = {"ms_median": 400.0, "ms_95": 480.4, "ms_most": 510.0}
+    rows += [
+        row("loop", "warm", "drag", "01000100", **ms),
+        row("loop", "cold", "drag", "0" * 8, **ms),
+    ]
+    made = document.new_blocks(rows, {}, cost_methods())
+    cells = [cell.strip() for cell in made["courses"].splitlines()[-1].strip("|").split("|")]
+    assert cells == ["CEM 6-D", "50 [15, 85]", "50 [15, 85]", "50", "0.70", "4"]
+    cells = [cell.strip() for cell in made["loop"].splitlines()[2].strip("|").split("|")]
+    assert cells == [
+        *("drag", "warm", "25 [7, 59]", "0", "100", "0", "0", "400", "480", "510", "8", "0.5")
+    ]
+
+
 @pytest.mark.parametrize("broken", ["matplotlib.figure", "evaluation.figures"])
 def test_tables_are_written_without_figures(tmp_path, monkeypatch, capsys, broken):
     """Whatever is wrong with matplotlib, the numbers are written and one line says so."""
