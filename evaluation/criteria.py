@@ -142,6 +142,7 @@ RIVAL_WORDS = {
     "interpolation": "straight lines",
     "hold_last_position": "holding the last position",
     "nearest_training_item": "the nearest training gesture",
+    "nearest_training_items": "as many of the nearest training gestures",
     "regression": "the regression",
 }
 # fmt: off
@@ -442,6 +443,12 @@ def headlines(
     return found
 
 
+def _shorter(words: str) -> str:
+    """Return what a criterion of OTHER gestures is called below a heading that says the task."""
+    words = words.removeprefix("Recreated from press edges: ").replace("Continued from", "after")
+    return words.replace("energy score / that of", "energy score over")
+
+
 def headline_rows(data: str) -> list[tuple[str, str, Criterion]]:
     """Return what is asked, in which words, and the criterion: five lines of the plan and others.
 
@@ -453,7 +460,7 @@ def headline_rows(data: str) -> list[tuple[str, str, Criterion]]:
     if data == OTHER:
         asked = {"keyframes": FROM_FRAMES, "infill_press_edges": FROM_FRAMES}
         rows = [
-            (asked.get(c.table, GO_ON), c.words, c)
+            (asked.get(c.table, GO_ON), _shorter(c.words), c)
             for c in own.values()
             if c.data == OTHER and c.table.startswith((*asked, "continue"))
         ]

@@ -4,7 +4,7 @@ Which windows are judged, what real windows generated ones are held against, and
 of the report: what was recorded, what the model can do with it, and who is better at what.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,7 +136,8 @@ def describe_data(
     contacts = manifest.get("contacts", shares.pop("contacts"))
     shares.pop("contacts", None)
     who = f" of {_num(len(manifest['users']), 'user')}" if manifest.get("users") else ""
-    source = "Human-like gestures, drawn" if is_human_like(manifest) else "Recorded touch"
+    source = "Recorded touch" if manifest.get("source") else "Gestures of an unknown source"
+    source = "Human-like gestures, drawn" if is_human_like(manifest) else source
     files = [file.get("name", "") for file in manifest.get("source", [])]
     source += f" ({', '.join(files)})" if 0 < len(files) < 4 else ""
     counts = f"{_num(contacts, 'contact')}{who} in {_num(len(x), 'window')} of {x.shape[1]} frames"
@@ -156,7 +157,9 @@ def _share(value: float) -> str:
     """Return a share in words; a rare one is not said to be none."""
     if value in (0, 1):
         return "none" if value == 0 else "all"
-    return "under 1 %" if value < 0.01 else f"{value:.0%}".replace("%", " %")
+    if not 0.01 <= value < 0.995:
+        return "under 1 %" if value < 0.01 else "nearly all"
+    return f"{value:.0%}".replace("%", " %")
 
 
 class Duel(NamedTuple):
@@ -172,20 +175,26 @@ class Duel(NamedTuple):
     @property
     def outcome(self) -> str:
         """Who is better, if the interval of the ratio says so: "model", "rival" or "open"."""
-        low, high = self.ratio_ci or (self.own / self.other,) * 2 if self.other else (1.0, 1.0)
+        if not self.other:  # the rival makes no error
+            return "rival" if self.own > 0 else "open"
+        low, high = self.ratio_ci or (self.own / self.other,) * 2
         return "model" if high < 1 else "rival" if low > 1 else "open"
 
     @property
     def words(self) -> str:
-        """The rival, the task and both numbers."""
-        numbers = f"{format_number(self.own)} against {format_number(self.other)}"
-        return f"{self.rival} at {self.task} ({self.unit} {numbers})"
+        """The rival and its error."""
+        return f"{self.rival} ({format_number(self.other)})"
 
 
+OUTCOMES = {
+    "model": "better than",
+    "rival": "worse than",
+    "open": "neither better nor worse, for sure, than",
+}
 TASKS = {
-    "infill_press_edges": "many answers given the press edges",
-    "continue_50": "going on after 50 frames",
-    "continue_125": "going on after 125 frames",
+    "infill_press_edges": "Many answers given the press edges",
+    "continue_50": "Going on after 50 frames",
+    "continue_125": "Going on after 125 frames",
 }
 
 
@@ -197,7 +206,7 @@ def duels(tables: Mapping[str, Table]) -> list[Duel]:
         own, other = (table[name]["mse"].value for name in ("model", "interpolation"))
         ci = table["model"]["mse_to_interpolation"].ci
         lines = RIVAL_WORDS["interpolation"]
-        found.append(Duel("one answer given the press edges", lines, own, other, ci, "MSE"))
+        found.append(Duel("One answer given the press edges", lines, own, other, ci, "MSE"))
     for name, task in TASKS.items():
         rows = tables.get(name, {})
         for rival, words in RIVAL_WORDS.items():
@@ -217,23 +226,16 @@ def summarise(about: str, tables: Mapping[str, Table], settings: Mapping[str, st
         settings: table -> the setting that is judged.
     """
     held = duels(tables)
-    by_outcome = {o: [d for d in held if d.outcome == o] for o in ("model", "rival", "open")}
+    outcomes = [d.outcome for d in held]
     answer = "Nothing could be judged beside simple answers: no table has any."
     if held:
-        num = len(by_outcome["model"])
         answer = (
-            f"In {num} of {len(held)} comparisons with simple answers this model is better, in "
-            f"{len(by_outcome['rival'])} worse."
+            f"In {outcomes.count('model')} of {len(held)} comparisons with simple answers this "
+            f"model is better, in {outcomes.count('rival')} worse."
         )
-    sentences = {
-        "model": "The model is better than ",
-        "rival": "The model is worse than ",
-        "open": "Too close to call is the model beside ",
-    }
     compared = [
-        f"{sentences[o]}{'; '.join(d.words for d in by_outcome[o])}."
-        for o in sentences
-        if by_outcome[o]
+        _describe_task([d for d in held if d.task == task])
+        for task in dict.fromkeys(d.task for d in held)
     ]
     if held and not any(d.rival == RIVAL_WORDS["regression"] for d in held):
         compared.append(
@@ -243,12 +245,24 @@ def summarise(about: str, tables: Mapping[str, Table], settings: Mapping[str, st
     return [answer, about, *invented, *compared]
 
 
+def _describe_task(held: Sequence[Duel]) -> str:
+    """Say whom the model is better than at a task, with the error of each."""
+    parts = [
+        f"{words} {', '.join(d.words for d in held if d.outcome == outcome)}"
+        for outcome, words in OUTCOMES.items()
+        if any(d.outcome == outcome for d in held)
+    ]
+    first = held[0]
+    own = format_number(first.own)
+    return f"{first.task} ({first.unit} {own}): the model is {'; '.join(parts)}."
+
+
 def _describe_invention(tables: Mapping[str, Table], settings: Mapping[str, str]) -> list[str]:
     """Say whether generated contacts can be told from real ones, and whether they shake."""
     table, judged = tables.get("realism", {}), settings.get("realism", "")
     own, limit, other = (table.get(name, {}) for name in (judged, VALIDATION_DATA, OTHER_USERS))
     sentences = []
-    if "auc" in own:
+    if "auc" in own and own["auc"].n:
         beside = f"real from real {limit['auc'].value:.2f}"
         if other:
             beside += f", other people's from real {other['auc'].value:.2f}"

@@ -45,7 +45,7 @@ The metrics, over the answers of each gesture first, then over gestures:
     mean_duration          frames
   where the distribution is not known, of all but the rivals:
     energy_to_{rival}      energy_score over the rival's: interpolation, hold_last_position,
-                           nearest_training_item, regression
+                           nearest_training_item, regression, and nearest_training_items
   with the exact posterior, for touch_down:
     diversity_ratio        to that of exact_posterior
     mean_rms               distance of the mean answer from exact_mean; with K draws it cannot
@@ -95,6 +95,7 @@ TRUTH_SAMPLES = 64  # per condition, of the posterior that shares of types are h
 LIMITS = ("exact_posterior", "exact_mean")
 CONTINUED = (50, 125)  # frames given
 LEAST_SHARE = 0.05  # of the windows; a question to fewer is not put
+ENSEMBLE = "nearest_training_items"  # many answers without a network: a rival, and a control
 RIVALS = ("interpolation", "hold_last_position", "nearest_training_item", "regression")
 ENERGY_COLUMNS = {
     "energy_score": "energy score",
@@ -236,8 +237,9 @@ def energy_table(
         table[name] = score_answers(answered, x_0, known_mask, None)
         energy[name], _ = energy_score(answered, x_0)
     for name, row in table.items():
-        for rival in (r for r in RIVALS if r in energy and name not in RIVALS):
-            row[f"energy_to_{rival}"] = bootstrap(energy[name], energy[rival])
+        for rival in (*RIVALS, ENSEMBLE):
+            if rival in energy and name not in (rival, *RIVALS):
+                row[f"energy_to_{rival}"] = bootstrap(energy[name], energy[rival])
     return table
 
 
