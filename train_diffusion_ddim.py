@@ -811,8 +811,8 @@ class ContactHead(nn.Module):
         noise = noise_t / n
         c_in, by_noise = (alpha_bar_t * self.STD**2 + noise).rsqrt(), c_t / noise.sqrt()
         features = [c_in * c_t, torch.asinh(by_noise), torch.log1p(by_noise**2)]
-        features = torch.cat([*features, n.log(), noise.log()], dim=-1)
-        hidden = self.hidden(F.silu(seen + self.from_x_t(features)))
+        features += [n.log(), noise.log()]
+        hidden = self.hidden(F.silu(seen + self.from_x_t(torch.cat(features, dim=-1))))
         gates, smaller, correction = self.out(F.silu(hidden)).chunk(3, dim=-1)
         std = self.STD * torch.exp(-F.softplus(smaller - 3))
         signal = alpha_bar_t * std**2

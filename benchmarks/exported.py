@@ -84,7 +84,12 @@ def measure(args: argparse.Namespace) -> list[Row]:
             sampler = runtime.Sampler(folder, engine, args.threads)
             noise = sampler.draw(args.num, np.random.default_rng([args.seed, i]))
             sets[f"export, {engine}"] = torch.from_numpy(sampler(noise))
-    rows = compare_sets(sets, read_prior(config.val_data_dir, torch.from_numpy(x_val)))
+    prior = read_prior(config.val_data_dir, torch.from_numpy(x_val))
+    if prior is None:
+        raise UserError(
+            "the shares of gestures that are not straight are unknown; give another run"
+        )
+    rows = compare_sets(sets, prior)
     for row in rows:
         engine = row[""].removeprefix("export, ")
         row["difference for given noise"] = differences.get(engine, 0.0)

@@ -451,7 +451,7 @@ def test_what_is_drawn_for_a_batch():
     assert drawn.eps.shape == x_0.shape and drawn.context is None
     assert abs(drawn.eps.mean()) < 0.1 and abs(drawn.eps.std() - 1) < 0.1
     num_t_bins = tdd.NUM_T_BINS
-    bins = (num_t_bins * (drawn.t / T).sqrt()).long()
+    bins = (num_t_bins * (drawn.t / T)).long()
     assert torch.equal(drawn.task % num_t_bins, bins)
     strategy = drawn.task // num_t_bins
     assert not mask[strategy == 0].any() and mask[strategy == 1].any(dim=1).all()
