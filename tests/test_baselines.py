@@ -59,7 +59,7 @@ def test_regression_given_all_frames_learns_the_identity(tiny_config, monkeypatc
 def test_regression_answers_an_ambiguous_question_with_the_mean(tiny_config, contacts):
     pair = make_gestures(2, seed=5)
     config = tiny_config(**EXACT | {"contacts": contacts}, known_share=0.0)
-    model, scheduler = regression(config, pair.repeat(4, 1, 1), 250)
+    model, scheduler = regression(config, pair.repeat(4, 1, 1), 500 if contacts else 250)
     answer = tdd.generate(model, scheduler, (3, L, 3), 1, seed=7)
     error = (answer - pair.mean(dim=0)).abs()
     # a contact is one polynomial, which the mean of two contacts is not
