@@ -23,7 +23,7 @@ import train_diffusion_ddim as tdd
 from benchmarks.measure import Row, main
 from evaluation.bayes import GesturePrior
 from evaluation.events import two_sample_ks
-from evaluation.family import read_prior, validity
+from evaluation.family import known_prior, validity
 from export import runtime
 from export.__main__ import describe_sampling, export
 from trainlib.errors import UserError
@@ -84,12 +84,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
             sampler = runtime.Sampler(folder, engine, args.threads)
             noise = sampler.draw(args.num, np.random.default_rng([args.seed, i]))
             sets[f"export, {engine}"] = torch.from_numpy(sampler(noise))
-    prior = read_prior(config.val_data_dir, torch.from_numpy(x_val))
-    if prior is None:
-        raise UserError(
-            "the shares of gestures that are not straight are unknown; give another run"
-        )
-    rows = compare_sets(sets, prior)
+    rows = compare_sets(sets, known_prior(config.val_data_dir, torch.from_numpy(x_val)))
     for row in rows:
         engine = row[""].removeprefix("export, ")
         row["difference for given noise"] = differences.get(engine, 0.0)

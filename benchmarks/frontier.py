@@ -22,7 +22,7 @@ from benchmarks.measure import add_row, read_rows, run_trainer
 from benchmarks.report import table
 from evaluation.bayes import GesturePrior
 from evaluation.criteria import LINE_SIGMAS, PLAN_LINES
-from evaluation.family import read_prior, validity
+from evaluation.family import known_prior, validity
 from evaluation.protocols.frontier import FRONTIER
 from evaluation.scores import add_noise, bayes_mean, measure_latencies
 from train_diffusion_ddim import (
@@ -33,7 +33,7 @@ from train_diffusion_ddim import (
     load_model,
     recreate,
 )
-from trainlib.errors import OneLineParser, UserError, run_program, say
+from trainlib.errors import OneLineParser, run_program, say
 from trainlib.metrics import compute_reconstruction_metrics, gesture_metrics
 
 NUM_DENOISED, NUM_GENERATED = 400, 1000
@@ -68,9 +68,7 @@ def measure(checkpoint: str | Path) -> dict[str, Any]:
     """Score a checkpoint on the validation set, at the steps that it was trained for."""
     model, scheduler, config = load_model(checkpoint)
     x_0 = torch.from_numpy(DiffusionActionDataset(config.val_data_dir, config.seq_len).sequences)
-    prior = read_prior(config.val_data_dir, x_0)
-    if prior is None:
-        raise UserError(f"{config.val_data_dir} is not of straight gestures; there is no frontier")
+    prior = known_prior(config.val_data_dir, x_0)
     recreated = recreate(model, scheduler, x_0, **config.sampling)
     keyframes = compute_reconstruction_metrics(x_0, recreated) | gesture_metrics(x_0, recreated)
     shape = (NUM_GENERATED, *x_0.shape[1:])

@@ -21,7 +21,7 @@ from torch import Tensor
 import train_diffusion_ddim as tdd
 from benchmarks.measure import ROOT, default_model, in_turn, spread
 from benchmarks.training import our_state, our_step
-from evaluation.family import read_prior, validity
+from evaluation.family import known_prior, validity
 from evaluation.protocols.local_tests import gpu_table
 from evaluation.scores import to_numpy
 from export.__main__ import WholeSampler, num_noises
@@ -291,7 +291,7 @@ def preset(place: Place) -> list[Any]:
     rows, (model, scheduler, config) = train_for_a_while(place, **knobs)
     shape = (8 if place.quick else 1000, *x_val.shape[1:])
     drawn = tdd.generate(model, scheduler, shape, **config.sampling).cpu()
-    valid = validity(drawn, read_prior(place.folder("val"), x_val.cpu()))["valid"]
+    valid = validity(drawn, known_prior(place.folder("val"), x_val.cpu()))["valid"]
     epoch_s = spread([row["train/epoch_s"] for row in rows if "train/epoch_s" in row])["median"]
     decibel = rows[-1]["final/mean_snr_db"]
     return [knobs["num_epochs"], epoch_s, decibel, float(to_numpy(valid).mean())]

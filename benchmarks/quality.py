@@ -27,7 +27,7 @@ from benchmarks.measure import ROOT, Row, add_row, read_rows
 from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.report import RESULTS, better_rows, quality_table
 from evaluation.bayes import GesturePrior
-from evaluation.family import deviations, read_prior, validity
+from evaluation.family import deviations, known_prior, validity
 from evaluation.scores import measure_latencies
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder
@@ -143,7 +143,7 @@ def run(argv: list[str] | None, **sizes: Any) -> None:
     torch.set_num_threads(1)
     folders = [ROOT / args.data_dir / name for name in ("train", "val")]
     x_train, x_val = (torch.from_numpy(tdd.DiffusionActionDataset(f).sequences) for f in folders)
-    prior = read_prior(folders[1], x_val)
+    prior = known_prior(folders[1], x_val)
     while missing := plan(path, args):
         name, lr, seconds = missing[0]
         say(f"{name}, lr {lr:g}, {seconds:g} CPU s ({len(missing)} to go)")

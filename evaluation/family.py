@@ -16,6 +16,7 @@ from augmentation.click_aug import Recipe
 from evaluation.bayes import GesturePrior
 from evaluation.controls import interpolation
 from train_diffusion_ddim import has_press_edge
+from trainlib.errors import UserError
 from trainlib.gesture_files import MANIFEST_NAME
 from trainlib.gestures import PRESSED
 from trainlib.metrics import has_one_press
@@ -81,6 +82,14 @@ def read_prior(data_dir: str | Path, x_0: Tensor) -> GesturePrior | None:
     }
     kind = named[kinds.pop()] if len(kinds) == 1 else "mixed"
     return GesturePrior(length, int(frames.min()), int(frames.max()), kind)
+
+
+def known_prior(data_dir: str | Path, x_0: Tensor) -> GesturePrior:
+    """Return `read_prior` where nothing can be said without it; UserError if there is none."""
+    prior = read_prior(data_dir, x_0)
+    if prior is None:
+        raise UserError(f"{data_dir} must hold straight gestures, whose distribution is known")
+    return prior
 
 
 class LineFit(NamedTuple):
