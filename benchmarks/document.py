@@ -87,6 +87,20 @@ REALISM_BY = {
     "two pixels of jitter": "jittered_real",
     "real": "validation_data",
 }
+RECORDED = {
+    "one answer given the press edges: MSE": ("keyframes", "mse"),
+    "... share of places within 0.1": ("keyframes", "spatial_accuracy"),
+    "16 answers given the press edges: energy score": ("infill_press_edges", "energy_score"),
+    "invented: told from real ones, AUC": ("realism", "auc"),
+    "... shake of swipes": ("realism", "shake_swipes"),
+    "... largest KS distance of a feature": ("realism", "ks_max"),
+}
+RECORDED_BY = {
+    "model": ("model", "model_steps_10"),
+    "straight lines": ("interpolation", ""),
+    "real, of the same people": ("", "validation_data"),
+    "real, of others": ("", "other_users"),
+}
 INFILL = {
     "valid": "valid",
     "MSE": "mse",
@@ -185,7 +199,7 @@ def train_log() -> str:
     """Return the lines of the default run that a reader waits for."""
     lines = (REPORTS / "default" / "train.log").read_text("utf-8").splitlines()
     epochs = [i for i, line in enumerate(lines) if line.startswith("epoch")]
-    shown = [*lines[: epochs[0] + 1], "...", *lines[epochs[-1] : epochs[-1] + 6]]
+    shown = [*lines[epochs[0] - 1 : epochs[0] + 1], "...", *lines[epochs[-1] : epochs[-1] + 6]]
     return "\n".join(["```", *shown, "```"])
 
 
@@ -232,6 +246,16 @@ def realism() -> str:
     others = {"recreated": default["realism_recreated"], "best": best["realism"]}
     rows = {name: table["model_steps_10"] for name, table in others.items()}
     return grid(default["realism"] | rows, REALISM, REALISM_BY, metric_first)
+
+
+def recorded() -> str:
+    """Return what the default recipe makes of recorded gestures, beside simple answers."""
+    tables = read_report("games")["protocols"]
+    cells = []
+    for words, (protocol, metric) in RECORDED.items():
+        settings = (pair[protocol == "realism"] for pair in RECORDED_BY.values())
+        cells.append([words, *(one(tables[protocol], s, metric, interval=True) for s in settings)])
+    return markdown_table(["", *RECORDED_BY], cells)
 
 
 def speed() -> str:
@@ -302,7 +326,7 @@ def blocks() -> dict[str, str]:
         "recipes": recipes(),
         "speed": speed(),
     }
-    others["realism"] = realism()
+    others |= {"realism": realism(), "recorded": recorded(), "made_by_games": made_by("games")}
     others["human_gestures"] = shown(json.loads(HUMAN.read_text("utf-8")))
     others["frontier"] = table([describe(row) for row in read_rows(FRONTIER)])
     return made | others | reported_blocks()
