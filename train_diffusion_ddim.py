@@ -30,7 +30,7 @@ import hashlib
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -775,9 +775,8 @@ class ContactHead(nn.Module):
         own = own + press_evidence(x_t, place, alpha_bar_t)
         if known is not None and known_mask is not None:
             own = torch.where(known_mask, 30 * known[..., -1], own)
-        chained = contact_chain(
-            own, down, up, self.window(tokens.mean(dim=1)), self.DURATION_RATE * self.durations
-        )
+        durations = (self.DURATION_RATE * self.durations).to(x_t.dtype)
+        chained = contact_chain(own, down, up, self.window(tokens.mean(dim=1)), durations)
         log_odds = torch.lerp(alone, chained, alpha_bar_t[..., 0])
         member, basis = (x.to(x_t.dtype) for x in self.contacts(log_odds > 0))
 
@@ -1389,6 +1388,7 @@ def train_loop(
     config: TrainConfig,
     resume: dict[str, Any] | None = None,
     context: Tensor | None = None,
+    why: Sequence[str] = (),
 ) -> nn.Module:
     """Train on gestures, validate every epoch, leave a run folder; return the EMA model.
 
@@ -1400,10 +1400,11 @@ def train_loop(
         config: all else.
         resume: a loaded checkpoint to continue; {} = there may be a run without one.
         context: goals beside x_train, (N, D_context); validation is without.
+        why: lines to print, of what the data have decided.
     """
     options = getattr(model, "options", {}) | getattr(scheduler, "options", {})
     config = replace(config, **{k: v for k, v in options.items() if hasattr(config, k)})
-    config = decided_by_data(config, x_train.numpy())
+    config, more = decided_by_data(config, x_train.numpy())
     check_data(x_train.numpy(), x_val.numpy(), config)
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs, NUM_TASKS)
@@ -1416,7 +1417,8 @@ def train_loop(
     with open_run(state, name, resume) as log:
         if log.folder:
             count = f"{sum(p.numel() for p in model.parameters()):,} parameters on {state.device}"
-            say(f"{count}, {len(x_train)} + {len(x_val)} gestures, run folder {log.folder}")
+            count += f", {len(x_train)} + {len(x_val)} gestures, run folder {log.folder}"
+            say("\n".join([*why, *more, count]))
         train_epochs(state, x_train, x_val, context, log)
         if log.folder:
             finish_run(state, x_val, log)
@@ -1462,14 +1464,14 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
     folders = config.data_dir, config.val_data_dir
     sets = (DiffusionActionDataset(folder, config.seq_len).sequences for folder in folders)
     x_train, x_val = map(torch.from_numpy, sets)
-    config = decided_by_data(config, x_train.numpy())
+    config, why = decided_by_data(config, x_train.numpy())
     torch.manual_seed(config.seed)
     model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
     context = None
     if config.context_dim:
         goals = read_context(config.data_dir, len(x_train), config.context_dim)
         context = torch.from_numpy(goals)
-    return train_loop(model, scheduler, x_train, x_val, config, resume, context)
+    return train_loop(model, scheduler, x_train, x_val, config, resume, context, why)
 
 
 # ----------------------------------------------------------------------------------------

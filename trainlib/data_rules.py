@@ -6,16 +6,14 @@ from typing import Any
 import numpy as np
 
 from trainlib.contacts import contacts_of
-from trainlib.errors import say
-from trainlib.process import process_rank
 
 SEEN = 2000  # gestures that are looked at
 SAME = 1e-6  # less than this is rounding
 FINEST, COARSEST = 3e-4, 5e-3  # sigma_min, data units
 
 
-def decided_by_data(config: Any, x_train: np.ndarray) -> Any:
-    """Decide what is None in a config: augment and sigma_min; return it, and print why.
+def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
+    """Decide what is None in a config: augment and sigma_min; return it, and why, in lines.
 
         augment     on, if at least half of the swipes are parallel to an axis: generated gestures
                     have the symmetries that it draws from, people's have not
@@ -27,7 +25,7 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> Any:
         x_train: (N, L, 3), data units.
     """
     if config.augment is not None and config.sigma_min is not None:
-        return config
+        return config, []
     contacts = contacts_of(x_train[:: max(1, len(x_train) // SEEN)])
     reach = np.array([np.ptp(contact.xy, axis=0) for contact in contacts]).reshape(-1, 2)
     swipes = reach[[contact.moves for contact in contacts]]
@@ -47,6 +45,4 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> Any:
         config = replace(config, sigma_min=sigma_min)
         cause = f"a tenth of the motions are below {smallest:.2g} of the screen"
         why.append(f"the steps end at sigma {sigma_min:g}: {cause}")
-    if process_rank()[0] == 0:
-        say("\n".join(why))
-    return config
+    return config, why

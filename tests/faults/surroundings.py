@@ -228,7 +228,9 @@ def out_of_memory(lab: Lab, num: int) -> Iterator[str]:
         error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         code = wait(lab.fork(lab.flags(folder), lambda s=step, e=error: failing_at(s, e)))
         expected = "epoch", "warning: no figures"  # which the lab does without
-        errors = [x for x in lab.output().splitlines() if not x.startswith(expected)][1:]
+        lines = lab.output().splitlines()  # first what the run is, up to its parameters
+        first = next(i for i, line in enumerate(lines) if " parameters on " in line)
+        errors = [line for line in lines[first + 1 :] if not line.startswith(expected)]
         good = code == 1 and len(errors) == 1 and "--batch_size 4" in errors[0]
         yield lab.resumed(folder) if good else f"{code}, {lab.output()[-300:]}"
 
