@@ -816,7 +816,7 @@ class ContactHead(nn.Module):
         std = self.STD * torch.exp(-F.softplus(smaller - 3))
         signal = alpha_bar_t * std**2
         c_in = (signal + noise).rsqrt()
-        c_skip, c_out = std * signal.sqrt() * c_in**2, std * noise.sqrt() * c_in
+        c_skip, c_out = std**2 * alpha_bar_t.sqrt() * c_in**2, std * noise.sqrt() * c_in
         share = torch.where(noise_t < self.certain, gates > 0, torch.sigmoid(gates))
         return share * (c_skip * c_t + c_out * correction), gates
 

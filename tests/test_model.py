@@ -291,6 +291,18 @@ def curves(*contacts, length=L):
     return x_0
 
 
+@pytest.mark.parametrize("smaller", [-1e4, 0.0, 60.0, 1e4])
+@pytest.mark.parametrize("t", [0, 500, 999])
+def test_a_std_of_any_size_has_a_finite_gradient(smaller, t):
+    """Below 1e-23 its square is 0 in float32, where a root has no derivative."""
+    head = contact_head([0.0] * 8, smaller=smaller)
+    x_0 = curves((1, [0.1, -0.3], [0.5], 11))
+    output, decisions = head(torch.ones(1, L // 5, 16), x_0, torch.tensor([t]), None, None)
+    (output.square().sum() + decisions.gates.sum()).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
 def test_a_contact_is_the_polynomial_through_its_frames():
     """Gates open: what is a polynomial of degree 7 comes back, two contacts in a window too."""
     x_0 = curves(
