@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import train_diffusion_ddim as tdd
@@ -148,6 +149,14 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
 
         return scan
 
+    def log_cumsum_exp(x: Tensor, dim: int) -> Tensor:  # log(cumsum(exp)) would underflow
+        x, shift = x.movedim(dim, -1), 1
+        while shift < x.shape[-1]:  # each is then the sum of 2 * shift before and at it
+            earlier = F.pad(x[..., :-shift], (shift, 0), value=-math.inf)
+            x = torch.maximum(x, earlier) + torch.log1p(torch.exp(-abs(x - earlier)))
+            shift *= 2
+        return x.movedim(-1, dim)
+
     def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
         return torch.cat([t.to(torch.float32).unsqueeze(dim) for t in tensors], dim=dim)
 
@@ -156,6 +165,7 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
         aten.median.dim: median,
         aten.cummax.default: running(torch.amax, -far),
         aten.cummin.default: running(torch.amin, far),
+        aten.logcumsumexp.default: log_cumsum_exp,
         aten.stack.default: stack,
     }
 

@@ -476,6 +476,20 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch, straight_run, capsys):
     assert f"cannot write {tmp_path}/x/" in err and "bytes needed" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("scale", [1, 100, 1e5])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_what_stands_for_torchs_operators_in_onnx_does_not_underflow(scale, dim):
+    """log(cumsum(exp)), as the exporter would have it, is -inf here: of any trained network."""
+    plain, aten = command.plain_operators(), torch.ops.aten
+    x = scale * torch.randn(7, 50, generator=torch.Generator().manual_seed(3))
+    ours = plain[aten.logcumsumexp.default](x, dim)
+    torch.testing.assert_close(ours, torch.logcumsumexp(x, dim), rtol=1e-5, atol=1e-5)
+    frames = torch.arange(350).view(7, 50).roll(3, 1)
+    for torchs, name in ((torch.cummax, "cummax"), (torch.cummin, "cummin")):
+        values, _ = plain[getattr(aten, name).default](frames, 1)
+        assert torch.equal(values, torchs(frames, 1).values)
+
+
 @pytest.mark.parametrize(
     "at", ["torch.onnx.export", "torch.export.ExportedProgram.run_decompositions"]
 )
