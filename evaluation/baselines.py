@@ -96,7 +96,7 @@ class Comparison:
     num_curve: int
 
     @property
-    def known_prior(self) -> GesturePrior:
+    def oracles_prior(self) -> GesturePrior:
         """The prior, where the oracle is asked."""
         assert self.prior is not None
         return self.prior
@@ -162,7 +162,7 @@ def run_infill(c: Comparison) -> Table:
     given = {"known": c.x_0, "known_mask": mask, **c.config.sampling}
     answers = add_answers(c, mask, generate(c.model, c.scheduler, shape, **given))
     if c.oracle:
-        prior = c.known_prior
+        prior = c.oracles_prior
         mean = in_batches(lambda x: posterior_mean_gesture(x, prior), c.x_0, batch_size=64)
         answers["limit"] = mean
     return score_answers(c.x_0, answers, c.prior, "limit" if c.oracle else "")
@@ -187,7 +187,7 @@ def denoise_answers(c: Comparison, sigma: float) -> dict[str, Tensor]:
         "random_training_item": random_training_item(c.x_train)(c.x_0),
     }
     if c.oracle:
-        answers["limit"] = bayes_mean(noisy, c.scheduler.sigma(t), c.known_prior).to(c.x_0)
+        answers["limit"] = bayes_mean(noisy, c.scheduler.sigma(t), c.oracles_prior).to(c.x_0)
     return answers
 
 
@@ -254,7 +254,7 @@ def run_reconstruction(c: Comparison) -> dict[str, Table]:
     that noise leaves is not known, and diffusion has no part in this.
     """
     tables = {}
-    sigmas, curve = noise_information(c.known_prior, c.num_curve) if c.oracle else (np.ones(1),) * 2
+    sigmas, curve = noise_information(c.oracles_prior, c.num_curve) if c.oracle else (np.ones(1),) * 2
     for name, vae in c.vaes.items():
         answer, rate = reconstruct(vae, c.x_0)
         sigma = float(np.interp(rate.mean(), curve, sigmas))

@@ -22,12 +22,13 @@ from augmentation.import_touch import import_touch
 from evaluation import criteria, recorded, rivals
 from evaluation.__main__ import main
 from evaluation.controls import untrained_model
-from evaluation.family import read_prior
+from evaluation.family import known_prior, read_prior
 from evaluation.protocol import Subject
 from evaluation.protocols import PROTOCOLS, infill, keyframes, realism
 from evaluation.replay import make_replay
 from train_diffusion_ddim import TrainConfig, build_model, build_scheduler
 from trainlib.checkpoint import save_checkpoint
+from trainlib.errors import UserError
 from trainlib.gesture_files import read_gestures
 from trainlib.state import TrainState
 
@@ -101,6 +102,9 @@ def test_the_manifest_decides_what_is_known(timeline, tmp_path):
         assert (read_prior(folder, x) is not None) == known, folder
         # whatever the windows look like
         assert (read_prior(folder, INSIDE) is not None) == known, folder
+        if not known:
+            with pytest.raises(UserError, match="distribution"):
+                known_prior(folder, x)
 
 
 def test_windows_kept_out_are_taken_if_they_are_of_the_same_import(timeline, tmp_path, capsys):

@@ -192,6 +192,13 @@ def test_spacings_by_definition():
     np.testing.assert_allclose(sigmas, np.geomspace(2 * high, low, 20), rtol=0.15)
 
 
+@pytest.mark.parametrize("sigma_min", [3e-4, 0.002, 0.05])
+def test_the_steps_end_where_the_scheduler_is_told(sigma_min):
+    scheduler = DDIMScheduler(beta_schedule="edm", spacing="log_sigma", sigma_min=sigma_min)
+    sigmas = [scheduler.sigma(t) for t, _ in scheduler.timestep_pairs(10)]
+    np.testing.assert_allclose(sigmas, np.geomspace(scheduler.SIGMA_MAX, sigma_min, 10), rtol=0.05)
+
+
 def test_the_bias_of_the_start_falls_with_the_number_of_steps():
     """For x_0 ~ N(m, s²) noise alone lacks the mean that x_t has, sqrt(ᾱ)·m = m/(2·sigma) of it.
 
