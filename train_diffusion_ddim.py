@@ -78,7 +78,7 @@ Index = int | Tensor  # one t for the batch, or (B,) int64
 STILL = 5e-5  # of the screen, a twentieth of a pixel; less is no motion
 FLOOR = 1e-8  # keeps ratios and logarithms finite
 
-BETA_SCHEDULES = ("linear", "cosine", "edm")
+BETA_SCHEDULES = ("linear", "cosine", "wide_cosine")
 PREDICTION_TYPES = ("epsilon", "v", "x0")
 SPACINGS = ("trailing", "linspace", "log_sigma")
 SAMPLERS = ("ddim", "dpmpp")
@@ -119,7 +119,7 @@ class TrainConfig(Knobs):
     context_dim: int = flag(0, "width of the goals in *_context.npy; 0 = none", low=0)
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2, high=1_000_000)
-    beta_schedule: str = flag("edm", "noise schedule", choices=BETA_SCHEDULES)
+    beta_schedule: str = flag("wide_cosine", "noise schedule", choices=BETA_SCHEDULES)
     prediction_type: str = flag("x0", "what the net predicts", choices=PREDICTION_TYPES)
     balance_loss: bool = flag(True, "weigh noise levels and known frames by their running loss")
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
@@ -241,8 +241,9 @@ class DDIMScheduler(nn.Module):
     Args:
         num_timesteps: T, the number of noise levels, at least 2.
         beta_start, beta_end: of the linear schedule at T = 1000; any other T scales them.
-        beta_schedule: "linear" (DDPM, sec. 4), "cosine" (arXiv:2102.09672, eq. 17), or "edm": sigma
-            from 0.0003 to 40 as in arXiv:2206.00364, eq. 5, so that fine motion is learnt, too.
+        beta_schedule: "linear" (DDPM, sec. 4), "cosine" (arXiv:2102.09672, eq. 17), or
+            "wide_cosine": that has a sigma of tan(u)/2, u uniform; here it is tan(u)^1.5/2, from
+            0.0003 to 40, so that fine motion is learnt, too.
         prediction_type: what the model predicts: "epsilon", "v" (arXiv:2202.00512) or "x0".
         spacing: where N of the T indices lie: "trailing", "linspace" (named as in diffusers), or
             "log_sigma": uniform in log sigma from SIGMA_MAX, which is that of up to 10 steps and
@@ -254,7 +255,7 @@ class DDIMScheduler(nn.Module):
     # Noise alone lacks the trace of a gesture that x_t has at any finite sigma, a bias that goes
     # with 1/sigma: so with more steps the top grows with their number (docs/LOG.md).
     SIGMA_MAX = 12.0
-    EDM_SIGMAS, EDM_RHO = (3e-4, 40.0), 7
+    WIDE_SIGMAS, WIDER = (3e-4, 40.0), 1.5
 
     def __init__(
         self,
@@ -283,9 +284,10 @@ class DDIMScheduler(nn.Module):
         if beta_schedule == "linear":
             ramp = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
             betas = 1000 / num_timesteps * ramp
-        elif beta_schedule == "edm":
-            low, high = (sigma ** (1 / self.EDM_RHO) for sigma in self.EDM_SIGMAS)
-            sigma = torch.linspace(low, high, num_timesteps, dtype=torch.float64) ** self.EDM_RHO
+        elif beta_schedule == "wide_cosine":
+            low, high = (math.atan((2 * sigma) ** (1 / self.WIDER)) for sigma in self.WIDE_SIGMAS)
+            u = torch.linspace(low, high, num_timesteps, dtype=torch.float64)
+            sigma = torch.tan(u) ** self.WIDER / 2
             betas = 1 - 1 / (1 + 4 * sigma**2) * F.pad(1 + 4 * sigma**2, (1, 0), value=1.0)[:-1]
         else:
             f = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -715,10 +717,9 @@ class Decisions(NamedTuple):
 class ContactHead(nn.Module):
     """Read x_0 off the tokens and x_t: which frames are pressed, and each contact as one curve.
 
-    Presses: every frame testifies by the likelihood of its noisy numbers, pressed against idle; a
-    chain of at most SLOTS contacts, which knows how long they last, weighs all that together, so
-    no contact falls apart. Where noise leaves no trace of single frames, the tokens alone decide:
-    ᾱ_t of the one, 1 - ᾱ_t of the other.
+    Presses: every frame testifies by the likelihood of its noisy numbers, pressed against idle, and
+    by its token; a chain of at most SLOTS contacts, which knows how long they last, weighs all that
+    together, so no contact falls apart.
 
     Curves: a contact is a run of frames with P(press) > 1/2; its x and y are polynomials of time.
     In x_t their coefficients are those of x_0 in noise of variance (1 - ᾱ_t)/n, n frames. An MLP
@@ -744,8 +745,8 @@ class ContactHead(nn.Module):
         self.certain = (2 * 2 * scheduler.sigma_min) ** 2  # 1 - ᾱ_t at twice that sigma
         self.axes, self.patch_size, numbers = axes, patch_size, axes * self.DEGREES
         Linear = tensors.WideLinear
-        self.frames = zero_init(Linear(d_model, 4 * patch_size))  # two log odds, down, up
-        self.frames.bias.data.view(patch_size, 4)[:, 2:] = -3  # changes are rare
+        self.frames = zero_init(Linear(d_model, 3 * patch_size))  # log odds of a press, down, up
+        self.frames.bias.data.view(patch_size, 3)[:, 1:] = -3  # changes are rare
         self.window = zero_init(Linear(d_model, self.SLOTS + 1))  # how many contacts
         self.durations = nn.Parameter(torch.zeros(seq_len))  # their log weights / DURATION_RATE
         self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
@@ -771,13 +772,12 @@ class ContactHead(nn.Module):
         log_snr = self.log_snr[t, None, None].to(x_t.dtype)
         alpha_bar_t = torch.sigmoid(log_snr)
         place = self.place(tokens).repeat_interleave(self.patch_size, dim=1)  # (B, L, axes)
-        alone, own, down, up = self.frames(tokens).unflatten(2, (-1, 4)).flatten(1, 2).unbind(dim=2)
+        own, down, up = self.frames(tokens).unflatten(2, (-1, 3)).flatten(1, 2).unbind(dim=2)
         own = own + press_evidence(x_t, place, alpha_bar_t)
         if known is not None and known_mask is not None:
             own = torch.where(known_mask, 30 * known[..., -1], own)
         durations = (self.DURATION_RATE * self.durations).to(x_t.dtype)
-        chained = contact_chain(own, down, up, self.window(tokens.mean(dim=1)), durations)
-        log_odds = torch.lerp(alone, chained, alpha_bar_t[..., 0])
+        log_odds = contact_chain(own, down, up, self.window(tokens.mean(dim=1)), durations)
         member, basis = (x.to(x_t.dtype) for x in self.contacts(log_odds > 0))
 
         mean = mean_over(member)  # (B, SLOTS, L)
@@ -1486,7 +1486,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
     },
     "cpu": {},  # the defaults
     "gpu": {  # the best recipe
-        **{"d_model": 96, "num_layers": 4, "num_epochs": 110, "lr": 2e-3, "known_share": 0.1}
+        **{"d_model": 96, "num_layers": 4, "num_epochs": 70, "lr": 2e-3, "known_share": 0.1}
     },
 }
 

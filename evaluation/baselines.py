@@ -254,7 +254,9 @@ def run_reconstruction(c: Comparison) -> dict[str, Table]:
     that noise leaves is not known, and diffusion has no part in this.
     """
     tables = {}
-    sigmas, curve = noise_information(c.oracles_prior, c.num_curve) if c.oracle else (np.ones(1),) * 2
+    sigmas, curve = (
+        noise_information(c.oracles_prior, c.num_curve) if c.oracle else (np.ones(1),) * 2
+    )
     for name, vae in c.vaes.items():
         answer, rate = reconstruct(vae, c.x_0)
         sigma = float(np.interp(rate.mean(), curve, sigmas))

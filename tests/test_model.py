@@ -26,7 +26,7 @@ from train_diffusion_ddim import (
     meet_known,
     nearest_known,
 )
-from trainlib.contact_chain import memoryless_chain, press_evidence
+from trainlib.contact_chain import contact_chain, press_evidence
 from trainlib.errors import UserError
 from trainlib.state import TrainState
 
@@ -352,15 +352,15 @@ def test_what_a_frame_testifies_is_its_likelihood_ratio(t):
     torch.testing.assert_close(evidence, pressed - idle, atol=1e-4, rtol=1e-4)
 
 
-def test_at_low_noise_the_chain_decides_and_at_high_noise_the_tokens():
+@pytest.mark.parametrize("t", [1, 990])
+def test_the_chain_weighs_what_frames_and_tokens_say(t):
     head, x_t = contact_head([0.0] * 8), torch.randn(2, L, 3)
-    head.frames.bias.data[::4] = 7.0  # what the tokens say alone
-    for t in (1, 990):
-        log_odds, a = draw_contacts(head, x_t, t)[1].log_odds, ALPHA_BAR[t]
-        flat = torch.zeros(2, L)
-        own = press_evidence(x_t, torch.zeros(2, L, 2), a.expand(2, 1, 1))
-        chained = memoryless_chain(own, flat, flat, torch.zeros(2, 4))
-        torch.testing.assert_close(log_odds, (1 - a) * 7 + a * chained, atol=1e-3, rtol=1e-4)
+    head.frames.bias.data[::3] = 0.7  # what the tokens say
+    log_odds, a = draw_contacts(head, x_t, t)[1].log_odds, ALPHA_BAR[t]
+    flat = torch.zeros(2, L)
+    own = 0.7 + press_evidence(x_t, torch.zeros(2, L, 2), a.expand(2, 1, 1))
+    expected = contact_chain(own, flat, flat, torch.zeros(2, 4), torch.zeros(L))
+    torch.testing.assert_close(log_odds, expected, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("sigma", "share"), [(0.009, 1.0), (0.011, 0.6)])

@@ -1,10 +1,14 @@
-"""A window as a chain of states, idle, contact, idle, contact, ...: what all frames say of each."""
+"""Idle, contact, idle, contact, ...: what all frames say of each, and how long contacts last."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 NEVER = -1e6  # log weight of what cannot be
+CERTAIN = 1e-6  # probabilities nearer to 0 or 1 are rounding
+BLOCK = 12  # frames that are summed up at once
 
 
 def press_evidence(x_t: Tensor, place: Tensor, alpha_bar_t: Tensor) -> Tensor:
@@ -20,67 +24,90 @@ def press_evidence(x_t: Tensor, place: Tensor, alpha_bar_t: Tensor) -> Tensor:
 def contact_chain(
     log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor, durations: Tensor
 ) -> Tensor:
-    """Return the posterior log odds of a press, (B, L), knowing how long contacts last.
-
-    A chain without memory is asked first. Where it finds touch-downs, lift-offs so many frames
-    later get the log weight of that duration, and the other way round; then it is asked again.
-    Exact where the first answer is certain of one end. No gradient passes through the first.
-
-    Args:
-        log_odds: as in `memoryless_chain`; so are down, up and count.
-        down: a touch-down.
-        up: a lift-off.
-        count: how many contacts.
-        durations: log weight of 0, 1, ... L - 1 frames from touch-down to lift-off, (L,). A
-            contact that the window cuts off has none.
-    """
-    L = len(durations)
-    frame = torch.arange(L, device=durations.device)
-    lag = frame - frame[:, None]  # (touch-down, lift-off)
-    is_whole = (frame[:, None] > 0) & (lag > 0)
-    weight = torch.where(is_whole, durations[lag.clamp(min=0)], 0)
-    with torch.no_grad():
-        change = memoryless_chain(log_odds, down, up, count).sigmoid().diff(dim=1)
-        downs, ups = (F.pad(x.clamp(min=0), (1, 0)) for x in (change, -change))
-    return memoryless_chain(log_odds, down + ups @ weight.T, up + downs @ weight, count)
-
-
-def memoryless_chain(log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> Tensor:
     """Return the posterior log odds of a press, (B, L), of at most K contacts in a window.
 
-    The marginals of a hidden Markov chain from left to right, by forward-backward; each of the
-    2K + 1 states is one cumulative sum over frames.
+    The marginals of a hidden semi-Markov model (Rabiner 1989, sec. IV.D) by forward-backward: of
+    every run of contacts, apart by an idle frame or more, the weight is the product of all below.
+    Both directions are one pass over twice the batch, since a window read from its end is a window.
 
     Args:
         log_odds: of a press, what each frame says by itself, (B, L).
         down: log weight of a touch-down at the frame, (B, L).
         up: log weight of a lift-off before the frame, (B, L).
         count: log weight of 0, 1, ... K contacts, (B, K + 1).
+        durations: log weight of 0, 1, ... L - 1 frames from touch-down to lift-off, (L,). A
+            contact that the window cuts off has none.
     """
-    K = count.shape[1] - 1
-    press = torch.cat([log_odds, log_odds.flip(1)])  # the two directions
-    backward_down, backward_up = (x.roll(-1, 1).flip(1) for x in (down, up))
-    change = torch.cat([up, backward_down]), torch.cat([down, backward_up])
-    never = torch.full_like(count[:, 0], NEVER)
-    first = torch.stack([torch.zeros_like(never), down[:, 0], *[never] * (2 * K - 1)])
-    last = count.T.repeat_interleave(2, dim=0)[1:].flip(0)  # a contact, and the idle after it
-    start = torch.cat([first, last], dim=1)[..., None]  # (2K + 1, 2B, 1)
+    B, K = log_odds.shape[0], count.shape[1] - 1  # not len: export traces it
+    press = torch.cat([log_odds, log_odds.flip(1)])
+    down, up = F.pad(down, (0, 1)), F.pad(up, (0, 1))  # before frame 0, ... L - 1, and after all
+    begin, end = torch.cat([down, up.flip(1)]), torch.cat([up, down.flip(1)])
+    total = F.pad(press.cumsum(dim=1), (1, 0))  # (2B, L + 1)
+    never = torch.full_like(count, NEVER)
+    never[:, 0] = 0  # without a contact before it the window begins idle
+    first = torch.cat([never, count.flip(1)])[..., None]  # (2B, K + 1, 1)
+    weights = toeplitz(durations)
 
-    paths: list[Tensor] = []
-    total = press.cumsum(dim=1)
-    for state in range(2 * K + 1):
-        enter = start[state]
-        if state:
-            enter = torch.cat([enter, paths[-1][:, :-1] + change[state % 2][:, 1:]], dim=1)
-        else:
-            enter = F.pad(enter, (0, press.shape[1] - 1), value=NEVER)
-        if state % 2:
-            path = total + torch.logcumsumexp(enter - (total - press), dim=1)
-        else:
-            path = torch.logcumsumexp(enter, dim=1)
-        paths.append(path)
-    both = torch.stack(paths)  # (2K + 1, 2B, L)
-    B = log_odds.shape[0]  # not len: export traces it
-    forward, backward = both[:, :B], both[:, B:]
-    joint = forward + backward.flip(0, 2)
-    return joint[1::2].logsumexp(dim=0) - log_odds - joint[::2].logsumexp(dim=0)
+    idle, before, after = first[:, 0].expand_as(total), [], []
+    for n in range(1, K + 1):
+        before.append(idle[:, :-1])  # n - 1 contacts are over, (2B, L); touch-down is next
+        left = contact_sums((idle + begin - total)[:, :-1], weights) + (end + total)[:, 1:]
+        after.append(left)  # the n-th is over, too, at frame 1, ... L
+        ended = F.pad(torch.logcumsumexp(left, dim=1)[:, :-1], (2, 0), value=NEVER)
+        idle = torch.logaddexp(first[:, n], ended)
+    past, over = torch.stack(before), torch.stack(after)  # (K, 2B, L)
+    starts = past[:, :B] + over[:, B:].flip(0, 2)  # the n-th contact begins at frame 0, ... L - 1
+    ends = over[:, :B] + past[:, B:].flip(0, 2)  # it ends before frame 1, ... L
+
+    weight = starts.logsumexp(dim=2, keepdim=True)  # of all with at least n contacts
+    exists = torch.exp(weight - torch.logaddexp(weight[:1], count[:, :1]))
+    starts, ends = ((exists * x.softmax(dim=2)).sum(dim=0) for x in (starts, ends))
+    pressed = (starts - F.pad(ends, (1, 0))[:, :-1]).cumsum(dim=1)
+    return pressed.clamp(CERTAIN, 1 - CERTAIN).logit()
+
+
+class Toeplitz(NamedTuple):
+    """Weights of lags, laid out for `log_convolution` in blocks of BLOCK frames."""
+
+    inside: Tensor  # logarithms from frame to frame of a block, (BLOCK, BLOCK)
+    across: (
+        Tensor  # (blocks, L, BLOCK), over the largest, from all frames to those of a later block
+    )
+    largest: Tensor  # logarithm
+
+
+def toeplitz(weights: Tensor) -> Toeplitz:
+    """Lay out the log weights of lags 0, 1, ... L - 1 for sequences of L - 1."""
+    frame = torch.arange(-(-len(weights) // BLOCK) * BLOCK, device=weights.device)
+    to, start = frame[:BLOCK], frame[::BLOCK, None, None]
+    lag = to[:, None] - to
+    inside = torch.where(lag > 0, weights[lag.clamp(0, len(weights) - 1)], NEVER)
+    lag, largest = start + to - frame[:, None], weights.detach().amax()
+    across = (weights - largest).exp()[lag.clamp(0, len(weights) - 1)]
+    return Toeplitz(inside, torch.where(frame[:, None] < start, across, 0), largest)
+
+
+def contact_sums(entered: Tensor, weights: Toeplitz) -> Tensor:
+    """Sum over touch-downs at 0, ... L - 1, (N, L), weighed by duration, to lift-offs at 1, ... L.
+
+    In logarithms; a contact from frame 0, or to the window's end, is cut off.
+    """
+    whole = torch.logaddexp(entered[:, :1], log_convolution(entered[:, 1:], weights))
+    return torch.cat([whole, entered.logsumexp(dim=1, keepdim=True)], dim=1)
+
+
+def log_convolution(x: Tensor, weights: Toeplitz) -> Tensor:
+    """Return y_j = log Σ_{i<j} exp(x_i + weights[j - i]) of x, (N, L - 1).
+
+    Whatever range x has: within a block of frames in logarithms, and all that comes from earlier
+    blocks as one product of matrices, relative to the largest x there.
+    """
+    length = x.shape[1]
+    blocks = F.pad(x, (0, weights.across.shape[1] - length), value=NEVER).unflatten(1, (-1, BLOCK))
+    near = (blocks[:, :, None] + weights.inside).logsumexp(dim=3)
+    peak = blocks.detach().amax(dim=2).cummax(dim=1).values
+    peak = F.pad(peak[:, :-1], (1, 0), value=NEVER)[..., None]  # of all earlier blocks
+    scaled = (blocks.flatten(1)[:, None] - peak).clamp(max=0).exp()  # (N, blocks, L)
+    far = (scaled.transpose(0, 1) @ weights.across).transpose(0, 1)
+    far = far.clamp(min=torch.finfo(far.dtype).tiny).log() + peak + weights.largest
+    return torch.logaddexp(near, far).flatten(1)[:, :length]
