@@ -32,6 +32,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trainlib import process, tensors
+from trainlib.augment import augment
 from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
 from trainlib.contact_chain import contact_chain, press_evidence
 from trainlib.contacts import median_shake
@@ -52,6 +54,8 @@ from trainlib.files import make_folder
 from trainlib.gesture_files import read_context, read_gestures, write_actions
 from trainlib.gestures import ACTION_DIM, PRESSED, SEQ_LEN
 from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of, options_of
+from trainlib.known import KNOWN_STRATEGIES, meet_known, nearest_known, press_edges
+from trainlib.known import has_press_edge as has_press_edge
 from trainlib.legendre import coefficients, legendre_table, mean_over
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
@@ -71,6 +75,7 @@ from trainlib.run import config_of, failures_named, open_run, resume_run, save_i
 from trainlib.run_log import WANDB_MODES, NullLogger, asked_wandb_mode
 from trainlib.state import TrainState
 from trainlib.summary import end_of_run, epoch_line, generation_line, log_keys
+from trainlib.tensors import modulate, zero_init
 
 Model = Callable[..., Tensor]  # model(x_t, t), perhaps with known, known_mask, context
 Index = int | Tensor  # one t for the batch, or (B,) int64
@@ -116,6 +121,7 @@ class TrainConfig(Knobs):
     rotary: bool = flag(True, "positions by rotary attention; off = the plan's sinusoids")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     contacts: bool = flag(True, "predict each contact as one curve; needs x0")
+    decisive: bool = flag(False, "decide what a contact is at any noise, not at its end")
     context_dim: int = flag(0, "width of the goals in *_context.npy; 0 = none", low=0)
     # diffusion
     num_timesteps: int = flag(1000, "T, noise levels in training", low=2, high=1_000_000)
@@ -123,9 +129,11 @@ class TrainConfig(Knobs):
     prediction_type: str = flag("x0", "what the net predicts", choices=PREDICTION_TYPES)
     balance_loss: bool = flag(True, "weigh noise levels and known frames by their running loss")
     known_share: float = flag(0.15, "share of a batch that sees known frames", low=0, high=1)
+    distill: str = flag("", "a trained run; learn to do in one step what it does in many")
     # sampling
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
+    sigma_max: float = flag(12.0, "noise where up to ten steps of log_sigma begin", low=0.1)
     sigma_min: float | None = flag(None, "noise where log_sigma ends", low=1e-5, high=0.1)
     sampler: str = flag("dpmpp", "DDIM, or of second order: DPM-Solver++(2M)", choices=SAMPLERS)
     eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
@@ -205,29 +213,6 @@ class DiffusionActionDataset(Dataset):
         return torch.from_numpy(self.sequences[idx])
 
 
-def augment(x_0: Tensor) -> Tensor:
-    """Draw an equally likely twin of each gesture; (B, L, 3) → (B, L, 3), data units.
-
-    By coin flips x → 1 - x, y → 1 - y, x ↔ y and frames reversed; then the span from the first to
-    the last pressed frame starts anywhere it fits. Generated gestures, zero while idle, have all
-    these symmetries; recordings of real screens do not.
-    """
-    B, L, _ = x_0.shape
-    coin = torch.rand(B, 4, device=x_0.device) < 0.5
-    xy, press = x_0[..., :2], x_0[..., 2:]
-    xy = torch.where(coin[:, None, :2], press - xy, xy)  # press - 0 = 0 while idle
-    xy = torch.where(coin[:, 2, None, None], xy.flip(2), xy)
-    x_0 = torch.cat([xy, press], dim=2)
-    x_0 = torch.where(coin[:, 3, None, None], x_0.flip(1), x_0)
-
-    pressed = x_0[..., 2] > PRESSED
-    first, after = pressed.int().argmax(1), L - pressed.flip(1).int().argmax(1)
-    room = L - (after - first)  # latest onset; first = 0 and after = L without a press: no room
-    onset = (torch.rand(B, device=x_0.device) * (room + 1)).long().clamp(max=room)
-    frame = (torch.arange(L, device=x_0.device) + (first - onset)[:, None]) % L
-    return x_0.gather(1, frame[..., None].expand_as(x_0))
-
-
 # ----------------------------------------------------------------------------------------
 # SCHEDULER — x_0 → x_t → x_0
 # ----------------------------------------------------------------------------------------
@@ -246,15 +231,14 @@ class DDIMScheduler(nn.Module):
             0.0003 to 40, so that fine motion is learnt, too.
         prediction_type: what the model predicts: "epsilon", "v" (arXiv:2202.00512) or "x0".
         spacing: where N of the T indices lie: "trailing", "linspace" (named as in diffusers), or
-            "log_sigma": uniform in log sigma from SIGMA_MAX, which is that of up to 10 steps and
-            grows with N above, to sigma_min.
-        sigma_min: where "log_sigma" ends, data units; what moves less is not told from rest.
+            "log_sigma": uniform in log sigma from sigma_max, which is that of up to 10 steps and
+            grows with N above, to sigma_min. Noise alone lacks the trace of a gesture that x_t has
+            at any finite sigma, a bias that goes with 1/sigma; more steps can afford more.
+        sigma_max: where "log_sigma" begins, data units.
+        sigma_min: where it ends; what moves less is not told from rest.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
-    # Noise alone lacks the trace of a gesture that x_t has at any finite sigma, a bias that goes
-    # with 1/sigma: so with more steps the top grows with their number (docs/LOG.md).
-    SIGMA_MAX = 12.0
     WIDE_SIGMAS, WIDER = (3e-4, 40.0), 1.5
 
     def __init__(
@@ -266,6 +250,7 @@ class DDIMScheduler(nn.Module):
         beta_schedule: str = "linear",
         prediction_type: str = "epsilon",
         spacing: str = "trailing",
+        sigma_max: float = 12.0,
         sigma_min: float = 0.005,
         clip_sample: bool = True,
     ) -> None:
@@ -278,6 +263,7 @@ class DDIMScheduler(nn.Module):
         beta_start, beta_end = (checked("beta", b, float, low=0) for b in (beta_start, beta_end))
         self.num_timesteps, self.prediction_type = num_timesteps, prediction_type
         self.beta_schedule, self.spacing, self.clip_sample = beta_schedule, spacing, clip_sample
+        self.sigma_max = checked("sigma_max", sigma_max, float, low=1e-6)
         self.sigma_min = checked("sigma_min", sigma_min, float, low=1e-6)
 
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
@@ -338,7 +324,7 @@ class DDIMScheduler(nn.Module):
         elif self.spacing == "linspace":
             ts = [round((T - 1) * (1 - i / max(N - 1, 1))) for i in range(N)]
         else:
-            high = min(self.SIGMA_MAX * max(N, 10) / 10, self.sigma(T - 1))
+            high = min(self.sigma_max * max(N, 10) / 10, self.sigma(T - 1))
             low = min(self.sigma_min, 0.1 * high)
             sigmas = [high * (low / high) ** (i / max(N - 1, 1)) for i in range(N)]
             ts = [self.timestep_at(sigma) for sigma in sigmas]
@@ -661,50 +647,6 @@ class AdaLNBlock(PlanBlock):
         return torch.addcmul(x, gate_2, self.dropout(self.down(self.dropout(h))))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return x * (1 + scale) + shift."""
-    return torch.addcmul(x + shift, x, scale)
-
-
-def zero_init(layer: nn.Linear) -> nn.Linear:
-    """Set a layer's weights and bias to zero; return it."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def nearest_known(known: Tensor, known_mask: Tensor) -> Tensor:
-    """Tell every frame of its nearest known frames, before (or at) and after (or at) it.
-
-    As (B, L, 2C + 3): both values (0 where there is none), how far along from the one to the other
-    the frame lies in [0, 1], and whether each exists. The model then reads a value where it needs
-    it, instead of learning to fetch it; so keyframes are learnt in minutes (docs/LOG.md).
-    """
-    B, L, C = known.shape
-    frame = torch.arange(L, device=known.device).expand(B, L)
-    before = torch.where(known_mask, frame, -1).cummax(dim=1).values
-    after = torch.where(known_mask, frame, L).flip(1).cummin(dim=1).values.flip(1)
-    has_before, has_after = before >= 0, after < L
-    along = (frame - before).to(known) / (after - before).clamp(min=1) * (has_before & has_after)
-    given = []
-    for index, exists in ((before, has_before), (after, has_after)):
-        index = index.clamp(0, L - 1)[..., None].expand(B, L, C)
-        given.append(torch.where(exists[..., None], known.gather(1, index), 0.0))
-    flags = torch.stack([along, has_before, has_after], dim=-1).to(known.dtype)
-    return torch.cat([*given, flags], dim=-1)
-
-
-def meet_known(xy: Tensor, known: Tensor, known_mask: Tensor) -> Tensor:
-    """Let a curve, (B, L, C - 1), pass through the known frames that are pressed.
-
-    Each frame is shifted by what the nearest of them, before and after, lack; interpolated.
-    """
-    misses = nearest_known(known[..., :-1] - xy, known_mask & (known[..., -1] > 0))
-    axes = xy.shape[-1]
-    before, after, along, has_before, _ = misses.split([axes, axes, 1, 1, 1], dim=-1)
-    return xy + torch.where(has_before > 0, torch.lerp(before, after, along), after)
-
-
 class Decisions(NamedTuple):
     """What a ContactHead takes for true; to be trained by cross-entropy, too."""
 
@@ -727,7 +669,8 @@ class ContactHead(nn.Module):
     preconditioned as EDM's network (arXiv:2206.00364, eq. 7) by a std that is predicted, too,
     since a tap drifts by a hundredth of what a swipe moves. So errors shrink with the noise, and
     none makes a curve shake. At the last step the likelier of 0 and not 0 is taken for true: an
-    average of two gestures is none.
+    average of two gestures is none. What samples in one step must be `decisive`: there, outside of
+    training, the likelier answer is taken at any noise, of presses, too.
     """
 
     DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
@@ -735,6 +678,7 @@ class ContactHead(nn.Module):
     DURATION_RATE = 60.0  # at which durations are learnt, over that of other weights
     WIDTH = 64  # of the MLP
     STD = 0.6  # of x and y in model units, the largest
+    decisive = False
 
     def __init__(
         self, d_model: int, seq_len: int, patch_size: int, axes: int, scheduler: DDIMScheduler
@@ -791,6 +735,8 @@ class ContactHead(nn.Module):
         if known is not None and known_mask is not None:
             xy = meet_known(xy, known, known_mask)
         probability = torch.sigmoid(log_odds)[..., None]
+        if self.decisive and not self.training:
+            probability = (probability > 0.5).to(xy.dtype)
         x_0 = torch.cat([probability * (xy + 1), 2 * probability], dim=-1) - 1  # zero while idle
         return x_0, Decisions(log_odds, gates, member, basis)
 
@@ -817,7 +763,8 @@ class ContactHead(nn.Module):
         signal = alpha_bar_t * std**2
         c_in = (signal + noise).rsqrt()
         c_skip, c_out = std**2 * alpha_bar_t.sqrt() * c_in**2, std * noise.sqrt() * c_in
-        share = torch.where(noise_t < self.certain, gates > 0, torch.sigmoid(gates))
+        decided = noise_t < (2.0 if self.decisive and not self.training else self.certain)
+        share = torch.where(decided, gates > 0, torch.sigmoid(gates))
         return share * (c_skip * c_t + c_out * correction), gates
 
 
@@ -846,6 +793,7 @@ class MinimalDiffusionTransformer(nn.Module):
         adaln: bool = False,
         rotary: bool = False,
         contacts: bool = False,
+        decisive: bool = False,
         beta_schedule: str = "linear",
         sigma_min: float = 0.005,
         known_frames: bool = False,
@@ -872,6 +820,7 @@ class MinimalDiffusionTransformer(nn.Module):
         if contacts:
             levels = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule, sigma_min=sigma_min)
             head: Any = ContactHead(d_model, seq_len, patch_size, action_dim - 1, levels)
+            head.decisive = decisive
         else:
             head = nn.Linear(d_model, action_dim * patch_size)
         self.output_projection = zero_init(head) if adaln and not contacts else head
@@ -972,56 +921,7 @@ def load_model(
 # ----------------------------------------------------------------------------------------
 # KNOWN FRAMES — what is given of x_0
 # ----------------------------------------------------------------------------------------
-# Each strategy maps gestures (B, L, C), data units, to a mask (B, L) bool of the given frames.
-
-
-def _press_changes(x_0: Tensor) -> tuple[Tensor, Tensor]:
-    """Return touch-downs and lift-offs before frame i = 0..L, (B, L+1) bool; idle outside."""
-    pressed = F.pad(x_0[..., 2] > PRESSED, (1, 1))  # (B, L+2)
-    before, after = pressed[:, :-1], pressed[:, 1:]
-    return after & ~before, before & ~after
-
-
-def has_press_edge(x_0: Tensor) -> Tensor:
-    """Tell which gestures press or lift inside the window; (B, L, C) → (B,) bool."""
-    pressed = x_0[..., 2] > PRESSED
-    return (pressed[:, 1:] != pressed[:, :-1]).any(dim=1)
-
-
-def press_edges(x_0: Tensor) -> Tensor:
-    """Know the frames on both sides of every touch-down and lift-off, about 4 of 250, if any."""
-    touch_down, lift_off = _press_changes(x_0)
-    change = touch_down | lift_off
-    return (change[:, :-1] | change[:, 1:]) & has_press_edge(x_0)[:, None]
-
-
-def touch_down(x_0: Tensor) -> Tensor:
-    """Know only the frames on both sides of every touch-down; the rest is ambiguous."""
-    change, _ = _press_changes(x_0)
-    return (change[:, :-1] | change[:, 1:]) & has_press_edge(x_0)[:, None]
-
-
-def prefix(x_0: Tensor) -> Tensor:
-    """Know the first n frames, n uniform in [1, L): continuation."""
-    B, L, _ = x_0.shape
-    n = torch.randint(1, L, (B, 1), device=x_0.device)
-    return torch.arange(L, device=x_0.device) < n
-
-
-def random_frames(x_0: Tensor) -> Tensor:
-    """Know each frame with a probability uniform in [0, 0.2): infilling."""
-    B, L, _ = x_0.shape
-    probability = 0.2 * torch.rand(B, 1, device=x_0.device)
-    return torch.rand(B, L, device=x_0.device) < probability
-
-
-KNOWN_STRATEGIES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
-    # name: (strategy, its share of the gestures that train with known frames)
-    "press_edges": (press_edges, 0.6),
-    "touch_down": (touch_down, 0.2),
-    "prefix": (prefix, 0.1),
-    "random_frames": (random_frames, 0.1),
-}
+# The strategies, and how often training follows each, are in trainlib/known.py.
 
 
 def draw_known_mask(x_0: Tensor, known_share: float) -> tuple[Tensor, Tensor]:
@@ -1190,6 +1090,7 @@ GRAD_CLIP = 1.0  # largest gradient norm
 NUM_T_BINS = 20  # of t, in which the loss is balanced
 DECISION_WEIGHT = 2.0  # of their cross-entropy, beside the squared error
 NUM_TASKS = (1 + len(KNOWN_STRATEGIES)) * NUM_T_BINS
+LESSON_STEPS = 20  # in which a teacher makes a gesture of noise
 CONTEXT_DROPOUT = 0.1  # share of a batch that sees no context
 VAL_SEQUENCES = 64  # gestures validated each epoch; all at the end
 FIGURE_EVERY = 10  # epochs between figures
@@ -1225,6 +1126,39 @@ def draw(x_0: Tensor, T: int, known_share: float, context: Tensor | None = None)
     if context is not None:
         context = context * (torch.rand(B, 1, device=device) >= CONTEXT_DROPOUT)
     return Drawn(t, eps, known_mask, strategy * NUM_T_BINS + NUM_T_BINS * t // T, context)
+
+
+def draw_lessons(
+    teacher: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, drawn: Drawn
+) -> tuple[Tensor, Drawn]:
+    """Let a trained denoiser make a gesture of all noise drawn: one is a function of the other.
+
+    It knows the frames and goals that were drawn for gestures x_0, (N, L, C), data units. Returns
+    what it made, likewise, and for `drawn` the t where it began and the eps with which `add_noise`
+    leads from a gesture to its noise there, and below along the straight path between the two
+    (arXiv:2101.02388 for the pairs, 2209.03003 for the path).
+    """
+
+    def make(x_T: Tensor, known: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
+        given: dict[str, Any] = {"x_T": x_T, "known": known, "known_mask": mask}
+        start = partial(teacher, context=context), tuple(x_T.shape), x_T.device, LESSON_STEPS
+        return to_gesture(scheduler.sample(*start, sampler="dpmpp", **given))
+
+    goals = [] if drawn.context is None else [drawn.context]
+    made = tensors.in_batches(make, drawn.eps, x_0, drawn.known_mask, *goals)
+    start_t, _ = scheduler.timestep_pairs(LESSON_STEPS)[0]
+    eps = scheduler.eps_from_x_0(to_model_units(made), drawn.eps, start_t)
+    return made, drawn._replace(t=torch.full_like(drawn.t, start_t), eps=eps)
+
+
+def draw_lesson(lessons: Drawn, rows: Tensor, T: int, seed: int) -> Drawn:
+    """Take rows of `draw_lessons`, half at the t where the teacher began, half below it."""
+    generator = torch.Generator().manual_seed(seed)
+    u, is_start = torch.rand(2, len(rows), generator=generator).to(rows.device)
+    t = torch.where(is_start < 0.5, lessons.t[rows], (u * lessons.t[rows]).long())
+    task = lessons.task[rows] // NUM_T_BINS * NUM_T_BINS + NUM_T_BINS * t // T
+    goals = None if lessons.context is None else lessons.context[rows]
+    return Drawn(t, lessons.eps[rows], lessons.known_mask[rows], task, goals)
 
 
 def per_sample_loss(
@@ -1339,17 +1273,24 @@ def validate_epoch(
 
 
 def train_epochs(
-    state: TrainState, x_train: Tensor, x_val: Tensor, context: Tensor | None, log: NullLogger
+    state: TrainState,
+    x_train: Tensor,
+    x_val: Tensor,
+    context: Tensor | None,
+    log: NullLogger,
+    lessons: Drawn | None = None,
 ) -> None:
     """Train from where the run stands to its end, validating the EMA weights every epoch."""
-    config = state.config
+    config, T = state.config, state.scheduler.num_timesteps
     while state.step < state.total_steps:
         epoch, seconds = state.epoch, process.timer()
         state.model.train()
         for batch in process.progress(state.batches(len(x_train)), f"epoch {epoch + 1}"):
             with failures_named(config, batch):
                 goals = None if context is None else context[batch]
-                scalars = train_step(state, x_train[batch], goals)
+                seed = config.seed * 1_000_003 + state.step
+                drawn = lessons and draw_lesson(lessons, batch, T, seed)
+                scalars = train_step(state, x_train[batch], goals, drawn)
             state.loss_sum += scalars["train/loss"] * len(batch)
             is_last = state.step % state.steps_per_epoch == 0
             if state.step % config.log_interval == 0 or is_last:
@@ -1388,6 +1329,7 @@ def train_loop(
     config: TrainConfig,
     resume: dict[str, Any] | None = None,
     context: Tensor | None = None,
+    lessons: Drawn | None = None,
     why: Sequence[str] = (),
 ) -> nn.Module:
     """Train on gestures, validate every epoch, leave a run folder; return the EMA model.
@@ -1400,6 +1342,7 @@ def train_loop(
         config: all else.
         resume: a loaded checkpoint to continue; {} = there may be a run without one.
         context: goals beside x_train, (N, D_context); validation is without.
+        lessons: of a teacher that made x_train, see `draw_lessons`.
         why: lines to print, of what the data have decided.
     """
     options = getattr(model, "options", {}) | getattr(scheduler, "options", {})
@@ -1419,7 +1362,7 @@ def train_loop(
             count = f"{sum(p.numel() for p in model.parameters()):,} parameters on {state.device}"
             count += f", {len(x_train)} + {len(x_val)} gestures, run folder {log.folder}"
             say("\n".join([*why, *more, count]))
-        train_epochs(state, x_train, x_val, context, log)
+        train_epochs(state, x_train, x_val, context, log, lessons)
         if log.folder:
             finish_run(state, x_val, log)
         if state.stop.number:  # came while the end was scored
@@ -1469,9 +1412,18 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
     model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
     context = None
     if config.context_dim:
-        goals = read_context(config.data_dir, len(x_train), config.context_dim)
-        context = torch.from_numpy(goals)
-    return train_loop(model, scheduler, x_train, x_val, config, resume, context, why)
+        context = torch.from_numpy(read_context(config.data_dir, len(x_train), config.context_dim))
+    lessons = None
+    if config.distill:
+        teacher, levels, _ = load_model(config.distill, device)
+        with fitting(Path(config.distill)):
+            model.load_state_dict(teacher.state_dict())
+        say(f"{config.distill} makes {len(x_train)} gestures of noise, in {LESSON_STEPS} steps")
+        x_train, context = x_train.to(device), None if context is None else context.to(device)
+        drawn = draw(x_train, levels.num_timesteps, config.known_share, context)
+        x_train, lessons = draw_lessons(teacher, levels, x_train, drawn)
+    given = x_train.cpu(), x_val, config, resume, context, lessons, why
+    return train_loop(model, scheduler, *given)
 
 
 # ----------------------------------------------------------------------------------------
@@ -1490,6 +1442,11 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
     },
 }
 
+
+STUDENT: dict[str, Any] = {  # of --distill, where its teacher's are not its own
+    **{"num_inference_steps": 1, "sampler": "ddim", "eta": 0.0, "decisive": True, "save_dir": ""},
+    **{"sigma_min": 0.1, "augment": False, "batch_size": 64, "num_epochs": 12, "lr": 2e-3},
+}
 
 FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how far a step goes
     *(knobs_of(MinimalDiffusionTransformer, TrainConfig()).keys() - {"dropout"}),
@@ -1514,6 +1471,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--known_strategy", choices=KNOWN_STRATEGIES, help="which frames are given"
     )
     return parser.parse_args(argv)
+
+
+def student_of(teacher: str, given: dict[str, Any]) -> TrainConfig:
+    """Return the config of a run that is taught by another one; begins where that does."""
+    *_, theirs = load_model(teacher)
+    start = {"sigma_max": theirs.sigma_max * LESSON_STEPS / 10}
+    return changed(theirs, STUDENT | start | given, FIXED - STUDENT.keys(), teacher)
 
 
 def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -1555,6 +1519,8 @@ def run_command_line(argv: list[str] | None) -> None:
         raise UserError(f"--{min(stray)} goes with --sample N; add it or drop the flag")
     elif "resume" in args:
         train(*resume_run(TrainConfig, given, args.resume, FIXED))
+    elif given.get("distill"):
+        train(student_of(given["distill"], given))
     else:
         train(TrainConfig(**given))
     process.leave_processes()

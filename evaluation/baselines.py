@@ -50,11 +50,11 @@ from train_diffusion_ddim import (
     noise_bank,
     press_edges,
     recreate,
-    touch_down,
 )
 from trainlib.checkpoint import load_checkpoint, newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder
+from trainlib.known import touch_down
 from trainlib.metrics import has_one_press
 from trainlib.process import DEVICES, pick_device, progress, timer
 from trainlib.provenance import describe_machine

@@ -26,6 +26,7 @@ from evaluation.controls import interpolation
 from evaluation.estimates import Estimate
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.errors import UserError
+from trainlib.known import touch_down
 from trainlib.state import TrainState
 
 EXACT = {"prediction_type": "x0", "augment": False, "lr": 1e-2, "dropout": 0.0}
@@ -75,7 +76,7 @@ def test_regression_sees_the_given_frames_alone(tiny_config):
     answer = model(x_t, t, x_0, mask)
     assert torch.equal(answer, model(torch.zeros_like(x_t), t * 0, x_0, mask))
     assert torch.equal(answer, model(x_t, t, torch.where(mask[..., None], x_0, 0.5), mask))
-    assert not torch.equal(answer, model(x_t, t, x_0, tdd.touch_down(x_0)))
+    assert not torch.equal(answer, model(x_t, t, x_0, touch_down(x_0)))
 
 
 def test_fit_repeats_the_trainers_run(straight_run):

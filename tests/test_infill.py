@@ -22,8 +22,9 @@ from evaluation.protocols.infill import (
     score_by_posterior,
 )
 from evaluation.touch_down import duration_distribution, posterior_mean_gesture, posterior_samples
-from train_diffusion_ddim import TrainConfig, build_scheduler, touch_down
+from train_diffusion_ddim import TrainConfig, build_scheduler
 from trainlib.gestures import GESTURE_TYPES as KINDS
+from trainlib.known import touch_down
 from trainlib.metrics import classify_gestures
 
 L = 40

@@ -10,13 +10,8 @@ import pytest
 import torch
 from conftest import L, make_gestures, press
 
-from train_diffusion_ddim import (
-    KNOWN_STRATEGIES,
-    draw_known_mask,
-    has_press_edge,
-    press_edges,
-    touch_down,
-)
+from train_diffusion_ddim import KNOWN_STRATEGIES, draw_known_mask, has_press_edge, press_edges
+from trainlib.known import touch_down
 from trainlib.metrics import has_one_press
 
 hypothesis = pytest.importorskip("hypothesis")

@@ -35,7 +35,8 @@ from evaluation.samples import (
     type_distribution,
     type_scores,
 )
-from train_diffusion_ddim import TrainConfig, augment, build_scheduler, generation_metrics
+from train_diffusion_ddim import TrainConfig, build_scheduler, generation_metrics
+from trainlib.augment import augment
 from trainlib.metrics import classify_gestures, has_one_press
 
 PRIOR = GesturePrior()

@@ -184,7 +184,7 @@ def test_spacings_by_definition():
     assert ts(4, "linspace") == [999, 666, 333, 0]
     scheduler = DDIMScheduler(1000, spacing="log_sigma")
     sigmas = [scheduler.sigma(t) for t in ts(5, "log_sigma")]
-    high, low = scheduler.SIGMA_MAX, scheduler.sigma_min
+    high, low = scheduler.sigma_max, scheduler.sigma_min
     expected = np.geomspace(high, low, 5)
     np.testing.assert_allclose(sigmas, expected, rtol=0.03)  # the grid of t is that coarse
     sigmas = [scheduler.sigma(t) for t in ts(20, "log_sigma")]
@@ -196,7 +196,7 @@ def test_spacings_by_definition():
 def test_the_steps_end_where_the_scheduler_is_told(sigma_min):
     scheduler = DDIMScheduler(beta_schedule="wide_cosine", spacing="log_sigma", sigma_min=sigma_min)
     sigmas = [scheduler.sigma(t) for t, _ in scheduler.timestep_pairs(10)]
-    np.testing.assert_allclose(sigmas, np.geomspace(scheduler.SIGMA_MAX, sigma_min, 10), rtol=0.08)
+    np.testing.assert_allclose(sigmas, np.geomspace(scheduler.sigma_max, sigma_min, 10), rtol=0.08)
 
 
 def test_the_bias_of_the_start_falls_with_the_number_of_steps():

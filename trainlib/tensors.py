@@ -269,3 +269,15 @@ def model_diagnostics(model: nn.Module, x: Tensor) -> dict[str, float]:
         model(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
     hook.remove()
     return {"model/weight_norm": norm.item(), "model/activation_stats": rms[0].item()}
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return x * (1 + scale) + shift."""
+    return torch.addcmul(x + shift, x, scale)
+
+
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    """Set a layer's weights and bias to zero; return it."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

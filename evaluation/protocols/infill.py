@@ -82,9 +82,9 @@ from train_diffusion_ddim import (
     has_press_edge,
     press_edges,
     takes_known_frames,
-    touch_down,
 )
 from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.known import touch_down
 from trainlib.metrics import classify_gestures
 from trainlib.process import progress
 
