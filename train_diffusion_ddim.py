@@ -134,7 +134,7 @@ class TrainConfig(Knobs):
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
     sigma_max: float = flag(12.0, "noise where up to ten steps of log_sigma begin", low=0.1)
-    sigma_min: float | None = flag(None, "noise where log_sigma ends", low=1e-5, high=0.1)
+    sigma_min: float | None = flag(None, "noise where log_sigma ends", low=1e-5, high=1)
     sampler: str = flag("dpmpp", "DDIM, or of second order: DPM-Solver++(2M)", choices=SAMPLERS)
     eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
     # optimisation
@@ -1445,7 +1445,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
 
 STUDENT: dict[str, Any] = {  # of --distill, where its teacher's are not its own
     **{"num_inference_steps": 1, "sampler": "ddim", "eta": 0.0, "decisive": True, "save_dir": ""},
-    **{"sigma_min": 0.1, "augment": False, "batch_size": 64, "num_epochs": 12, "lr": 2e-3},
+    **{"sigma_min": 0.8, "augment": False, "batch_size": 64, "num_epochs": 12, "lr": 2e-3},
 }
 
 FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how far a step goes

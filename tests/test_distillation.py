@@ -1,0 +1,158 @@
+"""Distillation: what a teacher makes of noise, and a student that does it in one step.
+
+python -m pytest tests/test_distillation.py
+"""
+
+import torch
+from conftest import TINY, L, content_of, make_gestures
+from torch import nn
+
+import train_diffusion_ddim as tdd
+from train_diffusion_ddim import DDIMScheduler, TrainConfig, draw_lesson, draw_lessons
+from trainlib.checkpoint import newest_checkpoint
+from trainlib.gesture_files import read_gestures
+from trainlib.state import TrainState
+
+T = 50
+SCHEDULER = DDIMScheduler(
+    T, beta_schedule="cosine", prediction_type="x0", spacing="log_sigma", sigma_min=0.05
+)
+
+
+class Sorter(nn.Module):
+    """A teacher that makes the first of two gestures where the first number of the noise is positive.
+
+    Both are idle at that frame, so the noise is seen there on all the way. With a goal it is the
+    goal's first number that decides.
+    """
+
+    known_frames, seq_len, action_dim, context_dim = True, L, 3, 2
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.two = tdd.to_model_units(make_gestures(2))
+
+    def forward(self, x_t, t, known=None, known_mask=None, context=None):
+        idle = -(SCHEDULER.alphas_cumprod[t] ** 0.5)
+        decides = x_t[:, 0, 0] - idle if context is None else context[:, 0]
+        return self.two[(decides <= 0).long()]
+
+
+def drawn_for(num, context=None):
+    torch.manual_seed(1)
+    return tdd.draw(make_gestures(num, seed=3), T, 0.5, context)
+
+
+def test_lessons_are_what_the_teacher_makes_of_the_noise_drawn():
+    """x_0 by hand, and `add_noise` with the eps of a lesson is the noise that the teacher had."""
+    drawn, x_0 = drawn_for(40), make_gestures(40, seed=3)
+    made, lessons = draw_lessons(Sorter().eval(), SCHEDULER, x_0, drawn)
+    two = make_gestures(2)
+    expected = two[(drawn.eps[:, 0, 0] <= 0).long()]
+    expected = torch.where(drawn.known_mask[..., None], x_0, expected)
+    clear = drawn.eps[:, 0, 0].abs() > 0.05  # beyond rounding
+    expected = tdd.to_gesture(expected)
+    torch.testing.assert_close(made[clear], expected[clear], atol=1e-5, rtol=0)
+    start_t = SCHEDULER.timestep_pairs(tdd.LESSON_STEPS)[0][0]
+    assert (lessons.t == start_t).all() and torch.equal(lessons.known_mask, drawn.known_mask)
+    x_T, _ = SCHEDULER.add_noise(tdd.to_model_units(made), start_t, lessons.eps)
+    torch.testing.assert_close(x_T, drawn.eps, atol=1e-5, rtol=0)
+
+
+def test_a_teacher_is_told_the_goals_that_its_student_will_see():
+    goals = torch.randn(40, 2)
+    drawn = drawn_for(40, goals)
+    made, lessons = draw_lessons(Sorter().eval(), SCHEDULER, make_gestures(40, seed=3), drawn)
+    unknown = ~drawn.known_mask.any(dim=1)
+    expected = make_gestures(2)[(drawn.context[:, 0] <= 0).long()]
+    torch.testing.assert_close(made[unknown], expected[unknown], atol=1e-5, rtol=0)
+    rows = torch.arange(7, 19)
+    assert torch.equal(draw_lesson(lessons, rows, T, 0).context, drawn.context[rows])
+
+
+def test_half_of_a_lesson_is_where_the_teacher_began():
+    _, lessons = draw_lessons(Sorter().eval(), SCHEDULER, make_gestures(40), drawn_for(40))
+    rows = torch.arange(40).repeat(50)
+    lesson = draw_lesson(lessons, rows, T, seed=4)
+    start_t = int(lessons.t[0])
+    at_start = (lesson.t == start_t).float().mean()
+    assert abs(at_start - 0.5) < 0.04
+    below = lesson.t[lesson.t < start_t]
+    counts = torch.bincount(below, minlength=start_t).float()
+    assert (counts > 0).all() and below.min() == 0  # uniform: 1000 over about 45
+    assert torch.equal(lesson.eps, lessons.eps[rows])
+    strategy = lessons.task[rows] // tdd.NUM_T_BINS
+    assert torch.equal(lesson.task, strategy * tdd.NUM_T_BINS + tdd.NUM_T_BINS * lesson.t // T)
+    again = draw_lesson(lessons, rows, T, seed=4)
+    assert torch.equal(again.t, lesson.t)
+    assert not torch.equal(draw_lesson(lessons, rows, T, seed=5).t, lesson.t)
+
+
+def test_a_student_does_in_one_step_what_its_teacher_does_in_twenty():
+    """Which of two gestures it is, of noise that it never saw; chance would be right by half."""
+    options = TINY | {"prediction_type": "x0", "contacts": True, "d_model": 32, "dropout": 0.0}
+    config = TrainConfig(**options, decisive=True, lr=5e-3, augment=False, sigma_min=0.05)
+    torch.manual_seed(0)
+    model, scheduler, steps = tdd.build_model(config), tdd.build_scheduler(config), 500
+    x_0 = make_gestures(400, seed=3)
+    made, lessons = draw_lessons(Sorter().eval(), scheduler, x_0, tdd.draw(x_0, T, 0.0))
+    state = TrainState(model, scheduler, config, steps, tdd.NUM_TASKS)
+    for i in range(steps):
+        rows = (torch.arange(32) * 7 + 13 * i) % 400
+        tdd.train_step(state, made[rows], None, draw_lesson(lessons, rows, T, i))
+    start_t, x_T = int(lessons.t[0]), torch.randn(200, L, 3)
+    drawn = scheduler.sample(state.ema, x_T.shape, "cpu", 1, x_T=x_T, start_t=start_t)
+    two = make_gestures(2)
+    error = (drawn[:, None] - two).square().mean(dim=(2, 3))
+    assert error.min(dim=1).values.mean() < 0.2 * (two[0] - two[1]).square().mean()
+    right = error.argmin(dim=1) == (x_T[:, 0, 0] <= 0).long()
+    clear = x_T[:, 0, 0].abs() > 0.3
+    assert right[clear].float().mean() > 0.9
+
+
+def test_a_decisive_network_decides_outside_of_training():
+    options = {"seq_len": L, "d_model": 16, "nhead": 2, "num_layers": 1, "patch_size": 5}
+    model = tdd.MinimalDiffusionTransformer(**options, contacts=True, decisive=True)
+    torch.manual_seed(0)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    x_t, t = torch.randn(8, L, 3), torch.full((8,), 700)
+    press = model.train()(x_t, t)[..., 2]
+    assert ((press > -0.99) & (press < 0.99)).any()
+    decided, decisions = model.eval()(x_t, t, return_decisions=True)
+    assert torch.equal(decided[..., 2], torch.where(decisions.log_odds > 0, 1.0, -1.0))
+
+
+def test_the_command_line_distils_samples_and_resumes(straight_run, tmp_path, capsys):
+    student = tmp_path / "student"
+    flags = ["--distill", str(straight_run), "--save_dir", str(student), "--num_epochs", "2"]
+    assert tdd.main([*flags, "--save_every", "1", "--batch_size", "2"]) == 0
+    out = capsys.readouterr().out
+    assert f"{straight_run} makes 10 gestures of noise, in 20 steps" in out
+    model, scheduler, config = tdd.load_model(student)
+    assert (config.num_inference_steps, config.sampler, config.eta) == (1, "ddim", 0)
+    assert config.decisive and config.d_model == TINY["d_model"]
+    _, theirs, _ = tdd.load_model(straight_run)
+    begins = theirs.timestep_pairs(tdd.LESSON_STEPS)[0][0]
+    assert scheduler.timestep_pairs(1) == [(begins, -1)]
+    samples = tmp_path / "samples"
+    argv = ["--sample", "3", "--checkpoint", str(student), "--output_dir", str(samples)]
+    assert tdd.main(argv) == 0
+    assert read_gestures(samples, L).shape == (3, L, 3)
+    whole = content_of(newest_checkpoint(student))
+    newest_checkpoint(student).unlink()
+    assert tdd.main(["--resume", str(student)]) == 0
+    again = content_of(newest_checkpoint(student))
+    for name, tensor in whole["ema_state_dict"].items():
+        assert torch.equal(again["ema_state_dict"][name], tensor), name
+
+
+def test_a_student_has_the_network_of_its_teacher(straight_run, tmp_path, capsys):
+    flags = ["--save_dir", str(tmp_path / "x")]
+    assert tdd.main(["--distill", str(straight_run), "--d_model", "32", *flags]) == 2
+    assert "--d_model contradicts" in capsys.readouterr().err
+    assert tdd.main(["--distill", str(tmp_path / "none"), *flags]) == 2
+    err = capsys.readouterr().err
+    assert "none" in err and err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
