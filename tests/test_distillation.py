@@ -3,11 +3,14 @@
 python -m pytest tests/test_distillation.py
 """
 
+import json
+
 import torch
 from conftest import TINY, L, content_of, make_gestures
 from torch import nn
 
 import train_diffusion_ddim as tdd
+from benchmarks import distillation, measure
 from train_diffusion_ddim import DDIMScheduler, TrainConfig, draw_lesson, draw_lessons
 from trainlib.checkpoint import newest_checkpoint
 from trainlib.gesture_files import read_gestures
@@ -20,7 +23,7 @@ SCHEDULER = DDIMScheduler(
 
 
 class Sorter(nn.Module):
-    """A teacher that makes the first of two gestures where the first number of the noise is positive.
+    """A teacher that makes the first of two gestures if the first number of the noise is positive.
 
     Both are idle at that frame, so the noise is seen there on all the way. With a goal it is the
     goal's first number that decides.
@@ -130,7 +133,7 @@ def test_the_command_line_distils_samples_and_resumes(straight_run, tmp_path, ca
     assert tdd.main([*flags, "--save_every", "1", "--batch_size", "2"]) == 0
     out = capsys.readouterr().out
     assert f"{straight_run} makes 10 gestures of noise, in 20 steps" in out
-    model, scheduler, config = tdd.load_model(student)
+    _, scheduler, config = tdd.load_model(student)
     assert (config.num_inference_steps, config.sampler, config.eta) == (1, "ddim", 0)
     assert config.decisive and config.d_model == TINY["d_model"]
     _, theirs, _ = tdd.load_model(straight_run)
@@ -156,3 +159,18 @@ def test_a_student_has_the_network_of_its_teacher(straight_run, tmp_path, capsys
     err = capsys.readouterr().err
     assert "none" in err and err.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_the_table_has_a_row_for_each_setting(straight_run, tmp_path):
+    flags = ["--teacher", str(straight_run), "--student", str(straight_run), "--num", "20"]
+    flags += ["--recreated", "3", "--rounds", "1", "--output_dir", str(tmp_path)]
+    options = distillation.OPTIONS
+    name = "distillation"
+    assert measure.main(name, distillation.__doc__, distillation.measure, options, flags) == 0
+    (path,) = tmp_path.glob("distillation-*.json")
+    rows = json.loads(path.read_text())["tables"][0]["rows"]
+    assert [row["steps"] for row in rows] == [*distillation.SETTINGS]
+    by_name = {row["steps"]: row for row in rows}
+    same = {k: v for k, v in by_name["student, 4"].items() if k not in ("steps", "ms alone")}
+    assert same.items() <= by_name["teacher, 4"].items()
+    assert measure.main(name, "", distillation.measure, options, flags[:2]) == 2
