@@ -149,11 +149,14 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
 
         return scan
 
-    def log_cumsum_exp(x: Tensor, dim: int) -> Tensor:  # log(cumsum(exp)) would underflow
+    def log_add_exp(x: Tensor, y: Tensor) -> Tensor:  # log(exp + exp) would underflow
+        return torch.maximum(x, y) + torch.log1p(torch.exp(-abs(x - y)))
+
+    def log_cumsum_exp(x: Tensor, dim: int) -> Tensor:
         x, shift = x.movedim(dim, -1), 1
         while shift < x.shape[-1]:  # each is then the sum of 2 * shift before and at it
             earlier = F.pad(x[..., :-shift], (shift, 0), value=-math.inf)
-            x = torch.maximum(x, earlier) + torch.log1p(torch.exp(-abs(x - earlier)))
+            x = log_add_exp(x, earlier)
             shift *= 2
         return x.movedim(-1, dim)
 
@@ -165,6 +168,7 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
         aten.median.dim: median,
         aten.cummax.default: running(torch.amax, -far),
         aten.cummin.default: running(torch.amin, far),
+        aten.logaddexp.default: log_add_exp,
         aten.logcumsumexp.default: log_cumsum_exp,
         aten.stack.default: stack,
     }

@@ -484,6 +484,8 @@ def test_what_stands_for_torchs_operators_in_onnx_does_not_underflow(scale, dim)
     x = scale * torch.randn(7, 50, generator=torch.Generator().manual_seed(3))
     ours = plain[aten.logcumsumexp.default](x, dim)
     torch.testing.assert_close(ours, torch.logcumsumexp(x, dim), rtol=1e-5, atol=1e-5)
+    ours = plain[aten.logaddexp.default](x, 2 * x.flip(1))
+    torch.testing.assert_close(ours, torch.logaddexp(x, 2 * x.flip(1)), rtol=1e-5, atol=1e-5)
     frames = torch.arange(350).view(7, 50).roll(3, 1)
     for torchs, name in ((torch.cummax, "cummax"), (torch.cummin, "cummin")):
         values, _ = plain[getattr(aten, name).default](frames, 1)
