@@ -675,6 +675,7 @@ class ContactHead(nn.Module):
 
     DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
     SLOTS = 3  # contacts in a window
+    SURE = 30.0  # log odds of a frame that is known; sums of more are rounded too far
     DURATION_RATE = 60.0  # at which durations are learnt, over that of other weights
     WIDTH = 64  # of the MLP
     STD = 0.6  # of x and y in model units, the largest
@@ -684,8 +685,8 @@ class ContactHead(nn.Module):
         self, d_model: int, seq_len: int, patch_size: int, axes: int, scheduler: DDIMScheduler
     ) -> None:
         super().__init__()
-        sigmas = torch.tensor([scheduler.sigma(t) for t in range(scheduler.num_timesteps)])
-        self.log_snr = nn.Buffer(-2 * torch.log(2 * sigmas), persistent=False)
+        log_snr = [-2 * math.log(2 * scheduler.sigma(t)) for t in range(scheduler.num_timesteps)]
+        self.log_snr = nn.Buffer(torch.tensor(log_snr, dtype=torch.float32), persistent=False)
         self.certain = (2 * 2 * scheduler.sigma_min) ** 2  # 1 - ᾱ_t at twice that sigma
         self.axes, self.patch_size, numbers = axes, patch_size, axes * self.DEGREES
         Linear = tensors.WideLinear
@@ -717,9 +718,9 @@ class ContactHead(nn.Module):
         alpha_bar_t = torch.sigmoid(log_snr)
         place = self.place(tokens).repeat_interleave(self.patch_size, dim=1)  # (B, L, axes)
         own, down, up = self.frames(tokens).unflatten(2, (-1, 3)).flatten(1, 2).unbind(dim=2)
-        own = own + press_evidence(x_t, place, alpha_bar_t)
+        own = own + press_evidence(x_t, place, alpha_bar_t).clamp(-self.SURE, self.SURE)
         if known is not None and known_mask is not None:
-            own = torch.where(known_mask, 30 * known[..., -1], own)
+            own = torch.where(known_mask, self.SURE * known[..., -1], own)
         durations = (self.DURATION_RATE * self.durations).to(x_t.dtype)
         log_odds = contact_chain(own, down, up, self.window(tokens.mean(dim=1)), durations)
         member, basis = (x.to(x_t.dtype) for x in self.contacts(log_odds > 0))

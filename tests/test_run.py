@@ -87,7 +87,7 @@ def test_another_model_is_refused_with_both_values(refused, straight_run, name):
 
 
 def test_all_that_a_checkpoint_fixes_is_checked():
-    assert tdd.FIXED == {*OTHER_MODELS, "known_frames", "contacts", "context_dim"}
+    assert tdd.FIXED == {*OTHER_MODELS, "known_frames", "contacts", "decisive", "context_dim"}
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr", 0.005), ("seed", 1), ("num_epochs", 7)])

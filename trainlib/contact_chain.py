@@ -82,7 +82,7 @@ def toeplitz(weights: Tensor) -> Toeplitz:
     to, start = frame[:BLOCK], frame[::BLOCK, None, None]
     lag = to[:, None] - to
     inside = torch.where(lag > 0, weights[lag.clamp(0, len(weights) - 1)], NEVER)
-    lag, largest = start + to - frame[:, None], weights.detach().amax()
+    lag, largest = start + to - frame[:, None], weights.detach().amax(dim=0)
     across = (weights - largest).exp()[lag.clamp(0, len(weights) - 1)]
     return Toeplitz(inside, torch.where(frame[:, None] < start, across, 0), largest)
 
