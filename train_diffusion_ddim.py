@@ -1476,8 +1476,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def student_of(teacher: str, given: dict[str, Any]) -> TrainConfig:
-    """Return the config of a run that is taught by another one; begins where that does."""
-    *_, theirs = load_model(teacher)
+    """Return the config of a run that another one teaches: its steps begin where those do."""
+    theirs = config_of(load_checkpoint(teacher), TrainConfig)
     start = {"sigma_max": theirs.sigma_max * LESSON_STEPS / 10}
     return changed(theirs, STUDENT | start | given, FIXED - STUDENT.keys(), teacher)
 

@@ -15,7 +15,9 @@
     run_log         metrics.jsonl, figures, tables and their W&B mirror
     figures         gestures drawn side by side
     metrics         scores of recreations, types of gestures
-    contact_chain   which frames are pressed, in the light of all
+    contact_chain   which frames are pressed, in the light of all, and of how long contacts last
+    known           known frames: which are given, and what they tell the others
+    augment         the symmetries of generated gestures
     legendre        orthogonal polynomials
     muon            the optimizer
 

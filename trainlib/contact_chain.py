@@ -69,11 +69,9 @@ def contact_chain(
 class Toeplitz(NamedTuple):
     """Weights of lags, laid out for `log_convolution` in blocks of BLOCK frames."""
 
-    inside: Tensor  # logarithms from frame to frame of a block, (BLOCK, BLOCK)
-    across: (
-        Tensor  # (blocks, L, BLOCK), over the largest, from all frames to those of a later block
-    )
-    largest: Tensor  # logarithm
+    inside: Tensor  # logarithms, from frame to frame of a block, (BLOCK, BLOCK)
+    across: Tensor  # over the largest, from all frames to a later block's, (blocks, L, BLOCK)
+    largest: Tensor  # its logarithm
 
 
 def toeplitz(weights: Tensor) -> Toeplitz:
