@@ -38,6 +38,7 @@ from planning.goals import load_policy
 from planning.loop import loop_jobs, run_loop
 from planning.methods import Method, cost_methods, goal_methods, prior_methods
 from planning.planner import Planner
+from planning.shipped import SHIPPED, run_shipped, shipped_jobs
 from trainlib.checkpoint import newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder, sha256_of, write_json, write_whole
@@ -197,7 +198,8 @@ def planned_jobs(
 ) -> list[bench.Job]:
     """Return the jobs that the options ask for."""
     size = bench.QUICK if args.quick else bench.FULL
-    jobs = bench.plan_jobs(methods, size) + course_jobs(courses, size.courses)
+    jobs = shipped_jobs(size, [name for name in SHIPPED if name in (args.only or SHIPPED)])
+    jobs += bench.plan_jobs(methods, size) + course_jobs(courses, size.courses)
     jobs += [] if args.only else loop_jobs(max(size.episodes, "loop" in (args.stage or ())))
     jobs = [job for job in jobs if not args.stage or job.stage in args.stage]
     return [replace(job, instances=args.instances or job.instances) for job in jobs]
@@ -209,19 +211,27 @@ def runner_of(
     checkpoint: Path,
     methods: Mapping[str, Method],
     courses: Mapping[str, Method],
+    prior: DiffusionPrior,
 ) -> Callable[[bench.Job], bench.Row]:
     """Return what runs a job of any stage; what a stage needs is made when it is first met."""
     size = bench.QUICK if args.quick else bench.FULL
     settings = functools.cache(lambda: settings_of(folder, methods, size))
     models = functools.cache(partial(learned.load, folder=folder / "cache", quick=args.quick))
     people = functools.cache(people_events)
-    planner = functools.cache(lambda: Planner.load(checkpoint))
+
+    @functools.cache
+    def planner() -> Planner:
+        loaded = Planner.load(checkpoint)
+        loaded.bank = prior.bank
+        return loaded
 
     def run(job: bench.Job) -> bench.Row:
         if job.stage == "courses":
             return run_course(job, courses[job.method], people())
         if job.stage == "loop":
             return run_loop(job, planner())
+        if job.method in SHIPPED:
+            return run_shipped(job, planner(), *bench.world_models_of(job, models, second=False))
         method = methods[job.method]
         worlds = bench.world_models_of(job, models, method.second)
         return bench.run_job(job, method, settings()[job.method], *worlds)
@@ -239,9 +249,11 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     people = load_prior(human) if human else None
     known = known_methods(prior, args.goals)
     courses = course_methods(people, functools.cache(partial(human_windows, HUMAN, seed=0)))
-    unknown = sorted(set(args.only or ()) - {*known, *courses})
+    unknown = sorted(set(args.only or ()) - {*known, *courses, *SHIPPED})
     if unknown:
-        raise UserError(f"--only knows {', '.join([*known, *courses])}; got {', '.join(unknown)}")
+        raise UserError(
+            f"--only knows {', '.join([*known, *courses, *SHIPPED])}; got {', '.join(unknown)}"
+        )
     methods, courses = ({n: m for n, m in of.items() if n in (args.only or of)}
                         for of in (known, courses))  # fmt: skip
     folder = Path(args.output_dir or ("runs/planning_quick" if args.quick else RESULTS))
@@ -253,16 +265,16 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     if worlds := {job.variant: None for job in jobs if job.stage == "learned"}:
         path, cache = folder / "accuracy.json", folder / "cache"
         say(learned.accuracy_table(learned.measure(worlds, path, cache, quick=args.quick)))
-    runner = runner_of(args, folder, checkpoint, methods, courses)
+    runner = runner_of(args, folder, checkpoint, methods, courses, prior)
     bench.run_jobs(jobs, runner, folder / "results.jsonl")
     if any(job.stage == "main" for job in jobs):
         measure_rest(folder, prior, methods, size)
     about = provenance() | {"command": " ".join(["python -m planning", *argv])}
     about |= {"machine": describe_machine(), "checkpoint": checkpoint.name}
     write_json(folder / "about.json", about)
-    say(document.summary(folder, known))
+    say(document.summary(folder, {**SHIPPED, **known}))
     if args.document:
-        document.write(folder, known)
+        document.write(folder, {**SHIPPED, **known})
 
 
 def measure_rest(

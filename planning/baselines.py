@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from planning.optimizers import Draw, shoot_for_starts
+from planning.places import change_and_content, choose_cells, inside_cells
 from planning.search import BACKWARD, FORWARD, Adam, Objective, ramp, to_ramp
 from planning.world import GRID
 from trainlib.errors import UserError
@@ -176,28 +177,15 @@ def draw_at_changes(
         how much it does, the others in one by how much it differs from the median token; TAPS of
         all stay there, the others end in a token that differs from that wanted.
     """
-    change = (goal_tokens - tokens).abs().sum(dim=-1)
-    content = (tokens - tokens.median(dim=1, keepdim=True).values).abs().sum(dim=-1)
+    change, content = change_and_content(tokens, goal_tokens)
     u = sobol(num, K, 10, rng)
-    at_change = _cells(change, u[..., 0])
-    first = torch.where(u[..., 1] < 0.5, at_change, _cells(content, u[..., 2]))
-    last = _cells(change, u[..., 3])
-    begin, end = (_inside(cell, u[..., i : i + 2]) for cell, i in ((first, 4), (last, 6)))
+    at_change = choose_cells(change, u[..., 0])
+    first = torch.where(u[..., 1] < 0.5, at_change, choose_cells(content, u[..., 2]))
+    last = choose_cells(change, u[..., 3])
+    begin = inside_cells(first, u[..., 4:6], GRID, GRID)
+    end = inside_cells(last, u[..., 6:8], GRID, GRID)
     is_tap = torch.from_numpy(rng.random((num, K, 1), dtype=np.float32)) < TAPS
     return ramp(_timed(begin, torch.where(is_tap, begin, end), u[..., 8:]))
-
-
-def _cells(weight: Tensor, u: Tensor) -> Tensor:
-    """Choose tokens by weight, (I, n) and u in [0, 1), (I, K) → index, (I, K)."""
-    weight = weight.double() + 1e-12
-    below = (weight.cumsum(dim=1) / weight.sum(dim=1, keepdim=True)).contiguous()
-    return torch.searchsorted(below, u.double().contiguous()).clamp(max=weight.shape[1] - 1)
-
-
-def _inside(cell: Tensor, u: Tensor) -> Tensor:
-    """Return places in tokens, (..., 2), screen units, from index (...) and u, (..., 2)."""
-    corner = torch.stack([cell % GRID, cell // GRID], dim=-1)
-    return (corner + u) / GRID
 
 
 def at_changes(method: Callable[..., None]) -> Callable[..., None]:

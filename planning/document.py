@@ -44,6 +44,7 @@ GRADIENT_WAYS = (  # the same draws: chosen from; refined near; refined; refined
 )
 NOBODY = DiffusionPrior(nn.Identity(), DDIMScheduler(), {})  # for the labels of methods
 NOT_YET = "*Not measured yet.*"
+PLANNER = "planner"  # as it is shipped, see shipped.py
 PRESET_GPU = "preset_gpu"  # folder of the results with the larger denoiser
 Bits = dict[tuple[str, str], str]  # (method, task) → "0110…", instances in the order of the seeds
 
@@ -289,6 +290,7 @@ def new_blocks(
         made["loop"] = loop_table(of["loop"])
     arenas = arenas_of(rows)
     made["arenas"] = arenas_table(arenas, {**methods, **courses})
+    made["shipped"] = shipped_table(arenas, methods) if PLANNER in methods else NOT_YET
     made["verdict"] = verdict(arenas, {**methods, **courses})
     return made
 
@@ -301,6 +303,7 @@ def new_blocks(
 def arenas_of(rows: Sequence[Row]) -> dict[str, Bits]:
     """Return the outcomes by arena: the simulator, each learned world model, the courses."""
     arenas = {"exact simulator": collect(rows, BUDGET, stage="main")}
+    arenas["exact simulator, 32 at a time"] = collect(rows, BUDGET, stage="batched")
     for name, recipe in RECIPES.items():
         arenas[recipe.label] = collect(rows, BUDGET, stage="learned", variant=name)
     arenas["courses"] = collect(rows, BUDGET, stage="courses")
@@ -328,6 +331,39 @@ def arenas_table(arenas: Mapping[str, Bits], methods: Mapping[str, Method]) -> s
             line += [f"{methods[best].label}: {percent(mean_rate(bits, best))} %" if best else ""]
         lines.append([*line, str(max(map(len, bits.values())))])
     return markdown_table(["world model", COST, PRIOR, GOAL, "n per task"], lines)
+
+
+def shipped_table(arenas: Mapping[str, Bits], methods: Mapping[str, Method]) -> str:
+    """The planner as it is shipped against the best method of each class without a denoiser.
+
+    Paired over all tasks by the exact McNemar test; the tasks where intervals are apart.
+    """
+    lines = []
+    for arena, bits in arenas.items():
+        if not everything(bits, PLANNER):
+            continue
+        tasks = sorted(task for name, task in bits if name == PLANNER)
+        for group in (COST, GOAL):
+            names = [n for n, m in methods.items() if m.group == group and not uses_denoiser(n)]
+            rival = best_of(bits, names)
+            if rival is None:
+                continue
+            n = min(len(bits[name, task]) for name in (PLANNER, rival) for task in tasks)
+            pair = [[bits[name, task][:n] for task in tasks] for name in (PLANNER, rival)]
+            p = mcnemar(*("".join(of) for of in pair))[2]
+            ends = [[wilson(b.count("1"), n) for b in of] for of in pair]
+            apart = [
+                f"{'wins' if own[0] > other[1] else 'loses'} {task}"
+                for task, own, other in zip(tasks, *ends, strict=True)
+                if own[0] > other[1] or other[0] > own[1]
+            ]
+            rates = [percent("".join(of).count("1") / (n * len(tasks))) for of in pair]
+            label = methods[rival].label
+            lines.append(
+                [arena, rates[0], label, group, rates[1], f"{p:.2g}", ", ".join(apart), str(n)]
+            )
+    head = ["world model", "Planner, %", "best rival without a denoiser", "knows", "%", "p"]
+    return markdown_table([*head, "apart", "n per task"], lines)
 
 
 def verdict(arenas: Mapping[str, Bits], methods: Mapping[str, Method]) -> str:
@@ -361,7 +397,7 @@ def _compared(bits: Bits, methods: Mapping[str, Method], a: str, b: str) -> str:
 
 def uses_denoiser(name: str) -> bool:
     """Return whether a method draws from a denoiser."""
-    return name.startswith(("ddim", "diffusion", "cfg", "human"))
+    return name.startswith(("ddim", "diffusion", "cfg", "human", "planner"))
 
 
 # ----------------------------------------------------------------------------------------

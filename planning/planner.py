@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planning.bank import kept_bank
+from planning.places import CHOICE, draw_places, fitting, moved_to
 from planning.request import DRAW, VARIATION, Request, integer, require
 from planning.search import (
     BACKWARD,
     FORWARD,
     LARGEST,
     Bend,
+    Clock,
     Objective,
     Prices,
     cem,
@@ -52,9 +54,9 @@ NOTHING, INIT, LAST = "nothing", "init", "last plan"  # what may make a plan, be
 GRADIENT, CEM = "gradient", "CEM"
 SHARE = 0.5  # of the time, for drawing; the rest refines
 STARTS = 16  # draws that are refined at most
-STEPS, MOST_STEPS = 16, 40  # of Adam: as many starts are refined as STEPS are affordable for
+STEPS, MOST_STEPS = 16, 100  # of Adam: as many starts are refined as STEPS are affordable for
 FEWEST_STEPS = 3  # where there is no time for as many, all of it is for drawing
-KNOTS, LR, STD = 4, 0.05, 0.15  # of a refined gesture; of Adam and of CEM along them
+KNOTS, LR, STD = 4, 0.02, 0.15  # of a refined gesture; of Adam and of CEM along them
 POPULATION, ELITES, EVALUATIONS = 16, 4, 360  # of CEM
 WARM, WARM_TURN = 0.5, 4  # strength at which the last plan is varied, by every fourth draw
 TIE = 1e-6  # a plan that is better than doing nothing by less, relative, is no better
@@ -113,6 +115,7 @@ class _Search:
         device: where it gets its actions.
         seconds: until when.
         prices: what calls of the cost took before.
+        clock: of `seconds`; None = wall-clock.
     """
 
     def __init__(
@@ -121,9 +124,12 @@ class _Search:
         device: torch.device,
         seconds: float,
         prices: dict[int, Prices] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.cost_fn, self.device = cost_fn, device
-        self.objective = Objective(self._costs, 1, UNLIMITED, (), seconds, prices=prices)
+        self.objective = Objective(
+            self._costs, 1, UNLIMITED, (), seconds, prices=prices, clock=clock
+        )
         self.method, self.reasons, self.calls = "", list[str](), 0
         self.idle: tuple[Tensor, float] | None = None  # doing nothing, and its cost
 
@@ -193,6 +199,7 @@ class Planner:
         device: where the model lives and where cost functions get their actions.
         bank: gestures drawn beforehand, (N, L, 3); None = draw while planning.
         seed: of all noise, at least 0.
+        clock: seconds, by which budgets are kept; None = wall-clock.
     """
 
     def __init__(
@@ -204,11 +211,13 @@ class Planner:
         *,
         bank: Tensor | None = None,
         seed: int = 0,
+        clock: Clock | None = None,
     ) -> None:
         self.model, self.scheduler, self.device = model, scheduler, torch.device(device)
         self.sampling = {k: v for k, v in sampling.items() if k != "num_inference_steps"}
         self.bank, self.seed, self.calls = bank, integer("seed", seed, 0), 0
         self.last: Tensor | None = None
+        self.clock = time.perf_counter if clock is None else clock
         self._prices, self._lock = Prices(), threading.RLock()
         self._cost_prices: dict[int, Prices] | None = None
 
@@ -293,7 +302,8 @@ class Planner:
         strength: float = 1.0,
         goal: Array | None = None,
         guidance: float = 1.0,
-        num_plans: int = 128,
+        places: Array | None = None,
+        num_plans: int = 1024,
         num_inference_steps: int = 10,
         budget_ms: float = 500,
         seed: int | None = None,
@@ -319,6 +329,9 @@ class Planner:
             goal: where to, (context_dim,), not all zeros, as the denoiser was trained on with
                 `--context_dim`.
             guidance: weight of the goal in the draws, see `with_goal`; 1 = as trained.
+            places: how likely gestures begin and end where on the screen, two maps of weights,
+                (2, rows, columns), as of `changed_places`; draws are moved accordingly. None =
+                they stay where they were drawn.
             num_plans: gestures to draw at most, at least 1. They come from the bank, if there is
                 one, but for variations and where there are known frames or a goal.
             num_inference_steps: denoising steps, in [1, T].
@@ -332,11 +345,11 @@ class Planner:
         """
         _require_cost(cost_fn)
         with self._lock, torch.inference_mode(False):  # in which no cost would have a gradient
-            began = time.perf_counter()
+            began = self.clock()
             noise = (self.seed, self.calls) if seed is None else (integer("seed", seed, 0),)
             request = Request(
                 known, known_mask, init, strength, goal, guidance, num_plans, num_inference_steps,
-                budget_ms, noise,
+                budget_ms, noise, places,
             )  # fmt: skip
             return self._plan(cost_fn, request, began)
 
@@ -348,17 +361,17 @@ class Planner:
             request.vary(self.last, WARM, WARM_TURN, LAST)
         kinds = request.next_kinds(1)
         first = self._timed_draw(request, kinds)
-        now = time.perf_counter()
+        now = self.clock()
         sampler_ms, seconds = 1000 * (now - began), began + request.budget_ms / 1000 - now
         actions, cost, used, method, reason = first[0], math.nan, 0, kinds[0], ""
         if cost_fn is not None:
-            search = _Search(cost_fn, self.device, seconds, self._cost_prices)
+            search = _Search(cost_fn, self.device, seconds, self._cost_prices, self.clock)
             self._search(search, request, first, kinds)
             actions, cost, method = search.answer()
             self._cost_prices = search.objective.call_prices
             used, reason = search.objective.used, "; ".join(search.reasons)
         self.last = actions.clone()
-        milliseconds = 1000 * (time.perf_counter() - began)
+        milliseconds = 1000 * (self.clock() - began)
         return PlanResult(actions, cost, used, milliseconds, sampler_ms, method, reason)
 
     def _search(self, search: _Search, request: Request, first: Tensor, kinds: list[str]) -> None:
@@ -389,8 +402,23 @@ class Planner:
 
     def _draw_one_kind(self, request: Request, kind: str, num: int) -> Tensor:
         """Draw gestures from noise, from the bank or around `init`, (num, L, 3)."""
+        if kind == DRAW and request.places is not None:
+            return self._draw_at_places(request, num)
         if kind == DRAW and self.bank is not None and request.is_plain:
-            return self.bank[request.rows(num, len(self.bank))]
+            return self.bank[request.rows(len(self.bank), num)]
+        return self._sample(request, kind, num)
+
+    def _draw_at_places(self, request: Request, num: int) -> Tensor:
+        """Draw gestures and move them to where they may begin and end, (num, L, 3)."""
+        wanted = draw_places(request.places, num, request.streams[4])
+        if self.bank is not None and request.is_plain:
+            drawn = fitting(self.bank[request.rows(len(self.bank), num, CHOICE)], wanted)
+        else:
+            drawn = self._sample(request, DRAW, num)
+        return moved_to(request.paste(drawn), wanted, request.free)
+
+    def _sample(self, request: Request, kind: str, num: int) -> Tensor:
+        """Draw gestures from noise or around `init`, (num, L, 3)."""
         shape, steps = (num, SEQ_LEN, 3), request.num_inference_steps
         x_T = request.eps(kind, num).to(self.device)
         generator = torch.Generator("cpu").manual_seed(int(request.streams[2].integers(2**31)))
@@ -413,11 +441,11 @@ class Planner:
 
     def _timed_draw(self, request: Request, kinds: list[str]) -> Tensor:
         """Draw as `_draw` does and note how long it took, but for what the bank gave."""
-        began = time.perf_counter()
+        began = self.clock()
         drawn = self._draw(request, kinds)
         num = kinds.count(VARIATION) if self._has_bank(request) else len(kinds)
         if num:
-            self._prices.add(num, time.perf_counter() - began)
+            self._prices.add(num, self.clock() - began)
         return drawn
 
     def _has_bank(self, request: Request) -> bool:

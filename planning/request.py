@@ -78,7 +78,8 @@ class Request:
         noise: seed of all noise.
         source: what `init` is called as a candidate.
         varied: of as many draws the last is a variation of `init`; 0 = none.
-        streams: noise of draws from nothing, of variations, of samplers with eta > 0, of CEM.
+        streams: noise of draws from nothing, of variations, of samplers with eta > 0, of CEM, of
+            places.
     """
 
     known: Any
@@ -91,6 +92,7 @@ class Request:
     num_inference_steps: int
     budget_ms: float
     noise: tuple[int, ...]
+    places: Any = None
     source: str = field(default="init", init=False)
     varied: int = field(default=0, init=False)
     drawn: int = field(default=0, init=False)
@@ -112,7 +114,8 @@ class Request:
             self.varied = int(self.strength < 1)
         self._check_goal()
         self._check_known()
-        self.streams = np.random.default_rng(self.noise).spawn(4)
+        self._check_places()
+        self.streams = np.random.default_rng(self.noise).spawn(5)
 
     def vary(self, init: Tensor, strength: float, turn: int, source: str) -> None:
         """Start from a gesture that the call did not name: vary it by every `turn`-th draw."""
@@ -145,6 +148,18 @@ class Request:
             )
         self.known = torch.where(mask[:, None], known, 0)
 
+    def _check_places(self) -> None:
+        """Check where gestures may begin and end."""
+        if self.places is None:
+            return
+        shape = tuple(np.shape(self.places))
+        wanted = "places must be two maps of weights, (2, rows, columns)"
+        require(len(shape) == 3 and shape[0] == 2 and 0 not in shape, wanted, describe(self.places))
+        self.places = plain_copy("places", self.places, shape).float()
+        sums, low = self.places.sum(dim=(1, 2)), self.places.min()
+        is_weight = bool(sums.isfinite().all()) and bool((sums > 0).all()) and bool(low >= 0)
+        require(is_weight, "places must be at least 0, not all of a map", f"{low} and sums {sums}")
+
     @property
     def is_plain(self) -> bool:
         """Whether nothing is known and there is no goal, so that any gesture will do."""
@@ -166,9 +181,9 @@ class Request:
         stream = self.streams[kind == VARIATION]
         return torch.from_numpy(stream.standard_normal((num, SEQ_LEN, 3), dtype=np.float32))
 
-    def rows(self, num: int, total: int) -> Tensor:
-        """Draw the next `num` rows of a bank of `total`, (num,) int64."""
-        return torch.from_numpy(self.streams[0].integers(0, total, num))
+    def rows(self, total: int, *shape: int) -> Tensor:
+        """Draw the next rows of a bank of `total`, int64 of this shape."""
+        return torch.from_numpy(self.streams[0].integers(0, total, shape))
 
     def paste(self, actions: Tensor) -> Tensor:
         """Put the known frames into actions (..., L, 3)."""

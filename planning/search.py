@@ -22,6 +22,7 @@ from train_diffusion_ddim import to_gesture
 from trainlib.gestures import PRESSED, SEQ_LEN
 
 CostFn = Callable[[Tensor], Tensor]  # (I, K, L, 3) → (I, K)
+Clock = Callable[[], float]  # seconds since any moment
 FORWARD, BACKWARD = 1, 2  # evaluations that they count
 FADE = 0.8  # of a price, from search to search
 LARGEST = 32  # candidates of one call when the clock decides: what a GPU takes at once
@@ -106,6 +107,7 @@ class Objective:
             the other, more for one that takes as many at once, where depth is what costs.
         prices: `call_prices` of a search before. The first call shows how much slower or faster
             than then all calls are.
+        clock: of `seconds`; None = wall-clock.
 
     Attributes:
         used: evaluations spent per instance.
@@ -126,7 +128,9 @@ class Objective:
         *,
         width: int = 1,
         prices: dict[int, Prices] | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self.clock = time.perf_counter if clock is None else clock
         self.cost_fn, self.num, self.budget, self.width = cost_fn, num, budget, width
         self.used, self.world_seconds, self.not_finite = 0, 0.0, 0
         plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults
@@ -134,7 +138,7 @@ class Objective:
         self.best_cost = torch.full((num,), math.inf, **plain)
         self.kept: dict[int, tuple[Tensor, Tensor, float]] = {}
         self._pending = sorted(milestones)
-        self._start = time.perf_counter()
+        self._start = self.clock()
         self._deadline = self._start + seconds
         self.call_prices = prices or {FORWARD: Prices(), FORWARD + BACKWARD: Prices()}
 
@@ -151,7 +155,7 @@ class Objective:
     @property
     def seconds_left(self) -> float:
         """Wall-clock left; infinite without a deadline."""
-        return self._deadline - time.perf_counter()
+        return self._deadline - self.clock()
 
     def prices(self, num: int, each: int = FORWARD) -> np.ndarray:
         """Return what calls with 1 to `num` candidates should take, (num,), seconds.
@@ -180,11 +184,11 @@ class Objective:
 
         Candidates are rounded to the data format before.
         """
-        began = time.perf_counter()
+        began = self.clock()
         actions = to_gesture(actions)
         with torch.no_grad():
             costs = self.cost_fn(actions)
-        self._record(actions, costs, FORWARD, time.perf_counter() - began)
+        self._record(actions, costs, FORWARD, self.clock() - began)
         return costs
 
     def gradient(
@@ -198,7 +202,7 @@ class Objective:
             z: (I, K, ...).
             decode: z → (I, K, L, 3); None = z are actions. They are rounded to the data format.
         """
-        began = time.perf_counter()
+        began = self.clock()
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             actions = as_gesture(z if decode is None else decode(z))
@@ -207,7 +211,7 @@ class Objective:
                 (gradient,) = torch.autograd.grad(costs.sum(), z)
                 each += BACKWARD
             finally:
-                seconds = time.perf_counter() - began
+                seconds = self.clock() - began
                 self._record(actions.detach(), costs.detach(), each, seconds)
         return costs.detach(), gradient
 
@@ -217,10 +221,10 @@ class Objective:
         The actions are rounded to the data format before. The backward pass happens elsewhere: its
         time is taken to be twice that of the forward.
         """
-        began = time.perf_counter()
+        began = self.clock()
         batch = as_gesture(actions).unflatten(0, (self.num, -1))
         costs = self.cost_fn(batch)
-        seconds = (FORWARD + BACKWARD) * (time.perf_counter() - began)
+        seconds = (FORWARD + BACKWARD) * (self.clock() - began)
         self._record(batch.detach(), costs.detach(), FORWARD + BACKWARD, seconds)
         return costs.flatten()
 
@@ -239,7 +243,7 @@ class Objective:
 
     def _keep_until(self, used: float) -> None:
         while self._pending and self._pending[0] < used:
-            elapsed = time.perf_counter() - self._start
+            elapsed = self.clock() - self._start
             self.kept[self._pending.pop(0)] = (self.best.clone(), self.best_cost.clone(), elapsed)
 
     def _record(self, actions: Tensor, costs: Tensor, each: int, seconds: float) -> None:
