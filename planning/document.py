@@ -6,7 +6,6 @@ Shares come with 95 % Wilson intervals, comparisons are paired by instance (exac
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,13 @@ from trainlib.tables import fill_document, format_number, markdown_table
 DOCUMENTS = (ROOT / "docs" / "PLANNING.md", ROOT / "README.md")
 LATENCIES_MS = (0, 2, 53)  # per evaluation: none, V-JEPA-2-AC, DINO-WM
 RIVALS = ("adam_raw", "cem_raw", "cem_ramp", "true_adam")
+PLANNER = "planner"  # as it is shipped, see shipped.py
 HEADLINE = (
-    "cfg_ddim_adam", "regress_ends_adam", "ddim_adam", "diffusion_es", "true_adam", "ddim_select",
-    "shoot_true", "cem_ramp", "ddim_guided", "cem_raw", "adam_raw",
+    PLANNER, "planner_cost", "changes_adam", "regress_jitter_adam", "cfg_ddim_adam",
+    "regress_ends_adam", "ddim_adam", "diffusion_es", "true_adam", "ddim_select", "shoot_true",
+    "cem_ramp", "ddim_guided", "cem_raw", "adam_raw",
 )  # fmt: skip
-ANSWER = ("cfg_ddim_adam", "regress_ends_adam", "ddim_adam", "cem_ramp", "adam_raw")
+ANSWER = (PLANNER, "changes_adam", "cfg_ddim_adam", "ddim_adam", "cem_ramp", "adam_raw")
 PAIR_HEAD = ("", "against", "task", "first", "second", "only first", "only second", "p", "apart")
 GRADIENT_WAYS = (  # the same draws: chosen from; refined near; refined; refined, a second chooses
     ("changes", "changes_trust", "changes_adam", "changes_second"),
@@ -44,8 +45,6 @@ GRADIENT_WAYS = (  # the same draws: chosen from; refined near; refined; refined
 )
 NOBODY = DiffusionPrior(nn.Identity(), DDIMScheduler(), {})  # for the labels of methods
 NOT_YET = "*Not measured yet.*"
-PLANNER = "planner"  # as it is shipped, see shipped.py
-PRESET_GPU = "preset_gpu"  # folder of the results with the larger denoiser
 Bits = dict[tuple[str, str], str]  # (method, task) → "0110…", instances in the order of the seeds
 
 
@@ -72,10 +71,10 @@ def collect(rows: Sequence[Row], milestone: int, **match: Any) -> Bits:
     """Join the outcomes of the rows that match, by method and task, in the order of the seeds."""
     bits: Bits = {}
     for row in sorted(rows, key=lambda r: r["seed"]):
-        if all(row[k] == v for k, v in match.items()):
-            reached = max(int(m) for m in row["solved"] if int(m) <= milestone)
+        reached = [int(m) for m in row["solved"] if int(m) <= milestone]
+        if reached and all(row[k] == v for k, v in match.items()):
             key = (row["method"], row["task"])
-            bits[key] = bits.get(key, "") + row["solved"][str(reached)]
+            bits[key] = bits.get(key, "") + row["solved"][str(max(reached))]
     return bits
 
 
@@ -164,7 +163,7 @@ def budget_table(
 
     head = ["method", *(f"% at {m}" for m in MILESTONES), "model cost", "true cost", "valid %"]
     head += ["s here", *(f"s at {ms} ms" for ms in LATENCIES_MS)]
-    return markdown_table(head, in_groups(methods, by[BUDGET], cells, len(head) - 1))
+    return markdown_table(head, in_groups(methods, by[MILESTONES[0]], cells, len(head) - 1))
 
 
 def pairs_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
@@ -193,16 +192,6 @@ def _pair(
     apart = "wins" if low_a > high_b else "loses" if low_b > high_a else "no"
     labels = [methods[name].label for name in names]
     return [*labels, task, share(a), share(b), str(wins), str(losses), f"{p:.2g}", apart]
-
-
-def preset_table(rows: Sequence[Row], larger: Sequence[Row], methods: Mapping[str, Method]) -> str:
-    """Choosing among draws of either denoiser against choosing among the generator's, paired."""
-    bits = collect(rows, BUDGET, stage="main")
-    bits |= {("gpu", t): b for (n, t), b in collect(larger, BUDGET, stage="main").items()
-             if n == "ddim_select"}  # fmt: skip
-    labelled = {"gpu": replace(methods["ddim_select"], label="DDIM of --preset gpu, select")}
-    lines = [_pair({**methods, **labelled}, bits, ("gpu", "shoot_true"), task) for task in TASKS]
-    return markdown_table(PAIR_HEAD, lines)
 
 
 def base_rate_table(rates: Mapping[str, Any]) -> str:
@@ -245,7 +234,6 @@ def answer(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
 def blocks(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
     """Return every block by its name in the documents."""
     rows, timing = read_rows(folder / "results.jsonl"), read_json(folder / "timing.json")
-    larger = read_rows(folder / PRESET_GPU / "results.jsonl")
     made = {
         "headline": headline_table(rows, methods, timing),
         "success": success_table(rows, methods, stage="main"),
@@ -259,8 +247,6 @@ def blocks(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
         made["goal_seconds"] = goal_seconds(seconds)
     if rates := read_json(folder / "base_rates.json"):
         made["base_rates"] = base_rate_table(rates)
-    if larger:
-        made[PRESET_GPU] = preset_table(rows, larger, methods)
     if any(row["stage"] == "batched" for row in rows):
         made["batched"] = success_table(rows, methods, stage="batched")
     for budget in sorted({row["budget"] for row in rows if row["stage"] == "long"}):

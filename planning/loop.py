@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from planning.benchmark import Job, Row, rng_for
+from planning.places import changed_places
 from planning.planner import PlanCost, Planner
 from planning.search import CostFn
 from planning.tasks import Instances, is_solved, make_instances, model_cost
@@ -85,9 +86,11 @@ def run_episode(
         instances = towards(task, scenes, goal)
         cost_fn = model_cost(instances)
         prefix = (known, mask) if step else (None, None)
+        places = changed_places(observe(scenes, scenes.state)[0], instances.goal_tokens[0])
         plan = planner.plan(
-            _of_one(cost_fn), budget_ms=budget_ms, known=prefix[0], known_mask=prefix[1]
-        )
+            _of_one(cost_fn), budget_ms=budget_ms, known=prefix[0], known_mask=prefix[1],
+            places=places,
+        )  # fmt: skip
         milliseconds.append(plan.milliseconds)
         after = hard_world(scenes, plan.actions[None, :executed])
         bits += "01"[int(is_solved(instances, after))]

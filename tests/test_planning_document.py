@@ -15,6 +15,7 @@ import planning
 from planning import document, tasks
 from planning.diffusion import DiffusionPrior
 from planning.methods import cost_methods, goal_methods, prior_methods
+from planning.shipped import SHIPPED
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -39,7 +40,7 @@ def test_the_documents_quote_the_results(tmp_path, capsys):
         again.append(tmp_path / path.name)
         again[-1].write_text(path.read_text("utf-8"), "utf-8")
     prior = DiffusionPrior(None, None, {})
-    methods = cost_methods() | prior_methods(prior) | goal_methods(None)
+    methods = SHIPPED | cost_methods() | prior_methods(prior) | goal_methods(None)
     document.write(tmp_path / "results", methods, again)
     assert capsys.readouterr().out == "", "every block has a place"
     for path, copy in zip(document.DOCUMENTS, again, strict=True):
@@ -113,6 +114,26 @@ def test_the_verdict_compares_what_knows_the_same():
         *("DDIM given the goal: 100 %", "10"),
     ]
     assert made["courses"] == made["loop"] == document.NOT_YET
+
+
+def test_the_shipped_planner_against_its_rivals_by_hand():
+    """Ten to nothing on drags, three to four on sliders: intervals apart on drags alone."""
+    solved = {  # of drags, of sliders
+        "planner": ("1" * 10, "1110"), "true_adam": ("0" * 10, "1111"),
+        "sobol_cma": ("0" * 10, "0001"), "ddim_adam": ("1" * 10, "1111"),
+    }  # fmt: skip
+    rows = [
+        row("batched", name, task, bits)
+        for name, of in solved.items()
+        for task, bits in zip(("drag", "slider"), of, strict=True)
+    ]
+    methods = SHIPPED | cost_methods() | prior_methods(DiffusionPrior(None, None, {}))
+    *_, line = document.new_blocks(rows, {}, methods)["shipped"].splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [  # four instances of each task are paired: 4 + 3 to 0 + 4, only 4 to 1
+        *("exact simulator, 32 at a time", "88", "true generator + Adam 6-D", "cost only", "50"),
+        *("0.38", "wins drag", "4"),
+    ]
 
 
 def test_courses_and_loop_by_hand():
