@@ -62,7 +62,7 @@ class Size:
     """How much of the benchmark to run."""
 
     instances: int = 50  # per seed
-    seeds: int = 2
+    seeds: int = 4
     tuning: int = 10
     bank: int = 8192
     long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)

@@ -30,11 +30,13 @@ from planning.world import CENTRES, GRID, Scenes, State, WorldModel, as_tokens, 
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.errors import run_program, say
 from trainlib.files import make_folder, write_json
+from trainlib.muon import Muon
 from trainlib.process import progress
 from trainlib.provenance import describe_machine, provenance
 from trainlib.tables import markdown_table
 
 CACHE = Path(__file__).parent / "results" / "cache"
+LR = 2e-3
 HELD_OUT = 100  # seed of transitions and of instances that nothing was trained on
 SELECT, TRUST, GRADIENT = "choose among draws", "gradient near draws", "gradient"
 WORTH_NEAR, WORTH = 0.5, 0.9  # R² of change, from where a gradient is trusted near draws; anywhere
@@ -48,7 +50,7 @@ class Recipe:
         label: in tables.
         make: the network.
         num: transitions to learn from.
-        steps: of AdamW.
+        steps: of AdamW, and of Muon for the matrices of a transformer's blocks.
         batch_size: transitions of a step.
     """
 
@@ -67,7 +69,7 @@ RECIPES = {
     "objects_15k": Recipe("objects, 15 k", SurrogateWorld, 15_000, 3000),
     "objects_60k": Recipe("objects, 60 k", SurrogateWorld, 60_000, 3000),
     "objects_240k": Recipe("objects, 240 k", SurrogateWorld, 240_000, 12_000),
-    "tokens_60k": Recipe("tokens, 60 k", TokenPredictor, 60_000, 1500, 64),
+    "tokens_60k": Recipe("tokens, 60 k", TokenPredictor, 60_000, 2800, 32),
 }
 
 
@@ -76,16 +78,22 @@ def fit(recipe: Recipe, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     transitions = draw_transitions(recipe.num, seed, scenes=min(3000, recipe.num))
     model = recipe.make()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, recipe.steps)
+    matrices = [p for name, p in model.named_parameters() if "blocks." in name and p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, LR, weight_decay=1e-4)]
+    optimizers += [Muon(matrices, LR, weight_decay=1e-4)] if matrices else []
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, recipe.steps) for optimizer in optimizers
+    ]
     for _ in progress(range(recipe.steps), recipe.label):
         rows = torch.randint(0, recipe.num, (recipe.batch_size,))
         loss = _loss(model, transitions, rows)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
     return model.eval().requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ from benchmarks import document, report
 from planning import document as planning_document
 from planning.diffusion import DiffusionPrior
 from planning.methods import cost_methods, goal_methods, prior_methods
+from planning.shipped import SHIPPED
 from trainlib.tables import fill_document
 
 MARKED = re.compile(r"<!-- begin (\S+) -->.*?<!-- end \1 -->", re.DOTALL)
@@ -46,7 +47,8 @@ def test_every_marker_has_a_command_and_every_number_a_place(made):
     begun = {name for text in texts for name in re.findall(r"<!-- begin (\S+) -->", text)}
     assert begun == {match[1] for text in texts for match in MARKED.finditer(text)}
     assert made.keys() <= begun
-    methods = cost_methods() | prior_methods(DiffusionPrior(None, None, {})) | goal_methods(None)
+    prior = DiffusionPrior(None, None, {})
+    methods = SHIPPED | cost_methods() | prior_methods(prior) | goal_methods(None)
     planning = planning_document.blocks(ROOT / "planning" / "results", methods)
     assert begun == made.keys() | planning.keys() and not made.keys() & planning.keys()
 
