@@ -19,6 +19,7 @@ from planning.courses import KNOWN, TASKS, Courses, make_courses
 from planning.diffusion import DiffusionPrior, diffusion_es
 from planning.methods import COST, PRIOR, Method
 from planning.optimizers import Draw
+from planning.places import CHOICE, draw_places, fitting, moved_to
 from planning.search import Bend, Objective, cem, descend, ramp, strokes, to_ramp
 from train_diffusion_ddim import to_gesture
 from trainlib.gestures import PRESSED, SEQ_LEN
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from evaluation.events import Events
 
 KNOTS = 6  # of gestures without a prior, and of human-like ones that are bent
-HUMAN_METHODS = ("human_select", "human_bend", "human_es")  # that need a denoiser
+HUMAN_METHODS = ("human_select", "human_bend", "human_places", "human_es")  # that need a denoiser
 HUMAN = 4096  # human-like windows: to draw from, and to compare with
 MATCHED = ("path", "deviation")  # in which the plans' nearest human contacts are alike
 FREE_OF_PLACE = (
@@ -117,6 +118,20 @@ def known_draw(prior: DiffusionPrior, course: Courses) -> Draw:
     return draw
 
 
+def at_places(draw: Draw, course: Courses) -> Draw:
+    """Let a source draw CHOICE times as many, and move those that fit to the course's places."""
+    maps, free = course.places(), ~course.mask
+
+    def moved(num: int, K: int, rng: np.random.Generator) -> Tensor:
+        choices = draw(num, K * CHOICE, rng).unflatten(1, (K, CHOICE))
+        wanted = [draw_places(of, K, rng) for of in maps]
+        fit = torch.stack([fitting(x, w) for x, w in zip(choices, wanted, strict=True)])
+        pasted = course.paste(fit).flatten(0, 1)
+        return moved_to(pasted, torch.cat(wanted), free).unflatten(0, (num, K))
+
+    return moved
+
+
 def course_methods(prior: DiffusionPrior | None, human: Callable[[], Tensor]) -> dict[str, Method]:
     """Return the methods; those with a learned prior if there is one.
 
@@ -128,6 +143,12 @@ def course_methods(prior: DiffusionPrior | None, human: Callable[[], Tensor]) ->
 
     def plain(method: Callable[..., None], **options: Any) -> Callable[..., None]:
         return lambda objective, rng, course: method(objective, rng, **options)
+
+    def placed(draw: Draw) -> Callable[..., None]:
+        def run(objective: Objective, rng: np.random.Generator, course: Courses) -> None:
+            bend_adam(objective, rng, at_places(draw, course), course)
+
+        return run
 
     def drawn(method: Callable[..., None]) -> Callable[..., None]:
         def run(objective: Objective, rng: np.random.Generator, course: Courses) -> None:
@@ -152,6 +173,12 @@ def course_methods(prior: DiffusionPrior | None, human: Callable[[], Tensor]) ->
             "human-like generator + Adam, knots", COST,
             lambda objective, rng, course: bend_adam(objective, rng, people, course),
         ),
+        "line_places": Method(
+            "structured draws at places + Adam, knots", COST, placed(lines), sees_tokens=True
+        ),
+        "people_places": Method(
+            "human-like generator at places + Adam, knots", COST, placed(people), sees_tokens=True
+        ),
     }  # fmt: skip
     if prior is None:
         return methods
@@ -161,6 +188,10 @@ def course_methods(prior: DiffusionPrior | None, human: Callable[[], Tensor]) ->
             drawn(lambda objective, rng, draw, _: opt.shoot(objective, rng, draw)),
         ),
         "human_bend": Method("DDIM of human-like + Adam, knots", PRIOR, drawn(bend_adam)),
+        "human_places": Method(
+            "DDIM of human-like at places + Adam, knots", PRIOR, placed(prior.draw),
+            sees_tokens=True,
+        ),
         "human_es": Method(
             "Diffusion-ES of human-like", PRIOR, plain(diffusion_es, prior=prior, sigma=0.2)
         ),

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from planning.search import CostFn
-from planning.world import LONG_PRESS, SLOP
+from planning.world import GRID, LONG_PRESS, SLOP
 from train_diffusion_ddim import to_gesture
 from trainlib.gestures import PRESSED, SEQ_LEN
 
@@ -80,6 +80,18 @@ class Courses:
             return cost(actions.flatten(0, 1), self.points.repeat_interleave(K, 0)).view(-1, K)
 
         return costs
+
+    def places(self) -> Tensor:
+        """Return how likely gestures begin and end in each cell of the screen, (N, 2, GRID, GRID).
+
+        As `changed_places` has it: they begin with equal odds where the screen should change or
+        where something is, and end where it should change.
+        """
+        cells = (self.points.clamp(0, 1) * GRID).long().clamp(max=GRID - 1)
+        index = cells[..., 1] * GRID + cells[..., 0]  # (N, P)
+        seen = torch.nn.functional.one_hot(index, GRID**2).float()
+        changed, content = seen[:, : TASKS[self.task].changed].mean(dim=1), seen.mean(dim=1)
+        return torch.stack([(changed + content) / 2, changed], dim=1).unflatten(-1, (GRID, GRID))
 
     def judge(self, actions: Tensor) -> Tensor:
         """Return which actions, (N, L, 3), do what they should; (N,) bool."""
@@ -298,11 +310,15 @@ def _jump(c: Contact, actions: Tensor) -> Tensor:
 
 
 class Task(NamedTuple):
-    """A task: its points, (P, 2), from random numbers; its cost; its judge."""
+    """A task: its points, (P, 2), from random numbers; its cost; its judge.
+
+    Of its points the first `changed` are where the screen should change; all can be seen.
+    """
 
     draw: Callable[[np.random.Generator], np.ndarray]
     cost: Callable[[Tensor, Tensor], Tensor]
     judge: Callable[[Tensor, Tensor], Tensor]
+    changed: int
 
 
 def _draw_pair(
@@ -343,16 +359,16 @@ def _draw_pattern(rng: np.random.Generator) -> np.ndarray:
 
 
 TASKS = {
-    "around": Task(_draw_around, _around_cost, _around),
-    "fling": Task(lambda rng: _draw_pair(rng, 0.8, 1.6, -2.0), _fling_cost, _fling),
+    "around": Task(_draw_around, _around_cost, _around, 2),
+    "fling": Task(lambda rng: _draw_pair(rng, 0.8, 1.6, -2.0), _fling_cost, _fling, 2),
     "long_press": Task(
-        lambda rng: rng.uniform(0.1, 0.9, (1, 2)), _long_press_cost, _long_press
+        lambda rng: rng.uniform(0.1, 0.9, (1, 2)), _long_press_cost, _long_press, 1
     ),
     "double_tap": Task(
-        lambda rng: rng.uniform(0.1, 0.9, (1, 2)), _double_tap_cost, _double_tap
+        lambda rng: rng.uniform(0.1, 0.9, (1, 2)), _double_tap_cost, _double_tap, 1
     ),
-    "pattern": Task(_draw_pattern, _pattern_cost, _pattern),
-    "continued": Task(lambda rng: _draw_pair(rng, 0.3, 0.6), _continued_cost, _continued),
+    "pattern": Task(_draw_pattern, _pattern_cost, _pattern, 4),
+    "continued": Task(lambda rng: _draw_pair(rng, 0.3, 0.6), _continued_cost, _continued, 2),
 }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from trainlib.tables import markdown_table
 
 CACHE = Path(__file__).parent / "results" / "cache"
 LR = 2e-3
+SMALL, IDLE = 0.01, 10.0  # change of the tokens that counts by half; weight of none at all
 HELD_OUT = 100  # seed of transitions and of instances that nothing was trained on
 SELECT, TRUST, GRADIENT = "choose among draws", "gradient near draws", "gradient"
 WORTH_NEAR, WORTH = 0.5, 0.9  # R² of change, from where a gradient is trusted near draws; anywhere
@@ -98,11 +99,19 @@ def fit(recipe: Recipe, seed: int) -> nn.Module:
 
 
 def _loss(model: nn.Module, transitions: Transitions, rows: Tensor) -> Tensor:
-    """Return the error of the change: squared of objects, Huber's of tokens."""
+    """Return the error of the change: squared of objects, Huber's of tokens.
+
+    That of tokens is relative to the change that there was: a button covers a hundredth of the
+    tokens of a list.
+    """
     scenes, actions = transitions.scenes[rows], transitions.actions[rows]
     after = State(transitions.after.pos[rows], transitions.after.value[rows])
     if isinstance(model, TokenPredictor):
-        return F.smooth_l1_loss(model.after(scenes, actions), observe(scenes, after))
+        now, then = observe(scenes, scenes.state), observe(scenes, after)
+        error = F.smooth_l1_loss(model.after(scenes, actions), then, reduction="none")
+        size = (then - now).abs().mean(dim=(1, 2))
+        weight = torch.where(size > 0, 1 / (size + SMALL), IDLE)
+        return (weight * error.mean(dim=(1, 2))).mean()
     assert isinstance(model, SurrogateWorld)
     change = [after.pos - scenes.pos, (after.value - scenes.value)[..., None]]
     return (model.change(scenes, actions) - torch.cat(change, dim=-1)).square().mean()

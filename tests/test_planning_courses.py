@@ -151,3 +151,24 @@ def test_methods_keep_to_the_budget(name):
         job = benchmark.Job("courses", name, task, 0, 2, 60)
         row = run_course(job, methods[name], events_of(human.numpy()))
         assert row["used"] <= 60 and len(row["solved"]["60"]) == 2 and row["auc"] is None
+
+
+def test_places_of_a_course():
+    """The icon and its goal change, the obstacle is there: half of a half and of a third."""
+    of = course("around", (0.2, 0.5), (0.8, 0.99), (0.5, 0.5))
+    begin, end = of.places()[0]
+    cells = {"icon": (8, 3), "goal": (15, 12), "obstacle": (8, 8)}
+    assert [begin[at].item() for at in cells.values()] == pytest.approx([5 / 12, 5 / 12, 1 / 6])
+    assert [end[at].item() for at in cells.values()] == pytest.approx([0.5, 0.5, 0])
+    assert begin.sum().item() == end.sum().item() == pytest.approx(1)
+
+
+def test_draws_are_moved_to_the_places_of_their_course():
+    """A card thrown off the screen: gestures begin at the card or in the cell nearest its goal."""
+    of = course("fling", (0.2, 0.5), (1.35, 0.5))
+    drawn = course_methods.at_places(course_methods.base.draw_structured, of)(
+        1, 60, np.random.default_rng(0)
+    )
+    begin = search.to_ramp(drawn)[0, :, :2]
+    cells = {tuple(cell) for cell in (begin * 16).long().tolist()}
+    assert drawn.shape == (1, 60, L, 3) and cells == {(3, 8), (15, 8)}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from planning import tasks, world
+from planning.predictor import TokenPredictor, waves
 from planning.world import BUTTON, ICON, LAMP, LIST, SLIDER, TOGGLE, Scenes
 
 L = 250
@@ -209,3 +210,19 @@ def test_base_rates(task, percent):
     rate = tasks.base_rate(task, n)
     error = math.sqrt(percent / 100 / n)
     assert rate == pytest.approx(percent / 100, abs=4 * error + 0.002 * (task == "scroll"))
+
+
+def test_a_token_under_the_finger_attends_to_it_from_the_start():
+    """Before any training: of all tokens that one has the sharpest eye for where the finger was."""
+    torch.manual_seed(0)
+    model = TokenPredictor()
+    x = torch.zeros(1, L, 3)
+    x[0, 100:150] = torch.tensor([0.3, 0.6, 1.0])
+    read = torch.cat([x, x[..., 2:] * waves(x[..., :2])], dim=-1)
+    moments = model._moments(read, model.gru(read)[0])
+    assert moments.pressed[0].tolist() == [0.0] * 10 + [1.0] * 5 + [0.0] * 10
+    look = model.blocks[0].look
+    q = look.q(torch.nn.functional.layer_norm(model.at(model.places), (64,)))
+    logits = q @ look.k(moments.places[0, 12])
+    assert logits.argmax() == 9 * 16 + 4, "the token of row 9, column 4 holds (0.3, 0.6)"
+    assert logits.max() > 3 * logits.std(), "and it stands out"
