@@ -68,7 +68,7 @@ class Size:
     long: tuple[tuple[int, int], ...] = ((1000, 100), (8000, 25))  # (budget, instances)
     extra: int = 100  # instances of the stage temperature
     learned: tuple[tuple[str, int, int], ...] = (  # (world model, instances, budget)
-        ("objects_240k", 100, BUDGET), ("objects_60k", 50, BUDGET), ("objects_15k", 50, BUDGET),
+        ("objects_240k", 100, BUDGET), ("objects_60k", 25, BUDGET), ("objects_15k", 25, BUDGET),
         ("tokens_60k", 20, BUDGET),  # it is slow
     )  # fmt: skip
     batched: int = 25  # instances of the stage batched
