@@ -37,6 +37,7 @@ HEADLINE = (
     "cem_ramp", "ddim_guided", "cem_raw", "adam_raw",
 )  # fmt: skip
 ANSWER = (PLANNER, "changes_adam", "cfg_ddim_adam", "ddim_adam", "cem_ramp", "adam_raw")
+ANSWER_ON_COURSES = ("people_places", "human_places", "line_places", "knots_adam")
 PAIR_HEAD = ("", "against", "task", "first", "second", "only first", "only second", "p", "apart")
 GRADIENT_WAYS = (  # the same draws: chosen from; refined near; refined; refined, a second chooses
     ("changes", "changes_trust", "changes_adam", "changes_second"),
@@ -225,10 +226,22 @@ def goal_seconds(seconds: Mapping[str, float]) -> str:
 
 
 def answer(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
-    """Say in one sentence how many instances the methods of the README's verdict solve."""
+    """Say in two sentences how many instances the methods of the README's verdict solve."""
     bits = collect(rows, BUDGET, stage="main")
     named = [f"{methods[name].label} {percent(mean_rate(bits, name))} %" for name in ANSWER]
-    return f"Of all tasks, {BUDGET} evaluations of the world model solve: {'; '.join(named)}."
+    said = f"Of all tasks, {BUDGET} evaluations of the world model solve: {'; '.join(named)}."
+    bits, methods = collect(rows, BUDGET, stage="courses"), courses_of_nobody()
+    named = [
+        f"{methods[name].label} {percent(mean_rate(bits, name))} %"
+        for name in ANSWER_ON_COURSES
+        if everything(bits, name)
+    ]
+    return f"{said} Of the courses: {'; '.join(named)}." if named else said
+
+
+def courses_of_nobody() -> dict[str, Method]:
+    """Return the methods on the courses, for their labels."""
+    return course_methods(NOBODY, lambda: torch.empty(0))
 
 
 def blocks(folder: Path, methods: Mapping[str, Method]) -> dict[str, str]:
@@ -262,7 +275,7 @@ def new_blocks(
 ) -> dict[str, str]:
     """Return the blocks whose places wait for their stages."""
     made = dict.fromkeys(("accuracy", "gradients", "learned", "courses", "loop"), NOT_YET)
-    courses = course_methods(NOBODY, lambda: torch.empty(0))
+    courses = courses_of_nobody()
     of = {stage: [row for row in rows if row["stage"] == stage] for stage in STAGES}
     if measured:
         made["accuracy"] = accuracy_table(measured)

@@ -333,7 +333,7 @@ class Planner:
                 (2, rows, columns), as of `changed_places`; draws are moved accordingly. None =
                 they stay where they were drawn.
             num_plans: gestures to draw at most, at least 1. They come from the bank, if there is
-                one, but for variations and where there are known frames or a goal.
+                one, but for variations and where there is a goal or a known contact.
             num_inference_steps: denoising steps, in [1, T].
             budget_ms: wall-clock, above 0, perhaps infinite.
             seed: of the noise of this call, at least 0; None = new noise at every call.
@@ -357,6 +357,7 @@ class Planner:
         """Do what `plan` promises; the call came in at `began`."""
         self.calls += 1
         self._prices = self._prices.carried(1)
+        request.take_from(self.bank)
         if request.init is None and self.last is not None and cost_fn is not None:
             request.vary(self.last, WARM, WARM_TURN, LAST)
         kinds = request.next_kinds(1)
@@ -404,15 +405,15 @@ class Planner:
         """Draw gestures from noise, from the bank or around `init`, (num, L, 3)."""
         if kind == DRAW and request.places is not None:
             return self._draw_at_places(request, num)
-        if kind == DRAW and self.bank is not None and request.is_plain:
-            return self.bank[request.rows(len(self.bank), num)]
+        if kind == DRAW and request.bank is not None:
+            return request.from_bank(num)
         return self._sample(request, kind, num)
 
     def _draw_at_places(self, request: Request, num: int) -> Tensor:
         """Draw gestures and move them to where they may begin and end, (num, L, 3)."""
         wanted = draw_places(request.places, num, request.streams[4])
-        if self.bank is not None and request.is_plain:
-            drawn = fitting(self.bank[request.rows(len(self.bank), num, CHOICE)], wanted)
+        if request.bank is not None:
+            drawn = fitting(request.from_bank(num, CHOICE), wanted)
         else:
             drawn = self._sample(request, DRAW, num)
         return moved_to(request.paste(drawn), wanted, request.free)
@@ -443,19 +444,15 @@ class Planner:
         """Draw as `_draw` does and note how long it took, but for what the bank gave."""
         began = self.clock()
         drawn = self._draw(request, kinds)
-        num = kinds.count(VARIATION) if self._has_bank(request) else len(kinds)
+        num = kinds.count(VARIATION) if request.bank is not None else len(kinds)
         if num:
             self._prices.add(num, self.clock() - began)
         return drawn
 
-    def _has_bank(self, request: Request) -> bool:
-        """Return whether draws of a request, but for variations, come from the bank."""
-        return self.bank is not None and request.is_plain
-
     def _prices_of_draws(self, request: Request, most: int) -> np.ndarray:
         """Return what 1 to `most` draws should take, (most,), seconds."""
         sizes = np.arange(1, most + 1)
-        if self._has_bank(request):
+        if request.bank is not None:
             sizes = -(-sizes // request.varied) if request.varied else 0 * sizes
         return np.concatenate([[0.0], self._prices.upto(most)])[sizes]
 
@@ -509,7 +506,7 @@ class Planner:
         most = min(most, search.objective.room())
         left = search.objective.seconds_left - reserved
         costs, draws = search.objective.prices(most), self._prices_of_draws(request, most)
-        if most and self._has_bank(request) and costs[0] <= left < costs[0] + draws[0]:
+        if most and request.bank is not None and costs[0] <= left < costs[0] + draws[0]:
             request.varied, draws = 0, 0 * draws
         fits = costs + draws <= left
         return most if fits.all() else largest_power(fits)

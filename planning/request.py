@@ -11,7 +11,7 @@ from torch import Tensor
 
 from train_diffusion_ddim import to_gesture
 from trainlib.errors import UserError
-from trainlib.gestures import SEQ_LEN
+from trainlib.gestures import PRESSED, SEQ_LEN
 from trainlib.tensors import describe
 
 DRAW, VARIATION = "draw", "variation"
@@ -78,6 +78,8 @@ class Request:
         noise: seed of all noise.
         source: what `init` is called as a candidate.
         varied: of as many draws the last is a variation of `init`; 0 = none.
+        bank: where draws come from, see `take_from`; None = from the denoiser.
+        bank_rows: those of its gestures that agree with what is known.
         streams: noise of draws from nothing, of variations, of samplers with eta > 0, of CEM, of
             places.
     """
@@ -96,6 +98,8 @@ class Request:
     source: str = field(default="init", init=False)
     varied: int = field(default=0, init=False)
     drawn: int = field(default=0, init=False)
+    bank: Tensor | None = field(default=None, init=False)
+    bank_rows: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         for name in ("num_plans", "num_inference_steps"):
@@ -160,10 +164,21 @@ class Request:
         is_weight = bool(sums.isfinite().all()) and bool((sums > 0).all()) and bool(low >= 0)
         require(is_weight, "places must be at least 0, not all of a map", f"{low} and sums {sums}")
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing is known and there is no goal, so that any gesture will do."""
-        return self.known is None and self.goal is None
+    def take_from(self, bank: Tensor | None) -> None:
+        """Let draws be gestures of a bank, (N, L, 3), that agree with what is known.
+
+        Where no known frame is pressed, those that are idle there are what a denoiser should draw
+        (rejection sampling). A contact that is known, or a goal, needs the denoiser itself.
+        """
+        if bank is None or self.goal is not None:
+            return
+        agrees = torch.ones(len(bank), dtype=torch.bool)
+        if self.known is not None:
+            if self.known.any():
+                return
+            agrees = ~(bank[:, self.known_mask, 2] > PRESSED).any(dim=1)
+        if agrees.any():
+            self.bank, self.bank_rows = bank, agrees.nonzero()[:, 0]
 
     @property
     def free(self) -> Tensor | None:
@@ -181,9 +196,10 @@ class Request:
         stream = self.streams[kind == VARIATION]
         return torch.from_numpy(stream.standard_normal((num, SEQ_LEN, 3), dtype=np.float32))
 
-    def rows(self, total: int, *shape: int) -> Tensor:
-        """Draw the next rows of a bank of `total`, int64 of this shape."""
-        return torch.from_numpy(self.streams[0].integers(0, total, shape))
+    def from_bank(self, *shape: int) -> Tensor:
+        """Draw the next gestures from the bank, (*shape, L, 3)."""
+        assert self.bank is not None and self.bank_rows is not None
+        return self.bank[self.bank_rows[self.streams[0].integers(0, len(self.bank_rows), shape)]]
 
     def paste(self, actions: Tensor) -> Tensor:
         """Put the known frames into actions (..., L, 3)."""

@@ -1081,3 +1081,33 @@ def test_regression_to_the_ends_recovers_a_map():
     assert (net(context) - target).square().mean() < 0.5 * target.var()
     z = goals.at_fixed_time(target)
     assert z.shape == (400, 6) and torch.equal(z[:, [0, 1, 3, 4]], target)
+
+
+def test_where_known_frames_are_idle_the_bank_is_asked(monkeypatch):
+    """Its gestures that are idle there; with a known contact the denoiser draws."""
+    planner, seen = noise_planner(), []
+    early, late = touch(0, 20, 0.2, 0.2), touch(100, 150, 0.8, 0.8)
+    planner.bank = torch.stack([early, late])
+
+    def cost_fn(actions):
+        seen.append(actions)
+        return 1 + actions.sum((1, 2))
+
+    options = {"known_mask": torch.arange(L) < 30, "num_plans": 9, "budget_ms": math.inf}
+    planner.plan(cost_fn, known=0 * late, **options)
+    assert all(torch.equal(action, late) for action in torch.cat(seen[:2])[1:10])
+    seen.clear()
+    planner.reset()
+    planner.plan(cost_fn, known=early, **options)
+    drawn = torch.cat(seen[:2])[1:10]
+    assert torch.equal(drawn[:, :30], early[:30].expand(9, 30, 3))
+    assert not any(torch.equal(action[30:], x[30:]) for action in drawn for x in (early, late))
+
+
+def test_a_bank_that_never_agrees_is_left(planner):
+    planner.bank = touch(0, 20, 0.2, 0.2)[None]
+    try:
+        result = planner.plan(known=torch.zeros(L, 3), known_mask=torch.arange(L) < 30)
+        assert not result.actions[:30].any()
+    finally:
+        planner.bank = None
