@@ -139,25 +139,27 @@ def course_methods(prior: DiffusionPrior | None, human: Callable[[], Tensor]) ->
         prior: a denoiser of human-like gestures; None = none.
         human: returns human-like gestures of the generator, (N, L, 3).
     """
-    lines, people = base.draw_structured, from_bank(human)
+    methods = free_methods(base.draw_structured, from_bank(human))
+    return methods | (denoiser_methods(prior) if prior is not None else {})
 
-    def plain(method: Callable[..., None], **options: Any) -> Callable[..., None]:
-        return lambda objective, rng, course: method(objective, rng, **options)
 
-    def placed(draw: Draw) -> Callable[..., None]:
-        def run(objective: Objective, rng: np.random.Generator, course: Courses) -> None:
-            bend_adam(objective, rng, at_places(draw, course), course)
+def plain(method: Callable[..., None], **options: Any) -> Callable[..., None]:
+    """Let a method be called with a course, of which it knows nothing but the cost."""
+    return lambda objective, rng, course: method(objective, rng, **options)
 
-        return run
 
-    def drawn(method: Callable[..., None]) -> Callable[..., None]:
-        def run(objective: Objective, rng: np.random.Generator, course: Courses) -> None:
-            assert prior is not None
-            method(objective, rng, known_draw(prior, course), course)
+def placed(draw: Draw) -> Callable[..., None]:
+    """Return a method that bends draws at the course's places."""
 
-        return run
+    def run(objective: Objective, rng: np.random.Generator, course: Courses) -> None:
+        bend_adam(objective, rng, at_places(draw, course), course)
 
-    methods = {
+    return run
+
+
+def free_methods(lines: Draw, people: Draw) -> dict[str, Method]:
+    """Return the methods without a denoiser, from sources of lines and of human-like gestures."""
+    return {
         "line_cem": Method("CEM 6-D", COST, plain(opt.cem_ramp, std=0.3)),
         "line_adam": Method(
             "structured draws + Adam 6-D", COST,
@@ -180,9 +182,18 @@ def course_methods(prior: DiffusionPrior | None, human: Callable[[], Tensor]) ->
             "human-like generator at places + Adam, knots", COST, placed(people), sees_tokens=True
         ),
     }  # fmt: skip
-    if prior is None:
-        return methods
-    return methods | {
+
+
+def denoiser_methods(prior: DiffusionPrior) -> dict[str, Method]:
+    """Return the methods with a denoiser of human-like gestures."""
+
+    def drawn(method: Callable[..., None]) -> Callable[..., None]:
+        def run(objective: Objective, rng: np.random.Generator, course: Courses) -> None:
+            method(objective, rng, known_draw(prior, course), course)
+
+        return run
+
+    return {
         "human_select": Method(
             "DDIM of human-like, select", PRIOR,
             drawn(lambda objective, rng, draw, _: opt.shoot(objective, rng, draw)),

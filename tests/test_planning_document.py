@@ -165,7 +165,8 @@ def test_tables_are_written_without_figures(tmp_path, monkeypatch, capsys, broke
     monkeypatch.setitem(sys.modules, broken, None)
     monkeypatch.delitem(sys.modules, "planning.figures", raising=False)
     monkeypatch.delattr(planning, "figures", raising=False)
-    methods = cost_methods() | prior_methods(DiffusionPrior(None, None, {})) | goal_methods(None)
+    prior = DiffusionPrior(None, None, {})
+    methods = SHIPPED | cost_methods() | prior_methods(prior) | goal_methods(None)
     document.write(tmp_path, methods, [path])
     assert "| CEM 6-D " in path.read_text("utf-8") and not list(tmp_path.glob("*.png"))
     err = capsys.readouterr().err
