@@ -344,7 +344,7 @@ def shipped_table(arenas: Mapping[str, Bits], methods: Mapping[str, Method]) -> 
         tasks = sorted(task for name, task in bits if name == PLANNER)
         for group in (COST, GOAL):
             names = [n for n, m in methods.items() if m.group == group and not uses_denoiser(n)]
-            rival = best_of(bits, names)
+            rival = best_of(bits, [n for n in names if all((n, task) in bits for task in tasks)])
             if rival is None:
                 continue
             n = min(len(bits[name, task]) for name in (PLANNER, rival) for task in tasks)
