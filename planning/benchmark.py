@@ -45,11 +45,11 @@ LONG_METHODS = ("shoot_true", "adam_raw", "adam_ramp", "cem_raw", "cem_ramp", "t
                 "ddim_select", "ddim_adam")  # fmt: skip
 LEARNED_METHODS = (
     "shoot_true", "adam_raw", "cem_ramp", "true_adam", "sobol_axes", "sobol_cma", "structured",
-    "structured_adam", "changes", "changes_adam", "changes_trust", "changes_second", "ddim_select",
-    "ddim_adam", "ddim_trust", "ddim_second", "ddim_denoised", "diffusion_es", "diffusion_es_adam",
-    "cfg_ddim", "cfg_ddim_adam", "cfg_ddim_64_adam", "cfg_ddim_trust", "nearest_goal",
-    "regress_ends_adam", "regress_jitter", "regress_jitter_adam", "regress_jitter_trust",
-    "regress_jitter_second",
+    "structured_adam", "changes", "changes_adam", "changes_trust", "changes_second",
+    "changes_penalised", "ddim_select", "ddim_adam", "ddim_trust", "ddim_second", "ddim_denoised",
+    "diffusion_es", "diffusion_es_adam", "cfg_ddim", "cfg_ddim_adam", "cfg_ddim_64_adam",
+    "cfg_ddim_trust", "nearest_goal", "regress_ends_adam", "regress_jitter", "regress_jitter_adam",
+    "regress_jitter_trust", "regress_jitter_second",
 )  # fmt: skip
 KNOB_METHODS = ("shoot_true", "adam_raw", "cem_ramp", "true_adam", "ddim_select", "ddim_adam")
 TEMPERATURES = (0.005, 0.1)

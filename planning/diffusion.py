@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planning.optimizers import shoot_for_starts
+from planning.optimizers import Draw, shoot_for_starts, starts_of
 from planning.search import BACKWARD, FORWARD, Bend, Objective, descend, ramp, to_ramp
 from train_diffusion_ddim import DDIMScheduler, generate, load_model, to_gesture, to_model_units
 from trainlib.gestures import PRESSED, SEQ_LEN
@@ -140,6 +140,50 @@ def diffusion_es(
         parents, costs = pool[rows, order], pool_costs.gather(1, order)
     if kept:
         descend(objective, to_ramp(parents[:, :3]), ramp, lr)
+
+
+def penalised_descent(
+    objective: Objective,
+    rng: np.random.Generator,
+    prior: DiffusionPrior,
+    draw: Draw,
+    *,
+    share: float = 0.4,
+    top: int = 3,
+    lr: float = 0.02,
+    sigma: float = 0.1,
+    weight: float = 1.0,
+) -> None:
+    """Draw; then Adam from the best, at a cost that grows as the denoiser finds a gesture odd.
+
+    The penalty is the mean squared distance from what becomes of the gesture when it is noised to
+    sigma and denoised; its gradient takes that for given, as score distillation does (Poole et al.,
+    arXiv:2209.14988). Draws are evaluated without.
+
+    Args:
+        objective: the cost and its budget; the penalty counts nothing.
+        rng: source of noise.
+        prior: the denoiser.
+        draw: source of gestures.
+        share: of the budget, for drawing.
+        top: gestures that are refined.
+        lr: of Adam.
+        sigma: noise, data units.
+        weight: of the penalty.
+    """
+    starts, _ = shoot_for_starts(objective, rng, draw, share, starts_of(objective, top))
+    seed, own = int(rng.integers(2**31)), objective.cost_fn
+
+    def penalised(actions: Tensor) -> Tensor:
+        plain = actions.detach().flatten(0, 1)
+        denoised = prior.mutate(plain, sigma, 1, seed).view_as(actions)
+        return own(actions) + weight * (actions - denoised).square().mean(dim=(2, 3))
+
+    objective.cost_fn = penalised
+    try:
+        descend(objective, to_ramp(starts), ramp, lr)
+    finally:
+        objective.cost_fn = own
 
 
 def denoised_descent(

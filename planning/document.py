@@ -343,7 +343,7 @@ def shipped_table(arenas: Mapping[str, Bits], methods: Mapping[str, Method]) -> 
             continue
         tasks = sorted(task for name, task in bits if name == PLANNER)
         for group in (COST, GOAL):
-            names = [n for n, m in methods.items() if m.group == group and not uses_denoiser(n)]
+            names = [n for n, m in methods.items() if m.group == group and not uses_denoiser(n, m)]
             rival = best_of(bits, [n for n in names if all((n, task) in bits for task in tasks)])
             if rival is None:
                 continue
@@ -373,9 +373,9 @@ def verdict(arenas: Mapping[str, Bits], methods: Mapping[str, Method]) -> str:
     said = []
     for arena, bits in arenas.items():
         for knows, groups in (("without goals", (COST, PRIOR)), ("given goals", (GOAL,))):
-            names = [name for name, method in methods.items() if method.group in groups]
-            a = best_of(bits, [name for name in names if uses_denoiser(name)])
-            b = best_of(bits, [name for name in names if not uses_denoiser(name)])
+            known = {name: method for name, method in methods.items() if method.group in groups}
+            a = best_of(bits, [name for name, m in known.items() if uses_denoiser(name, m)])
+            b = best_of(bits, [name for name, m in known.items() if not uses_denoiser(name, m)])
             if a and b and len(everything(bits, a)) == len(everything(bits, b)):
                 said.append(f"{arena}, {knows}: {_compared(bits, methods, a, b)}")
     missing = [] if any(r.label in arenas for r in RECIPES.values()) else ["learned world models"]
@@ -394,9 +394,9 @@ def _compared(bits: Bits, methods: Mapping[str, Method], a: str, b: str) -> str:
     return f"{first} {how if p < 0.05 else 'equals, within noise,'} {second}, p = {p:.2g}."
 
 
-def uses_denoiser(name: str) -> bool:
-    """Return whether a method draws from a denoiser."""
-    return name.startswith(("ddim", "diffusion", "cfg", "human", "planner"))
+def uses_denoiser(name: str, method: Method) -> bool:
+    """Return whether a method asks a denoiser."""
+    return method.group == PRIOR or name.startswith("cfg")
 
 
 # ----------------------------------------------------------------------------------------

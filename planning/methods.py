@@ -13,7 +13,13 @@ from typing import Any
 
 from planning import baselines as base
 from planning import optimizers as opt
-from planning.diffusion import DiffusionPrior, denoised_descent, diffusion_es, guided
+from planning.diffusion import (
+    DiffusionPrior,
+    denoised_descent,
+    diffusion_es,
+    guided,
+    penalised_descent,
+)
 from planning.goals import (
     GoalPolicy,
     cfg_ddim,
@@ -147,6 +153,13 @@ def prior_methods(prior: DiffusionPrior) -> dict[str, Method]:
             PRIOR,
             partial(denoised_descent, prior=prior),
             grid("sigma", 0.02, 0.05, 0.1),
+        ),
+        "changes_penalised": Method(
+            "draws at token changes + Adam 6-D, penalised",
+            PRIOR,
+            base.at_changes(partial(penalised_descent, prior=prior)),
+            grid("weight", 0.1, 1.0, 10.0),
+            sees_tokens=True,
         ),
         "ddim_cem": Method("DDIM + CEM 6-D", PRIOR, partial(local, draw=draw), LOCAL_CEM_IN_TIME),
         "ddim_guided": Method(

@@ -289,7 +289,7 @@ class Planner:
             self._cost_prices = objective.call_prices
 
     def reset(self) -> None:
-        """Forget the last plan, as when the goal has changed."""
+        """Forget the last plan: the goal has changed, or the plan has been carried out."""
         self.last = None
 
     def plan(

@@ -14,8 +14,9 @@ import torch
 
 import train_diffusion_ddim as tdd
 from planning import benchmark, goals, search, tasks
-from planning.diffusion import DiffusionPrior
+from planning.diffusion import DiffusionPrior, penalised_descent
 from planning.methods import cost_methods, goal_methods, prior_methods
+from planning.optimizers import shoot_then_refine
 
 L = 250
 
@@ -252,6 +253,34 @@ def test_costs_see_gestures_in_the_data_format(name):
     method.run(objective, np.random.default_rng(0), **method.trials[0], **told(method))
     assert any(seen) or name in ("adam_zeros", "regress_gesture"), "not only idle ones"
     assert torch.equal(objective.best, tdd.to_gesture(objective.best))
+
+
+@pytest.mark.parametrize(("weight", "moves"), [(0.0, True), (1e6, False)])
+def test_what_the_denoiser_finds_odd_is_not_taken(monkeypatch, weight, moves):
+    """To this one every gesture should begin at (0.5, 0.5): with much weight no step is better."""
+    prior = DiffusionPrior(None, tdd.DDIMScheduler(), {})
+    monkeypatch.setattr(prior, "mutate", lambda x, *_: torch.full_like(x, 0.5) * x[..., 2:])
+    seen = []
+
+    def cost_fn(actions):
+        seen.append(actions.requires_grad)
+        return off_grey(actions)
+
+    found = {}
+    for method in (penalised_descent, shoot_then_refine):
+        objective = search.Objective(cost_fn, 2, 250)
+        given = {"prior": prior, "weight": weight} if method is penalised_descent else {}
+        draw, options = tasks.draw_true, {"share": 0.4, "lr": 0.02}
+        method(objective, np.random.default_rng(0), draw=draw, **options, **given)
+        found[method], used = objective.best, objective.used
+    assert objective.cost_fn is cost_fn and any(seen) and used <= 250
+    refined, plain = found[shoot_then_refine], found[penalised_descent]
+    assert torch.equal(refined, plain) == moves
+    if not moves:
+        rows = np.random.default_rng(0)
+        drawn = torch.cat([tasks.draw_true(2, K, rows) for K in (50, 50)], dim=1)
+        best = drawn[torch.arange(2), off_grey(drawn).argmin(dim=1)]
+        assert torch.equal(plain, tdd.to_gesture(best)), "the best draw"
 
 
 def test_rounding_lets_gradients_pass():
