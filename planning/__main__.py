@@ -231,7 +231,10 @@ def runner_of(
         if job.stage == "loop":
             return run_loop(job, planner())
         if job.method in SHIPPED:
-            return run_shipped(job, planner(), *bench.world_models_of(job, models, second=False))
+            (world,) = bench.world_models_of(job, models, second=False)
+            measured = document.read_json(folder / "accuracy.json").get(job.variant)
+            refine = measured is None or learned.advice(measured["r2"]) != learned.SELECT
+            return run_shipped(job, planner(), world, refine=refine)
         method = methods[job.method]
         worlds = bench.world_models_of(job, models, method.second)
         return bench.run_job(job, method, settings()[job.method], *worlds)

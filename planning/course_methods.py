@@ -118,12 +118,12 @@ def known_draw(prior: DiffusionPrior, course: Courses) -> Draw:
     return draw
 
 
-def at_places(draw: Draw, course: Courses) -> Draw:
-    """Let a source draw CHOICE times as many, and move those that fit to the course's places."""
+def at_places(draw: Draw, course: Courses, choice: int = CHOICE) -> Draw:
+    """Let a source draw `choice` times as many, and move those that fit to the course's places."""
     maps, free = course.places(), ~course.mask
 
     def moved(num: int, K: int, rng: np.random.Generator) -> Tensor:
-        choices = draw(num, K * CHOICE, rng).unflatten(1, (K, CHOICE))
+        choices = draw(num, K * choice, rng).unflatten(1, (K, choice))
         wanted = [draw_places(of, K, rng) for of in maps]
         fit = torch.stack([fitting(x, w) for x, w in zip(choices, wanted, strict=True)])
         pasted = course.paste(fit).flatten(0, 1)
@@ -193,6 +193,10 @@ def denoiser_methods(prior: DiffusionPrior) -> dict[str, Method]:
 
         return run
 
+    def placed_draws(objective: Objective, rng: np.random.Generator, course: Courses) -> None:
+        choice = CHOICE if course.known is None else 1  # a bank knows nothing of known frames
+        bend_adam(objective, rng, at_places(known_draw(prior, course), course, choice), course)
+
     return {
         "human_select": Method(
             "DDIM of human-like, select", PRIOR,
@@ -200,8 +204,7 @@ def denoiser_methods(prior: DiffusionPrior) -> dict[str, Method]:
         ),
         "human_bend": Method("DDIM of human-like + Adam, knots", PRIOR, drawn(bend_adam)),
         "human_places": Method(
-            "DDIM of human-like at places + Adam, knots", PRIOR, placed(prior.draw),
-            sees_tokens=True,
+            "DDIM of human-like at places + Adam, knots", PRIOR, placed_draws, sees_tokens=True
         ),
         "human_es": Method(
             "Diffusion-ES of human-like", PRIOR, plain(diffusion_es, prior=prior, sigma=0.2)

@@ -304,6 +304,7 @@ class Planner:
         guidance: float = 1.0,
         places: Array | None = None,
         num_plans: int = 128,
+        refine: bool = True,
         num_inference_steps: int = 10,
         budget_ms: float = 500,
         seed: int | None = None,
@@ -334,6 +335,8 @@ class Planner:
                 they stay where they were drawn.
             num_plans: gestures to draw at most, at least 1. They come from the bank, if there is
                 one, but for variations and where there is a goal or a known contact.
+            refine: whether half of the time is for refinement; False = all is for draws, since a
+                world model that is right about little is better only chosen by.
             num_inference_steps: denoising steps, in [1, T].
             budget_ms: wall-clock, above 0, perhaps infinite.
             seed: of the noise of this call, at least 0; None = new noise at every call.
@@ -349,7 +352,7 @@ class Planner:
             noise = (self.seed, self.calls) if seed is None else (integer("seed", seed, 0),)
             request = Request(
                 known, known_mask, init, strength, goal, guidance, num_plans, num_inference_steps,
-                budget_ms, noise, places,
+                budget_ms, noise, places, refine,
             )  # fmt: skip
             return self._plan(cost_fn, request, began)
 
@@ -494,6 +497,8 @@ class Planner:
     @staticmethod
     def _time_to_refine(search: _Search, request: Request) -> float:
         """Return the seconds to keep for refinement: none where a gradient takes too long."""
+        if not request.refine:
+            return 0.0
         seconds = (1 - SHARE) * request.budget_ms / 1000
         price = search.objective.prices(1, FORWARD + BACKWARD)[0]
         return seconds if FEWEST_STEPS * price <= seconds < math.inf else 0.0
@@ -514,7 +519,7 @@ class Planner:
     def _refine(self, search: _Search, request: Request, starts: Tensor) -> None:
         """Improve the best draws, (k, L, 3), along their knots within the time left."""
         objective, each = search.objective, FORWARD + BACKWARD
-        if not len(starts):
+        if not len(starts) or not request.refine:
             return
         prices = objective.prices(len(starts), each)
         if objective.room(each) < 1:

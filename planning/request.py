@@ -95,6 +95,7 @@ class Request:
     budget_ms: float
     noise: tuple[int, ...]
     places: Any = None
+    refine: bool = True
     source: str = field(default="init", init=False)
     varied: int = field(default=0, init=False)
     drawn: int = field(default=0, init=False)
@@ -116,6 +117,9 @@ class Request:
             require(low >= 0 and high <= 1, "init must be in [0, 1]", f"{low} to {high}")
             self.init = to_gesture(init)
             self.varied = int(self.strength < 1)
+        require(
+            isinstance(self.refine, bool), "refine must be True or False", describe(self.refine)
+        )
         self._check_goal()
         self._check_known()
         self._check_places()

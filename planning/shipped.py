@@ -84,8 +84,15 @@ class PricedCost:
         self.correction += price - (time.perf_counter() - self.began)
 
 
-def run_shipped(job: Job, planner: Planner, model: WorldModel) -> Row:
-    """Plan the instances of a job, one after the other, and judge the plans."""
+def run_shipped(job: Job, planner: Planner, model: WorldModel, *, refine: bool = True) -> Row:
+    """Plan the instances of a job, one after the other, and judge the plans.
+
+    Args:
+        job: the line to be made.
+        planner: its clock is another one meanwhile.
+        model: what it asks.
+        refine: what the rule says of the model (planning/learned.py); else all is for draws.
+    """
     instances = make_instances(job.task, job.instances, job.seed)
     width = WIDTH if job.stage == "batched" else 1
     answers = Objective(model_cost(instances, model), job.instances, job.budget, [job.budget])
@@ -102,6 +109,7 @@ def run_shipped(job: Job, planner: Planner, model: WorldModel) -> Row:
                 now = observe(one.scenes, one.scenes.state)[0]
                 told["places"] = changed_places(now, one.goal_tokens[0])
             seed = int(rng.integers(2**31))
+            told |= {} if refine else {"refine": False, "num_plans": job.budget}
             plan = planner.plan(cost, budget_ms=BUDGET_MS, seed=seed, **told)
             answers.best[i], answers.best_cost[i] = plan.actions, plan.cost
             used.append(plan.evaluations)
@@ -110,7 +118,7 @@ def run_shipped(job: Job, planner: Planner, model: WorldModel) -> Row:
     finally:
         planner.clock = wall
     answers.finish()
-    row: Row = asdict(job) | {"settings": {}, "used": max(used)}
+    row: Row = asdict(job) | {"settings": {"refine": refine}, "used": max(used)}
     row |= {"ms_median": float(torch.tensor(milliseconds).median()), "ms_most": max(milliseconds)}
     row |= {"made_by": {method: made.count(method) for method in sorted(set(made))}}
     return row | judge_answers(instances, answers)

@@ -1111,3 +1111,14 @@ def test_a_bank_that_never_agrees_is_left(planner):
         assert not result.actions[:30].any()
     finally:
         planner.bank = None
+
+
+def test_without_refinement_all_time_is_for_draws(planner, monkeypatch):
+    """Of 40 draws, all are evaluated once, none is moved: no gradient, no CEM, no reason."""
+    gestures = make_gestures(40, L)
+    stub(planner, monkeypatch, gestures)
+    result = planner.plan(begin_cost, num_plans=40, refine=False, budget_ms=math.inf)
+    assert result.evaluations == 41 and result.method == "draw" and result.reason == ""
+    assert torch.equal(result.actions, gestures[begin_cost(gestures).argmin()])
+    with pytest.raises(tdd.UserError, match="refine must be True or False"):
+        planner.plan(begin_cost, refine=1)
