@@ -324,19 +324,16 @@ class Planner:
             known: frames that the plan must contain, (L, 3), data units, as gestures are: press 0
                 or 1, zero while idle; read under known_mask.
             known_mask: (L,) bool, together with `known`.
-            init: an action (L, 3), data units, to start from instead of the last plan; itself a
-                candidate.
+            init: an action (L, 3), data units, to start from instead of the last plan; a candidate.
             strength: in (0, 1], how far the draws leave `init`; 1 = pure noise.
             goal: where to, (context_dim,), not all zeros, as the denoiser was trained on with
                 `--context_dim`.
             guidance: weight of the goal in the draws, see `with_goal`; 1 = as trained.
-            places: how likely gestures begin and end where on the screen, two maps of weights,
-                (2, rows, columns), as of `changed_places`; draws are moved accordingly. None =
-                they stay where they were drawn.
+            places: where gestures may begin and end, two maps of weights, (2, rows, columns), as
+                of `changed_places`: draws are moved there. None = they stay.
             num_plans: gestures to draw at most, at least 1. They come from the bank, if there is
                 one, but for variations and where there is a goal or a known contact.
-            refine: whether half of the time is for refinement; False = all is for draws, since a
-                world model that is right about little is better only chosen by.
+            refine: False = all time is for draws: a world model that errs is better only chosen by.
             num_inference_steps: denoising steps, in [1, T].
             budget_ms: wall-clock, above 0, perhaps infinite.
             seed: of the noise of this call, at least 0; None = new noise at every call.
