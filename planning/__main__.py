@@ -43,7 +43,7 @@ from trainlib.checkpoint import newest_checkpoint
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder, sha256_of, write_json, write_whole
 from trainlib.gestures import SEQ_LEN
-from trainlib.provenance import ROOT, describe_machine, provenance
+from trainlib.provenance import ROOT
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -272,8 +272,8 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     bench.run_jobs(jobs, runner, folder / "results.jsonl")
     if any(job.stage == "main" for job in jobs):
         measure_rest(folder, prior, methods, size)
-    about = provenance() | {"command": " ".join(["python -m planning", *argv])}
-    about |= {"machine": describe_machine(), "checkpoint": checkpoint.name}
+    about = learned.made_where() | {"command": " ".join(["python -m planning", *argv])}
+    about |= {"checkpoint": checkpoint.name}
     write_json(folder / "about.json", about)
     say(document.summary(folder, {**SHIPPED, **known}))
     if args.document:

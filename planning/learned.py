@@ -250,6 +250,12 @@ def accuracy_table(measured: Mapping[str, Any]) -> str:
     return markdown_table(["world model", *COLUMNS.values(), "CPU seconds", "rule"], rows)
 
 
+def made_where() -> dict[str, Any]:
+    """Return when, where and from which commit results are made; not the path of the checkout."""
+    made = provenance() | {"machine": describe_machine()}
+    return {key: value for key, value in made.items() if key != "argv"}
+
+
 def measure(
     names: Iterable[str], path: Path, folder: Path = CACHE, *, quick: bool = False
 ) -> dict[str, dict[str, Any]]:
@@ -259,8 +265,7 @@ def measure(
         model = load(name, 0, folder, quick=quick)
         seconds = cpu_seconds(name, 0, folder, quick=quick)
         found = accuracy(model, *((60, 8) if quick else ()))
-        about = provenance() | {"machine": describe_machine()}
-        known[name] = found | {"cpu_s": seconds, "seed": 0} | about
+        known[name] = found | {"cpu_s": seconds, "seed": 0} | made_where()
         write_json(path, known)
     return known
 
