@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--human", metavar="PATH", help="denoiser of human-like gestures; default: runs/human")
     add("--goals", metavar="DIR", help="what python -m planning.goals left; default: runs/goals")
     add("--output_dir", metavar="DIR", help="default: planning/results, or runs/planning_quick")
-    add("--quick", action="store_true", help="5 instances or fewer, one seed, no tuning; 2 minutes")
+    add("--quick", action="store_true", help="3 instances or fewer, one seed, no tuning; 2 minutes")
     add("--stage", nargs="+", choices=bench.STAGES, help="run these stages only")
     add("--instances", type=int, metavar="N", help="instead of each stage's own number")
     add("--only", nargs="+", metavar="METHOD", help="run these methods only")

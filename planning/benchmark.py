@@ -81,9 +81,9 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    instances=5, seeds=1, tuning=0, bank=512, long=((1000, 5),), extra=5,
-    learned=(("objects_15k", 5, BUDGET), ("tokens_60k", 1, 100)),
-    batched=0, courses=2, episodes=0, timed=1, chance=400, learned_tasks=KNOB_TASKS,
+    instances=3, seeds=1, tuning=0, bank=256, long=((1000, 3),), extra=3,
+    learned=(("objects_15k", 2, BUDGET), ("tokens_60k", 1, 100)),
+    batched=0, courses=1, episodes=0, timed=1, chance=400, learned_tasks=KNOB_TASKS,
 )  # fmt: skip
 
 

@@ -15,14 +15,13 @@ from planning.tasks import TASKS
 STYLES: dict[str, dict[str, Any]] = {
     "shoot_true": {"color": GREY, "marker": "o", "ls": "--"},
     "adam_raw": {"color": ORANGE, "marker": "s"},
-    "cem_raw": {"color": PINK, "marker": "^"},
     "cem_ramp": {"color": VERMILION, "marker": "v"},
     "true_adam": {"color": "black", "marker": "D", "ls": "--"},
-    "ddim_select": {"color": SKY, "marker": "o"},
     "ddim_adam": {"color": BLUE, "marker": "D"},
     "diffusion_es": {"color": BLUE, "marker": "P", "ls": ":"},
     "cfg_ddim_adam": {"color": GREEN, "marker": "*"},
-    "regress_ends_adam": {"color": "black", "marker": "x", "ls": ":"},
+    "regress_jitter_adam": {"color": SKY, "marker": "^", "ls": ":"},
+    "changes_adam": {"color": PINK, "marker": "X"},
 }
 
 
@@ -46,7 +45,7 @@ def evaluations_figure(rows: Sequence[Row], methods: Mapping[str, Method]) -> Fi
     figure.supxlabel("evaluations of the world model (a backward pass counts two)", fontsize=9)
     figure.supylabel("instances solved, %", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -84,5 +83,5 @@ def seconds_figure(
     figure.supxlabel("seconds of one plan; grey: more than the planner's half second", fontsize=9)
     figure.supylabel("solved, %, mean over six tasks", fontsize=9)
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
