@@ -84,6 +84,9 @@ def test_the_rule_is_held_against_what_gradients_came_to():
         *("tokens, 60 k", "draws at token changes", "75", "100", "50", "75", "1"),
         *("gradient near draws", "yes"),
     ]
+    alone = [line for line in rows if line["method"] != "changes_second"]
+    table = document.gradients_table(alone, {"tokens_60k": {"r2": 0.6}}, cost_methods())
+    assert "| 75     | 100       | 50   |                  | 1 |" in table, "no second network"
     text = document.learned_tables(rows, cost_methods())
     assert text.startswith("tokens, 60 k:") and "| 75 [30, 95] " in text
 

@@ -214,3 +214,20 @@ def test_only_one_of_the_rows_is_told_of_changes(untrained_run, monkeypatch):
     for name in shipped.SHIPPED:
         shipped.run_shipped(Job("main", name, "drag", 3, 1), planner, soft_world)
     assert told == [True, False]
+
+
+def test_a_world_model_that_errs_is_only_chosen_by(untrained_run):
+    """As the rule has it: draws for all of the half second, and no gradient is taken."""
+    planner, graded = bank_planner(untrained_run, make_gestures(200, L)), []
+
+    def world(scenes, actions):
+        graded.append(actions.requires_grad)
+        return soft_world(scenes, actions)
+
+    for refine in (False, True):
+        graded.clear()
+        row = shipped.run_shipped(
+            Job("main", "planner", "slider", 3, 2), planner, world, refine=refine
+        )
+        assert row["settings"] == {"refine": refine} and any(graded) == refine
+        assert 150 < row["used"] <= 250
