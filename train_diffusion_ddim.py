@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainlib import process, tensors
 from trainlib.augment import augment
 from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
-from trainlib.contact_chain import contact_chain, press_evidence
+from trainlib.contact_chain import NEVER, contact_chain, press_evidence
 from trainlib.contacts import median_shake
 from trainlib.data_gate import check_data
 from trainlib.data_rules import decided_by_data
@@ -71,6 +71,7 @@ from trainlib.metrics import (
 from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_type_accuracy
 from trainlib.metrics import compute_spatial_accuracy as compute_spatial_accuracy
 from trainlib.metrics import compute_temporal_iou as compute_temporal_iou
+from trainlib.returns import by_neighbours, returned
 from trainlib.run import config_of, failures_named, open_run, resume_run, save_if_due
 from trainlib.run_log import WANDB_MODES, NullLogger, asked_wandb_mode
 from trainlib.state import TrainState
@@ -121,6 +122,7 @@ class TrainConfig(Knobs):
     rotary: bool = flag(True, "positions by rotary attention; off = the plan's sinusoids")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     contacts: bool = flag(True, "predict each contact as one curve; needs x0")
+    max_contacts: int | None = flag(None, "contacts that a window may hold", low=1, high=10)
     decisive: bool = flag(False, "decide what a contact is at any noise, not at its end")
     context_dim: int = flag(0, "width of the goals in *_context.npy; 0 = none", low=0)
     # diffusion
@@ -651,16 +653,17 @@ class Decisions(NamedTuple):
     """What a ContactHead takes for true; to be trained by cross-entropy, too."""
 
     log_odds: Tensor  # of a press, (B, L)
-    gates: Tensor  # log odds that a coefficient is not 0, (B, SLOTS, axes * DEGREES)
-    member: Tensor  # 1 where a frame is of a contact, (B, L, SLOTS)
+    gates: Tensor  # log odds that a coefficient is not 0, (B, S, axes * DEGREES)
+    member: Tensor  # 1 where a frame is of a contact, (B, L, S)
     basis: Tensor  # the polynomials of the frame's contact, (B, L, DEGREES)
+    returns: Tensor  # log odds that a contact is where the one before was, (B, S - 1)
 
 
 class ContactHead(nn.Module):
     """Read x_0 off the tokens and x_t: which frames are pressed, and each contact as one curve.
 
     Presses: every frame testifies by the likelihood of its noisy numbers, pressed against idle, and
-    by its token; a chain of at most SLOTS contacts, which knows how long they last, weighs all that
+    by its token; a chain of at most S contacts, which knows how long they last, weighs all that
     together, so no contact falls apart.
 
     Curves: a contact is a run of frames with P(press) > 1/2; its x and y are polynomials of time.
@@ -674,7 +677,6 @@ class ContactHead(nn.Module):
     """
 
     DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
-    SLOTS = 3  # contacts in a window
     SURE = 30.0  # log odds of a frame that is known; sums of more are rounded too far
     DURATION_RATE = 60.0  # at which durations are learnt, over that of other weights
     WIDTH = 64  # of the MLP
@@ -682,17 +684,17 @@ class ContactHead(nn.Module):
     decisive = False
 
     def __init__(
-        self, d_model: int, seq_len: int, patch_size: int, axes: int, scheduler: DDIMScheduler
+        self, d_model: int, seq_len: int, patch_size: int, axes: int, S: int, levels: DDIMScheduler
     ) -> None:
         super().__init__()
-        log_snr = [-2 * math.log(2 * scheduler.sigma(t)) for t in range(scheduler.num_timesteps)]
+        log_snr = [-2 * math.log(2 * levels.sigma(t)) for t in range(levels.num_timesteps)]
         self.log_snr = nn.Buffer(torch.tensor(log_snr, dtype=torch.float32), persistent=False)
-        self.certain = (2 * 2 * scheduler.sigma_min) ** 2  # 1 - ᾱ_t at twice that sigma
+        self.certain = (2 * 2 * levels.sigma_min) ** 2  # 1 - ᾱ_t at twice that sigma
         self.axes, self.patch_size, numbers = axes, patch_size, axes * self.DEGREES
         Linear = tensors.WideLinear
         self.frames = zero_init(Linear(d_model, 3 * patch_size))  # log odds of a press, down, up
         self.frames.bias.data.view(patch_size, 3)[:, 1:] = -3  # changes are rare
-        self.window = zero_init(Linear(d_model, self.SLOTS + 1))  # how many contacts
+        self.window = zero_init(Linear(d_model, S + 1))  # how many contacts
         self.durations = nn.Parameter(torch.zeros(seq_len))  # their log weights / DURATION_RATE
         self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
         self.from_tokens = Linear(d_model, self.WIDTH)
@@ -701,6 +703,7 @@ class ContactHead(nn.Module):
         self.out = zero_init(Linear(self.WIDTH, 3 * numbers))
         self.out.bias.data[:numbers] = 3.0 - torch.arange(self.DEGREES).repeat(axes)  # near a line
         self.legendre = nn.Buffer(legendre_table(seq_len, self.DEGREES), persistent=False)
+        self.returns = nn.Parameter(torch.zeros(self.WIDTH))  # of their log odds
 
     def forward(
         self,
@@ -725,11 +728,11 @@ class ContactHead(nn.Module):
         log_odds = contact_chain(own, down, up, self.window(tokens.mean(dim=1)), durations)
         member, basis = (x.to(x_t.dtype) for x in self.contacts(log_odds > 0))
 
-        mean = mean_over(member)  # (B, SLOTS, L)
+        mean = mean_over(member)  # (B, S, L)
         c_t = coefficients(mean, basis, x_t[..., :-1])
         per_token = mean.unflatten(2, (-1, self.patch_size)).sum(dim=3)
-        seen, n = per_token @ self.from_tokens(tokens), member.sum(dim=1)[..., None].clamp(min=1)
-        c, gates = self.clean(c_t, seen, log_snr, n)
+        seen, n = per_token @ self.from_tokens(tokens), member.sum(dim=1)[..., None]
+        c, gates, returns = self.clean(c_t, seen, log_snr, n)
 
         curve = ((member @ c).unflatten(2, (self.axes, -1)) * basis[:, :, None]).sum(dim=-1)
         xy = curve + place * (1 - member.sum(dim=2, keepdim=True))
@@ -739,34 +742,37 @@ class ContactHead(nn.Module):
         if self.decisive and not self.training:
             probability = (probability > 0.5).to(xy.dtype)
         x_0 = torch.cat([probability * (xy + 1), 2 * probability], dim=-1) - 1  # zero while idle
-        return x_0, Decisions(log_odds, gates, member, basis)
+        return x_0, Decisions(log_odds, gates, member, basis, returns)
 
     def contacts(self, pressed: Tensor) -> tuple[Tensor, Tensor]:
-        """Tell of frames, (B, L) bool, whose they are, (B, L, SLOTS), and the basis there."""
+        """Tell of frames, (B, L) bool, whose they are, (B, L, S), and the basis there."""
         starts = pressed & ~F.pad(pressed, (1, 0))[:, :-1]
         number, device = starts.cumsum(dim=1) * pressed, pressed.device
-        member = number[..., None] == torch.arange(1, self.SLOTS + 1, device=device)
+        member = number[..., None] == torch.arange(1, self.window.out_features, device=device)
         n = (member * member.sum(dim=1, keepdim=True)).sum(dim=2)  # of the frame's contact, or 0
         frame = torch.arange(pressed.shape[1], device=device)
         since = frame - torch.where(starts, frame, 0).cummax(dim=1).values
         return member, self.legendre[n, since]
 
-    def clean(self, c_t: Tensor, seen: Tensor, log_snr: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate coefficients of x_0 from those of x_t, (B, SLOTS, axes * DEGREES); and gates."""
+    def clean(self, c_t: Tensor, seen: Tensor, log_snr: Tensor, n: Tensor) -> tuple[Tensor, ...]:
+        """Estimate coefficients of x_0 from those of x_t, (B, S, axes * DEGREES).
+
+        Also returns the gates and the log odds of returns.
+        """
         alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
-        noise = noise_t / n
+        prior, n = torch.where(n[..., 0] > 0, seen @ self.returns, NEVER), n.clamp(min=1)
+        own = noise_t / n
+        c_t, noise, returns = by_neighbours(c_t, own, alpha_bar_t, prior, self.axes)
         c_in, by_noise = (alpha_bar_t * self.STD**2 + noise).rsqrt(), c_t / noise.sqrt()
-        features = [c_in * c_t, torch.asinh(by_noise), torch.log1p(by_noise**2)]
-        features += [n.log(), noise.log()]
+        features = c_in * c_t, torch.asinh(by_noise), torch.log1p(by_noise**2), n.log(), own.log()
         hidden = self.hidden(F.silu(seen + self.from_x_t(torch.cat(features, dim=-1))))
         gates, smaller, correction = self.out(F.silu(hidden)).chunk(3, dim=-1)
         std = self.STD * torch.exp(-F.softplus(smaller - 3))
-        signal = alpha_bar_t * std**2
-        c_in = (signal + noise).rsqrt()
+        c_in = (alpha_bar_t * std**2 + noise).rsqrt()
         c_skip, c_out = std**2 * alpha_bar_t.sqrt() * c_in**2, std * noise.sqrt() * c_in
         decided = noise_t < (2.0 if self.decisive and not self.training else self.certain)
         share = torch.where(decided, gates > 0, torch.sigmoid(gates))
-        return share * (c_skip * c_t + c_out * correction), gates
+        return share * (c_skip * c_t + c_out * correction), gates, returns
 
 
 class MinimalDiffusionTransformer(nn.Module):
@@ -794,6 +800,7 @@ class MinimalDiffusionTransformer(nn.Module):
         adaln: bool = False,
         rotary: bool = False,
         contacts: bool = False,
+        max_contacts: int = 3,
         decisive: bool = False,
         beta_schedule: str = "linear",
         sigma_min: float = 0.005,
@@ -820,7 +827,7 @@ class MinimalDiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(block(*sizes) for _ in range(num_layers))
         if contacts:
             levels = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule, sigma_min=sigma_min)
-            head: Any = ContactHead(d_model, seq_len, patch_size, action_dim - 1, levels)
+            head: Any = ContactHead(d_model, seq_len, patch_size, action_dim - 1, max_contacts, levels)
             head.decisive = decisive
         else:
             head = nn.Linear(d_model, action_dim * patch_size)
@@ -1173,17 +1180,20 @@ def per_sample_loss(
 def decision_loss(decisions: Decisions, x_0: Tensor) -> Tensor:
     """Score decisions by their cross-entropy, in nats; (B,). x_0 is (B, L, C), data units.
 
-    Of presses, mean over frames; and of which coefficients of x_0 are not 0, mean over axes and
-    over the contacts that are pressed throughout, summed over degrees.
+    Of presses, mean over frames; of which coefficients of x_0 are not 0, mean over axes and over
+    the contacts that are pressed throughout, summed over degrees; and of which such contacts return
+    to where the one before was, summed.
     """
-    log_odds, gates, member, basis = decisions
+    log_odds, gates, member, basis, returns = decisions
     pressed, entropy = (x_0[..., 2] > PRESSED).to(gates.dtype), F.binary_cross_entropy_with_logits
     press = entropy(log_odds, pressed, reduction="none").mean(dim=1)
     mean, axes = mean_over(member), ACTION_DIM - 1
-    moves = (coefficients(mean, basis, x_0[..., :axes]).abs() > STILL).to(gates.dtype)
-    motion = entropy(gates, moves, reduction="none").sum(dim=2) / axes  # (B, SLOTS)
+    c_0 = coefficients(mean, basis, x_0[..., :axes])
+    moves, again = (x.to(gates.dtype) for x in (c_0.abs() > STILL, returned(c_0, axes)))
+    motion = entropy(gates, moves, reduction="none").sum(dim=2) / axes  # (B, S)
     right = ((mean @ pressed[..., None])[..., 0] > 0.999).to(gates.dtype)
-    return press + (motion * right).sum(dim=1) / right.sum(dim=1).clamp(min=1)
+    back = entropy(returns, again, reduction="none") * right[:, 1:] * right[:, :-1]
+    return press + (motion * right).sum(dim=1) / right.sum(dim=1).clamp(min=1) + back.sum(dim=1)
 
 
 def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:

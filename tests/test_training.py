@@ -514,13 +514,14 @@ def test_what_the_model_is_asked_in_training(new_state):
 # ---- decisions, precision --------------------------------------------------------------
 
 
-def decided(log_odds, contact, gates):
+def decided(log_odds, contact, gates, returns=0.0):
     """Decisions of windows, (B, L), of which the frames `contact` are the first contact."""
     member, basis = torch.zeros(*log_odds.shape, 3), torch.zeros(*log_odds.shape, 8)
     member[:, contact, 0] = 1
     n = contact.stop - contact.start
     basis[:, contact] = legendre_table(L, 8)[n, :n]
-    return tdd.Decisions(log_odds, gates, member, basis)
+    returns = torch.full((len(log_odds), 2), returns)
+    return tdd.Decisions(log_odds, gates, member, basis, returns)
 
 
 def test_decisions_are_scored_by_their_cross_entropy():
@@ -538,6 +539,24 @@ def test_decisions_are_scored_by_their_cross_entropy():
     expected = torch.tensor([motion + press, -math.log(9 / 10)])
     loss = tdd.decision_loss(decided(log_odds, slice(4, 14), gates), x_0)
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("gap", "right"), [(0.02, True), (0.3, True), (0.02, False)])
+def test_whether_a_contact_returns_is_scored_where_both_are_right(gap, right):
+    """Two taps, P(return) = 4/5; the second is pressed throughout, or not."""
+    x_0 = torch.zeros(1, L, 3)
+    x_0[0, 2:6], x_0[0, 8:12] = torch.tensor([0.4, 0.6, 1.0]), torch.tensor([0.4 + gap, 0.6, 1.0])
+    gates = torch.full((1, 3, 16), -1000.0)
+    gates[..., [0, 8]] = 1000.0  # there is a mean, and nothing else
+    log_odds = 1000 * (2 * x_0[..., 2] - 1)
+    decisions = decided(log_odds, slice(2, 6), gates, math.log(4))
+    second = slice(8, 12 if right else 13)
+    decisions.member[:, second, 1] = 1
+    n = second.stop - second.start
+    decisions.basis[:, second] = legendre_table(L, 8)[n, :n]
+    loss = tdd.decision_loss(decisions, x_0)
+    expected = -math.log(4 / 5 if gap < 0.05 else 1 / 5) if right else 0.0
+    torch.testing.assert_close(loss, torch.tensor([expected]))
 
 
 def test_a_contact_that_is_partly_idle_says_nothing_of_motion():
