@@ -56,7 +56,7 @@ from trainlib.gestures import ACTION_DIM, PRESSED, SEQ_LEN
 from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of, options_of
 from trainlib.known import KNOWN_STRATEGIES, meet_known, nearest_known, press_edges
 from trainlib.known import has_press_edge as has_press_edge
-from trainlib.legendre import coefficients, legendre_table, mean_over
+from trainlib.legendre import coefficients, legendre_table, mean_over, split_contacts
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
 from trainlib.metrics import (
@@ -691,6 +691,7 @@ class ContactHead(nn.Module):
         self.log_snr = nn.Buffer(torch.tensor(log_snr, dtype=torch.float32), persistent=False)
         self.certain = (2 * 2 * levels.sigma_min) ** 2  # 1 - ᾱ_t at twice that sigma
         self.axes, self.patch_size, numbers = axes, patch_size, axes * self.DEGREES
+        self.max_contacts = S
         Linear = tensors.WideLinear
         self.frames = zero_init(Linear(d_model, 3 * patch_size))  # log odds of a press, down, up
         self.frames.bias.data.view(patch_size, 3)[:, 1:] = -3  # changes are rare
@@ -726,7 +727,8 @@ class ContactHead(nn.Module):
             own = torch.where(known_mask, self.SURE * known[..., -1], own)
         durations = (self.DURATION_RATE * self.durations).to(x_t.dtype)
         log_odds = contact_chain(own, down, up, self.window(tokens.mean(dim=1)), durations)
-        member, basis = (x.to(x_t.dtype) for x in self.contacts(log_odds > 0))
+        split = split_contacts(log_odds > 0, self.legendre, self.max_contacts)
+        member, basis = (x.to(x_t.dtype) for x in split)
 
         mean = mean_over(member)  # (B, S, L)
         c_t = coefficients(mean, basis, x_t[..., :-1])
@@ -743,16 +745,6 @@ class ContactHead(nn.Module):
             probability = (probability > 0.5).to(xy.dtype)
         x_0 = torch.cat([probability * (xy + 1), 2 * probability], dim=-1) - 1  # zero while idle
         return x_0, Decisions(log_odds, gates, member, basis, returns)
-
-    def contacts(self, pressed: Tensor) -> tuple[Tensor, Tensor]:
-        """Tell of frames, (B, L) bool, whose they are, (B, L, S), and the basis there."""
-        starts = pressed & ~F.pad(pressed, (1, 0))[:, :-1]
-        number, device = starts.cumsum(dim=1) * pressed, pressed.device
-        member = number[..., None] == torch.arange(1, self.window.out_features, device=device)
-        n = (member * member.sum(dim=1, keepdim=True)).sum(dim=2)  # of the frame's contact, or 0
-        frame = torch.arange(pressed.shape[1], device=device)
-        since = frame - torch.where(starts, frame, 0).cummax(dim=1).values
-        return member, self.legendre[n, since]
 
     def clean(self, c_t: Tensor, seen: Tensor, log_snr: Tensor, n: Tensor) -> tuple[Tensor, ...]:
         """Estimate coefficients of x_0 from those of x_t, (B, S, axes * DEGREES).
@@ -827,7 +819,8 @@ class MinimalDiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(block(*sizes) for _ in range(num_layers))
         if contacts:
             levels = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule, sigma_min=sigma_min)
-            head: Any = ContactHead(d_model, seq_len, patch_size, action_dim - 1, max_contacts, levels)
+            shape = d_model, seq_len, patch_size, action_dim - 1, max_contacts
+            head: Any = ContactHead(*shape, levels)
             head.decisive = decisive
         else:
             head = nn.Linear(d_model, action_dim * patch_size)

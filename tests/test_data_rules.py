@@ -31,7 +31,7 @@ def test_half_of_the_swipes_along_an_axis_turn_augmentation_on(axis_swipes, augm
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_was_asked_for_is_kept(asked):
-    config = TrainConfig(augment=asked, sigma_min=0.002)
+    config = TrainConfig(augment=asked, sigma_min=0.002, max_contacts=2)
     assert decided_by_data(config, swipes(0.0)) == (config, [])
 
 
@@ -46,7 +46,26 @@ def test_a_goal_has_no_mirrored_gesture():
 def test_the_steps_end_at_a_tenth_of_small_motions(length, sigma_min):
     config, why = decided_by_data(TrainConfig(), swipes(0.0, length))
     assert config.sigma_min == pytest.approx(sigma_min, rel=0.02)
-    assert f"end at sigma {sigma_min:g}:" in why[1]
+    assert f"end at sigma {sigma_min:g}:" in why[2]
+
+
+def taps(num):
+    """A window with so many taps."""
+    x = np.zeros((1, L, 3), np.float32)
+    for first in range(1, 4 * num, 4):
+        x[0, first : first + 2] = 1
+    return x
+
+
+@pytest.mark.parametrize(
+    ("windows", "most"),
+    [([0], 1), ([1], 1), ([2, 1], 2), ([3] + [1] * 99, 3), ([2] + [1] * 1999, 1), ([5, 0], 3)],
+)
+def test_windows_hold_as_many_contacts_as_all_but_rare_ones(windows, most):
+    config, why = decided_by_data(TrainConfig(), np.concatenate([taps(num) for num in windows]))
+    assert config.max_contacts == most
+    share = sum(num <= most for num in windows) / len(windows)
+    assert why[1].startswith(f"{most} contact") and f"{share:.1%} of the windows" in why[1]
 
 
 @pytest.mark.parametrize("x", [np.zeros((3, L, 3), np.float32), make_gestures(1).numpy()[:0]])

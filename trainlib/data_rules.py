@@ -10,23 +10,26 @@ from trainlib.contacts import contacts_of
 SEEN = 2000  # gestures that are looked at
 SAME = 1e-6  # less than this is rounding
 FINEST, COARSEST = 3e-4, 5e-3  # sigma_min, data units
+MOST_CONTACTS, RARE = 3, 1e-3  # in a window; a share of windows that does not count
 
 
 def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
-    """Decide what is None in a config: augment and sigma_min; return it, and why, in lines.
+    """Decide what is None in a config; return it, and why, in lines.
 
-        augment     on, if at least half of the swipes are parallel to an axis: generated gestures
-                    have the symmetries that it draws from, people's have not
-        sigma_min   a tenth of the 10th percentile of motions, in [FINEST, COARSEST]. A motion is
-                    how far a contact reaches along an axis that it does not rest on
+        augment       on, if at least half of the swipes are parallel to an axis: generated gestures
+                      have the symmetries that it draws from, people's have not
+        max_contacts  as many as windows hold, but for RARE ones, in [1, MOST_CONTACTS]
+        sigma_min     a tenth of the 10th percentile of motions, in [FINEST, COARSEST]. A motion is
+                      how far a contact reaches along an axis that it does not rest on
 
     Args:
-        config: with these options, and context_dim.
+        config: with these options, contacts and context_dim.
         x_train: (N, L, 3), data units.
     """
-    if config.augment is not None and config.sigma_min is not None:
+    if None not in (config.augment, config.max_contacts, config.sigma_min):
         return config, []
-    contacts = contacts_of(x_train[:: max(1, len(x_train) // SEEN)])
+    seen = x_train[:: max(1, len(x_train) // SEEN)]
+    contacts = contacts_of(seen)
     reach = np.array([np.ptp(contact.xy, axis=0) for contact in contacts]).reshape(-1, 2)
     swipes = reach[[contact.moves for contact in contacts]]
     why = []
@@ -38,6 +41,12 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         if parallel >= 0.5 and not augment:
             cause = "a mirrored gesture has no goal"
         why.append(f"augmentation {'on' if augment else 'off'}: {cause}")
+    if config.max_contacts is None:
+        held = np.bincount([contact.window for contact in contacts], minlength=max(len(seen), 1))
+        most = int(np.quantile(held, 1 - RARE, method="higher").clip(1, MOST_CONTACTS))
+        config = replace(config, max_contacts=most)
+        share = f"{(held <= most).mean():.1%} of the windows hold no more"
+        why.append(f"{most} contact{'s' * (most > 1)} in a window at most: {share}")
     if config.sigma_min is None:
         motions = reach[reach > SAME]
         smallest = float(np.quantile(motions, 0.1)) if len(motions) else 10 * COARSEST

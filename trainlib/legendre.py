@@ -1,6 +1,7 @@
 """Orthogonal polynomials on evenly spaced points, and what contacts are in them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FLOOR = 1e-12
@@ -23,6 +24,22 @@ def legendre_table(max_n: int, degrees: int) -> Tensor:
         before, last = last, torch.where(n > k, rest / root.clamp(min=FLOOR), 0)
         table.append(last)
     return torch.where((i < n)[..., None], torch.stack(table, dim=-1), 0).float()
+
+
+def split_contacts(pressed: Tensor, table: Tensor, max_contacts: int) -> tuple[Tensor, Tensor]:
+    """Split windows, (B, L) bool, into their contacts, runs of pressed frames.
+
+    Returns:
+        whose each frame is, (B, L, max_contacts) bool, and the polynomials of `table` there,
+        (B, L, degrees). Frames of contacts beyond max_contacts are nobody's.
+    """
+    starts = pressed & ~F.pad(pressed, (1, 0))[:, :-1]
+    number, device = starts.cumsum(dim=1) * pressed, pressed.device
+    member = number[..., None] == torch.arange(1, max_contacts + 1, device=device)
+    n = (member * member.sum(dim=1, keepdim=True)).sum(dim=2)  # of the frame's contact, or 0
+    frame = torch.arange(pressed.shape[1], device=device)
+    since = frame - torch.where(starts, frame, 0).cummax(dim=1).values
+    return member, table[n, since]
 
 
 def mean_over(member: Tensor) -> Tensor:
