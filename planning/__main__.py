@@ -96,7 +96,7 @@ def find_checkpoint(path: str | None) -> Path:
 
 
 def claim_folder(
-    folder: Path, checkpoint: Path, quick: bool, replace: bool, human: Path | None = None
+    folder: Path, checkpoint: Path | None, quick: bool, replace: bool, human: Path | None = None
 ) -> None:
     """Make the folder, or check that its results are of these checkpoints.
 
@@ -104,10 +104,10 @@ def claim_folder(
 
     Args:
         folder: of the results.
-        checkpoint: the denoiser.
+        checkpoint: the denoiser; None = its results are not touched.
         quick: whether the results are a look only.
         replace: whether to drop results of other checkpoints.
-        human: the denoiser of human-like gestures; None = as before.
+        human: the denoiser of human-like gestures; None = likewise.
 
     Raises:
         UserError: it cannot be written, its results are of another size, or of another checkpoint
@@ -118,8 +118,8 @@ def claim_folder(
     claimed = json.loads(mark.read_text()) if mark.exists() else {}
     if claimed and claimed.get("quick", False) != quick:
         raise UserError(f"{folder} holds results of another size; choose another --output_dir")
-    now = {"sha256": sha256_of(checkpoint)}
-    now |= {"human_sha256": sha256_of(human)} if human else {}
+    paths = {"sha256": checkpoint, "human_sha256": human}
+    now = {key: sha256_of(path) for key, path in paths.items() if path}
     stale = {key for key, digest in now.items() if claimed.get(key, digest) != digest}
     if stale and not replace:
         raise UserError(
@@ -128,7 +128,8 @@ def claim_folder(
         )
     if stale:
         drop_results(folder, stale)
-    write_json(mark, claimed | {"path": checkpoint.name, "quick": quick} | now)
+    path = {"path": checkpoint.name} if checkpoint else {}
+    write_json(mark, claimed | path | {"quick": quick} | now)
 
 
 def drop_results(folder: Path, stale: Collection[str]) -> None:
@@ -260,11 +261,13 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     methods, courses = ({n: m for n, m in of.items() if n in (args.only or of)}
                         for of in (known, courses))  # fmt: skip
     folder = Path(args.output_dir or ("runs/planning_quick" if args.quick else RESULTS))
-    claim_folder(folder, checkpoint, args.quick, args.replace or args.quick, human)
-    for of, name in ((prior, "bank.npy"), (people, "human_bank.npy")):
-        if of is not None:
-            of.bank = kept_bank(folder / "cache" / name, size.bank, partial(of.sample, seed=0))
     jobs = planned_jobs(args, methods, courses)
+    on_courses = [job.stage == "courses" for job in jobs]
+    reads = None if all(on_courses) else checkpoint, human if any(on_courses) else None
+    claim_folder(folder, reads[0], args.quick, args.replace or args.quick, reads[1])
+    for path, of, name in zip(reads, (prior, people), ("bank.npy", "human_bank.npy"), strict=True):
+        if path and of:
+            of.bank = kept_bank(folder / "cache" / name, size.bank, partial(of.sample, seed=0))
     if worlds := {job.variant: None for job in jobs if job.stage == "learned"}:
         path, cache = folder / "accuracy.json", folder / "cache"
         say(learned.accuracy_table(learned.measure(worlds, path, cache, quick=args.quick)))

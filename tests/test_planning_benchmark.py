@@ -203,6 +203,9 @@ def test_results_are_of_one_checkpoint_and_size(refused, tmp_path, untrained_run
     with pytest.raises(tdd.UserError, match="another checkpoint"):
         claim_folder(tmp_path, other, quick=False, replace=False)
     assert benchmark.read_rows(path) == rows
+    before = (tmp_path / "checkpoint.json").read_text()
+    claim_folder(tmp_path, None, quick=False, replace=False)  # of stages that do not read it
+    assert (tmp_path / "checkpoint.json").read_text() == before
     claim_folder(tmp_path, other, quick=False, replace=True)
     assert benchmark.read_rows(path) == rows[:1]
     path.write_text("{]\n{}\n")
