@@ -18,6 +18,7 @@ import torch
 import train_diffusion_ddim as tdd
 from augmentation.click_aug import draw_gestures, render
 from benchmarks.measure import Row, in_turn, main
+from evaluation.bayes import GesturePrior
 from evaluation.family import known_prior, validity
 from evaluation.protocols.realism import find_classifier, realism_table
 from evaluation.samples import type_shares
@@ -32,6 +33,14 @@ SETTINGS = {  # name: (whose, sampler, eta, steps); None = the run's own
 }
 
 
+def draw_real(prior: GesturePrior, num: int, seed: int) -> torch.Tensor:
+    """Return fresh gestures of the generator, (num, L, 3), data units."""
+    length = prior.sequence_length
+    ranges = prior.action_type, prior.min_delta_t, prior.max_delta_t, length
+    drawn = draw_gestures(np.random.default_rng([seed, 1]), num, *ranges)
+    return torch.from_numpy(render(drawn, length))
+
+
 def measure(args: argparse.Namespace) -> list[Row]:
     """Return the table of all settings."""
     if not (args.teacher and args.student):
@@ -41,10 +50,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     val = tdd.DiffusionActionDataset(config.val_data_dir, config.seq_len)
     x_val = torch.from_numpy(val.sequences)
     prior = known_prior(config.val_data_dir, x_val)
-    length = prior.sequence_length
-    ranges = prior.action_type, prior.min_delta_t, prior.max_delta_t, length
-    drawn = draw_gestures(np.random.default_rng([args.seed, 1]), args.num, *ranges)
-    real = torch.from_numpy(render(drawn, length))
+    real = draw_real(prior, args.num, args.seed)
     rows: list[Row] = []
     alone: dict[str, Any] = {}
     x_0 = x_val[: args.recreated]

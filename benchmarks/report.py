@@ -20,7 +20,12 @@ ORDER = (
     *("training", "optimizer", "keyframes", "sampling", "latency", "roofline", "cost_curves"),
     *("startup", "scaling", "loading"),
 )
-SHOWN = (*ORDER, "exported", "distillation")  # these ask for checkpoints: not of `make bench`
+SHOWN = (
+    *ORDER,
+    "trainings",
+    "exported",
+    "distillation",
+)  # these ask for checkpoints: not of `make bench`
 QUALITY_NOTE = (
     "Of two learning rates the better; the peers by their stock recipes, which are made for runs "
     "of hours on a GPU: a short time is not what they are for. Drawn by DDIM with eta 0, ours by "

@@ -9,6 +9,7 @@ tables is checked on made-up times.
 import importlib
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -24,9 +25,12 @@ from benchmarks import (
     roofline,
     scaling,
     training,
+    trainings,
 )
 from train_diffusion_ddim import TrainConfig, parse_args
+from trainlib.checkpoint import newest_checkpoint
 from trainlib.errors import UserError
+from trainlib.gestures import GESTURE_TYPES
 from trainlib.run_log import read_metrics
 
 MINI = ["--data_dir", "test_data_mini"]
@@ -191,3 +195,24 @@ def test_every_variant_is_of_todays_knobs(name):
     args = vars(parse_args(ablations.VARIANTS[name].split()))
     TrainConfig(**args)
     assert bool(args) == (name != "default")
+
+
+def test_a_mean_stands_below_several_trainings(straight_run, tmp_path):
+    flags = ["--num", "40", "--judged", "20", "--output_dir", str(tmp_path)]
+    described = trainings.__doc__, trainings.measure, trainings.OPTIONS
+    other = tmp_path / "other"  # as if of another seed
+    shutil.copytree(straight_run, other)
+    path = newest_checkpoint(other)
+    content = torch.load(path, weights_only=True)
+    moved = {name: value + 0.01 for name, value in content["ema_state_dict"].items()}
+    torch.save(content | {"ema_state_dict": moved}, path)
+    runs = ["--runs", str(straight_run), str(other)]
+    assert measure.main("trainings", *described, [*flags, *runs]) == 0
+    (result,) = tmp_path.glob("trainings-*.json")
+    first, second, mean = json.loads(result.read_text())["tables"][0]["rows"]
+    assert first["R at 0.2"] != second["R at 0.2"]
+    for key in set(mean) - {"training"}:
+        if mean[key] is not None:  # no swipe, no shake
+            assert mean[key] == pytest.approx((first[key] + second[key]) / 2), key
+    shares = [first[key] for key in ("none", *GESTURE_TYPES)]
+    assert sum(shares) == pytest.approx(1)
