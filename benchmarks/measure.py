@@ -31,6 +31,7 @@ from trainlib.run_log import read_metrics
 
 PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "azula", "onnxruntime")
 MAY_BE_ZERO = ("variants", "compiled", "workers", "avx2", "seed")
+DECIDED: dict[str, Any] = {"max_contacts": 1}  # of the default network, by its data
 Row = dict[str, Any]
 
 
@@ -105,7 +106,7 @@ def random_weights(model: nn.Module, scale: float = 0.02) -> nn.Module:
 def default_model(**knobs: Any) -> tuple[nn.Module, tdd.DDIMScheduler]:
     """Return the default denoiser with random weights, and its scheduler."""
     torch.manual_seed(0)
-    config = tdd.TrainConfig(**knobs)
+    config = tdd.TrainConfig(**DECIDED | knobs)
     return random_weights(tdd.build_model(config)), tdd.build_scheduler(config)
 
 

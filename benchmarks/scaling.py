@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 
 import train_diffusion_ddim as tdd
-from benchmarks.measure import ROOT, Row, in_turn, main, run_child, run_trainer
+from benchmarks.measure import DECIDED, ROOT, Row, in_turn, main, run_child, run_trainer
 from trainlib.errors import UserError
 from trainlib.process import process_rank, timer
 
@@ -95,7 +95,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
                 row |= {"times faster": seconds[1] / seconds[processes]}
                 row |= {"largest difference of losses": max(abs(a - b) for a, b in gaps)}
                 rows.append(row)
-    parameters = sum(p.numel() for p in tdd.build_model(tdd.TrainConfig()).parameters())
+    parameters = sum(p.numel() for p in tdd.build_model(tdd.TrainConfig(**DECIDED)).parameters())
     most = max(args.processes)
     gloo_s = all_reduce_s(most, parameters, 50) if most > 1 else 0.0
     return [

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import train_diffusion_ddim as tdd
-from benchmarks.measure import ROOT, Row, compare, in_turn, main, spread
+from benchmarks.measure import DECIDED, ROOT, Row, compare, in_turn, main, spread
 from benchmarks.peers import PlanLoop, PlanNetwork
 from trainlib.process import pick_device
 from trainlib.state import TrainState, epoch_order
@@ -40,7 +40,7 @@ PLAN_NETWORK: dict[str, Any] = {
 def our_state(x_train: torch.Tensor, **knobs: Any) -> TrainState:
     """Return the state of a new run with these knobs, on the CPU if `device` is not among them."""
     torch.manual_seed(0)
-    config = tdd.TrainConfig(**{"device": "cpu"} | knobs)
+    config = tdd.TrainConfig(**{"device": "cpu"} | DECIDED | knobs)
     steps = -(-len(x_train) // config.batch_size) * config.num_epochs
     device = pick_device(config.device)
     model, scheduler = tdd.build_model(config).to(device), tdd.build_scheduler(config).to(device)
