@@ -278,9 +278,9 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     about = learned.made_where() | {"command": " ".join(["python -m planning", *argv])}
     about |= {"checkpoint": checkpoint.name}
     write_json(folder / "about.json", about)
-    say(document.summary(folder, {**SHIPPED, **known}))
+    say(document.summary(folder, document.every_method()))
     if args.document:
-        document.write(folder, {**SHIPPED, **known})
+        document.write(folder, document.every_method())
 
 
 def measure_rest(

@@ -19,7 +19,8 @@ from planning.course_methods import course_methods
 from planning.diffusion import DiffusionPrior
 from planning.learned import GRADIENT, RECIPES, SELECT, TRUST, accuracy_table, advice
 from planning.loop import MODES, NEW_GOAL
-from planning.methods import COST, GOAL, PRIOR, Method
+from planning.methods import COST, GOAL, PRIOR, Method, cost_methods, goal_methods, prior_methods
+from planning.shipped import SHIPPED
 from planning.tasks import TASKS
 from train_diffusion_ddim import DDIMScheduler
 from trainlib.errors import first_line, say
@@ -239,6 +240,13 @@ def answer(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
         if everything(bits, name)
     ]
     return f"{said} Of the courses: {'; '.join(named)}." if named else said
+
+
+def every_method() -> dict[str, Method]:
+    """Return all methods on the tasks, for their labels, whatever is trained here."""
+    untrained: Any = None
+    trained = prior_methods(NOBODY) | goal_methods(untrained)
+    return SHIPPED | cost_methods() | trained
 
 
 def courses_of_nobody() -> dict[str, Method]:
