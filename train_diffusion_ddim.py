@@ -671,9 +671,10 @@ class ContactHead(nn.Module):
     that reads them and the tokens says what they are in x_0: P(not 0) times an estimate,
     preconditioned as EDM's network (arXiv:2206.00364, eq. 7) by a std that is predicted, too,
     since a tap drifts by a hundredth of what a swipe moves. So errors shrink with the noise, and
-    none makes a curve shake. At the last step the likelier of 0 and not 0 is taken for true: an
-    average of two gestures is none. What samples in one step must be `decisive`: there, outside of
-    training, the likelier answer is taken at any noise, of presses, too.
+    none makes a curve shake. By P(return) the places of a contact and of the one before it are
+    estimated as one (trainlib/returns.py). At the last step the likelier answers are taken for
+    true: an average of two gestures is none. What samples in one step must be `decisive`: there,
+    outside of training, they are taken at any noise, of presses, too.
     """
 
     DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
@@ -754,7 +755,9 @@ class ContactHead(nn.Module):
         alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
         prior, n = torch.where(n[..., 0] > 0, seen @ self.returns, NEVER), n.clamp(min=1)
         own = noise_t / n
-        c_t, noise, returns = by_neighbours(c_t, own, alpha_bar_t, prior, self.axes)
+        decided = noise_t < (2.0 if self.decisive and not self.training else self.certain)
+        given = alpha_bar_t, prior, decided, self.axes
+        c_t, noise, returns = by_neighbours(c_t, own, *given)
         c_in, by_noise = (alpha_bar_t * self.STD**2 + noise).rsqrt(), c_t / noise.sqrt()
         features = c_in * c_t, torch.asinh(by_noise), torch.log1p(by_noise**2), n.log(), own.log()
         hidden = self.hidden(F.silu(seen + self.from_x_t(torch.cat(features, dim=-1))))
@@ -762,7 +765,6 @@ class ContactHead(nn.Module):
         std = self.STD * torch.exp(-F.softplus(smaller - 3))
         c_in = (alpha_bar_t * std**2 + noise).rsqrt()
         c_skip, c_out = std**2 * alpha_bar_t.sqrt() * c_in**2, std * noise.sqrt() * c_in
-        decided = noise_t < (2.0 if self.decisive and not self.training else self.certain)
         share = torch.where(decided, gates > 0, torch.sigmoid(gates))
         return share * (c_skip * c_t + c_out * correction), gates, returns
 

@@ -10,7 +10,7 @@ NEAR, FAR = 0.03, 0.6  # std of the gap along an axis, of returns and of others;
 
 
 def by_neighbours(
-    c_t: Tensor, noise: Tensor, alpha_bar_t: Tensor, prior: Tensor, axes: int
+    c_t: Tensor, noise: Tensor, alpha_bar_t: Tensor, prior: Tensor, decided: Tensor, axes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Correct noisy places by those of the contacts before and after, as far as they are the same.
 
@@ -26,6 +26,7 @@ def by_neighbours(
         noise: their variance, (B, S, 1).
         alpha_bar_t: (B, 1, 1).
         prior: log odds that a contact returns, before the gap is seen, (B, S).
+        decided: whether the likelier answer counts in place of its probability, (B, 1, 1) bool.
         axes: x, y.
 
     Returns:
@@ -39,7 +40,7 @@ def by_neighbours(
     near, far = alpha_bar_t * NEAR**2 + both, alpha_bar_t * FAR**2 + both
     evidence = ((far / near).log() + gap.square() * (1 / far - 1 / near)).sum(dim=2) / 2
     log_odds = prior[:, 1:] + evidence
-    share = torch.sigmoid(log_odds)[..., None] / near
+    share = torch.where(decided[..., 0], log_odds > 0, torch.sigmoid(log_odds))[..., None] / near
     before, after = share * noise[:, 1:], share * noise[:, :-1]  # w of the later, of the earlier
     shift = F.pad(after * gap, (0, 0, 0, 1)) - F.pad(before * gap, (0, 0, 1, 0))
     settled = F.pad(after, (0, 0, 0, 1)) + F.pad(before, (0, 0, 1, 0))
