@@ -48,14 +48,14 @@ def test_every_recipe_learns(name, x_train):
         LUCIDRAINS: lambda r: r.diffusion.model,
         DIFFUSERS: lambda r: r.model,
     }[name](recipe)
-    x_0, t = to_model_units(x_train), torch.full((len(x_train),), 800)
+    x_0, t = to_model_units(x_train), torch.full((len(x_train),), 900)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    x_t, _ = scheduler.add_noise(x_0, 800, eps)
+    x_t, _ = scheduler.add_noise(x_0, 900, eps)
 
     def loss():
         with torch.no_grad():
             output = network.eval()(x_t, t)
-        return float((output - scheduler.target(x_0, eps, 800)).square().mean())
+        return float((output - scheduler.target(x_0, eps, 900)).square().mean())
 
     before = loss()
     for _ in range(30):
