@@ -101,6 +101,11 @@ RECORDED_BY = {
     "real, of the same people": ("", "validation_data"),
     "real, of others": ("", "other_users"),
 }
+HUMAN_BY = {
+    "model": ("model", "model_steps_10"),
+    "straight lines": ("interpolation", ""),
+    "real": ("", "validation_data"),
+}
 INFILL = {
     "valid": "valid",
     "MSE": "mse",
@@ -248,14 +253,14 @@ def realism() -> str:
     return grid(default["realism"] | rows, REALISM, REALISM_BY, metric_first)
 
 
-def recorded() -> str:
-    """Return what the default recipe makes of recorded gestures, beside simple answers."""
-    tables = read_report("games")["protocols"]
+def recorded(name: str, columns: Mapping[str, tuple[str, str]]) -> str:
+    """Return what the default recipe makes of gestures that people made, or nearly so."""
+    tables = read_report(name)["protocols"]
     cells = []
     for words, (protocol, metric) in RECORDED.items():
-        settings = (pair[protocol == "realism"] for pair in RECORDED_BY.values())
+        settings = (pair[protocol == "realism"] for pair in columns.values())
         cells.append([words, *(one(tables[protocol], s, metric, interval=True) for s in settings)])
-    return markdown_table(["", *RECORDED_BY], cells)
+    return markdown_table(["", *columns], cells)
 
 
 def speed() -> str:
@@ -326,7 +331,9 @@ def blocks() -> dict[str, str]:
         "recipes": recipes(),
         "speed": speed(),
     }
-    others |= {"realism": realism(), "recorded": recorded(), "made_by_games": made_by("games")}
+    others |= {"realism": realism(), "made_by_games": made_by("games")}
+    others |= {"recorded": recorded("games", RECORDED_BY), "made_by_human": made_by("human")}
+    others["human_like"] = recorded("human", HUMAN_BY)
     others["human_gestures"] = shown(json.loads(HUMAN.read_text("utf-8")))
     others["frontier"] = table([describe(row) for row in read_rows(FRONTIER)])
     return made | others | reported_blocks()
