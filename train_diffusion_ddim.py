@@ -753,7 +753,8 @@ class ContactHead(nn.Module):
         Also returns the gates and the log odds of returns.
         """
         alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
-        prior, n = torch.where(n[..., 0] > 0, seen @ self.returns, NEVER), n.clamp(min=1)
+        prior = torch.where(n[..., 0] > 0, seen @ self.returns.to(seen.dtype), NEVER)
+        n = n.clamp(min=1)
         own = noise_t / n
         decided = noise_t < (2.0 if self.decisive and not self.training else self.certain)
         given = alpha_bar_t, prior, decided, self.axes

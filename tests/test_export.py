@@ -139,7 +139,7 @@ def compiled(tmp_path_factory):
     if not shutil.which("g++"):
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("compiled") / "exported"
-    model, scheduler = tiny_model(contacts=True, max_contacts=2, prediction_type="x0")
+    model, scheduler = tiny_model(contacts=True, max_contacts=1, prediction_type="x0")
     differences = export(model, scheduler, folder, **SAMPLING, batch_size=3)
     assert differences["compiled"] < 1e-5
     return folder
