@@ -101,11 +101,8 @@ RECORDED_BY = {
     "real, of the same people": ("", "validation_data"),
     "real, of others": ("", "other_users"),
 }
-HUMAN_BY = {
-    "model": ("model", "model_steps_10"),
-    "straight lines": ("interpolation", ""),
-    "real": ("", "validation_data"),
-}
+HUMAN_BY = {name: RECORDED_BY[name] for name in ("model", "straight lines")}
+HUMAN_BY["real"] = ("", "validation_data")  # the generator has no other people
 INFILL = {
     "valid": "valid",
     "MSE": "mse",

@@ -264,9 +264,10 @@ def test_adaln_starts_as_zero_and_every_block_as_the_identity():
 ALPHA_BAR = tdd.DDIMScheduler(beta_schedule="cosine").alphas_cumprod
 
 
-def contact_head(gates, length=L, smaller=-30.0):
+def contact_head(gates, length=L, smaller=-30.0, **options):
     """A head that reads nothing of the tokens; gates by degree, no correction, std at most STD."""
-    model = build(contacts=True, patch_size=5, seq_len=length, beta_schedule="cosine")
+    options |= {"contacts": True, "patch_size": 5, "beta_schedule": "cosine"}
+    model = build(seq_len=length, **options)
     head = model.output_projection
     for layer in (head.frames, head.out):
         nn.init.zeros_(layer.bias)
@@ -312,6 +313,16 @@ def test_a_contact_is_the_polynomial_through_its_frames():
     output, decisions = draw_contacts(contact_head([30.0] * 8), ALPHA_BAR[0] ** 0.5 * x_0)
     torch.testing.assert_close(output, x_0, atol=1e-3, rtol=0)
     assert torch.equal(decisions.log_odds > 0, x_0[..., 2] > 0)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_window_holds_no_more_contacts_than_it_may(most):
+    """Of three in x_t, without any noise; those that are one frame apart are the first to merge."""
+    x_0 = curves(*((first, [0.2], [-0.1], 4) for first in (1, 6, 12)))
+    head = contact_head([30.0] * 8, max_contacts=most)
+    _, decisions = draw_contacts(head, ALPHA_BAR[0] ** 0.5 * x_0)
+    pressed = F.pad(decisions.log_odds > 0, (1, 0)).int()
+    assert (pressed.diff(dim=1) == 1).sum() == most == decisions.member.shape[2]
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2])

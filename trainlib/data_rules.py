@@ -23,7 +23,7 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
                       how far a contact reaches along an axis that it does not rest on
 
     Args:
-        config: with these options, contacts and context_dim.
+        config: with these options, and context_dim.
         x_train: (N, L, 3), data units.
     """
     if None not in (config.augment, config.max_contacts, config.sigma_min):
