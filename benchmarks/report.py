@@ -20,12 +20,8 @@ ORDER = (
     *("training", "optimizer", "keyframes", "sampling", "latency", "roofline", "cost_curves"),
     *("startup", "scaling", "loading"),
 )
-SHOWN = (
-    *ORDER,
-    "trainings",
-    "exported",
-    "distillation",
-)  # these ask for checkpoints: not of `make bench`
+OF_CHECKPOINTS = ("trainings", "exported", "distillation")  # not of `make bench`
+SHOWN = (*ORDER, *OF_CHECKPOINTS)
 QUALITY_NOTE = (
     "Of two learning rates the better; the peers by their stock recipes, which are made for runs "
     "of hours on a GPU: a short time is not what they are for. Drawn by DDIM with eta 0, ours by "
@@ -146,7 +142,7 @@ def main(results: Path = RESULTS, output: Path = ROOT / "docs" / "BENCHMARKS.md"
     found = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*-*.json"))]
     found = [result for result in found if result.get("name") in SHOWN]
     found.sort(key=lambda result: SHOWN.index(result["name"]))
-    minutes = sum(result["seconds"] for result in found) / 60
+    minutes = sum(result["seconds"] for result in found if result["name"] in ORDER) / 60
     introduction = INTRODUCTION.read_text("utf-8").format(minutes=minutes)
     sections = introduction, quality_section(results), gpu_section(results)
     write_whole(output, "\n".join([*sections, *map(markdown, found)]).encode())
