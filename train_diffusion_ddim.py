@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainlib import process, tensors
 from trainlib.augment import augment
 from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
-from trainlib.contact_chain import NEVER, contact_chain, press_evidence
+from trainlib.contact_chain import NEVER, ContactChain, press_evidence
 from trainlib.contacts import median_shake
 from trainlib.data_gate import check_data
 from trainlib.data_rules import decided_by_data
@@ -137,6 +137,7 @@ class TrainConfig(Knobs):
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
     sigma_max: float = flag(12.0, "noise where up to ten steps of log_sigma begin", low=0.1)
     sigma_min: float | None = flag(None, "noise where log_sigma ends", low=1e-5, high=1)
+    lower_order_below: float = flag(0.1, "noise where dpmpp's second order ends", low=0)
     sampler: str = flag("dpmpp", "DDIM, or of second order: DPM-Solver++(2M)", choices=SAMPLERS)
     eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
     # optimisation
@@ -238,6 +239,8 @@ class DDIMScheduler(nn.Module):
             at any finite sigma, a bias that goes with 1/sigma; more steps can afford more.
         sigma_max: where "log_sigma" begins, data units.
         sigma_min: where it ends; what moves less is not told from rest.
+        lower_order_below: noise where steps of second order end, data units: what is decided
+            there, extrapolated, would be decided too soon.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
@@ -254,6 +257,7 @@ class DDIMScheduler(nn.Module):
         spacing: str = "trailing",
         sigma_max: float = 12.0,
         sigma_min: float = 0.005,
+        lower_order_below: float = 0.0,
         clip_sample: bool = True,
     ) -> None:
         super().__init__()
@@ -267,6 +271,7 @@ class DDIMScheduler(nn.Module):
         self.beta_schedule, self.spacing, self.clip_sample = beta_schedule, spacing, clip_sample
         self.sigma_max = checked("sigma_max", sigma_max, float, low=1e-6)
         self.sigma_min = checked("sigma_min", sigma_min, float, low=1e-6)
+        self.lower_order_below = checked("lower_order_below", lower_order_below, float, low=0)
 
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         if beta_schedule == "linear":
@@ -458,10 +463,10 @@ class DDIMScheduler(nn.Module):
         UserError for a bad argument, FloatingPointError for a sample that is not finite.
         """
         check_choice("sampler", sampler, SAMPLERS)
-        start = model, shape, device, generator
-        x_t, *given = tensors.given_tensors(*start, x_T, known, known_mask)
+        x_t, *given = tensors.given_tensors(model, shape, device, generator, x_T, known, known_mask)
         pairs = self.timestep_pairs(num_inference_steps, start_t)
-        last: Any = None  # x_0_pred of the step before, and its t
+        x_0_last: Any = None  # of the step before
+        t_last: int | None = None
         with torch.inference_mode(cost_fn is None), tensors.eval_mode(model):  # a tenth faster
             if given:
                 given[0] = to_model_units(given[0])
@@ -472,20 +477,22 @@ class DDIMScheduler(nn.Module):
                     x_0_pred = self.apply_guidance(x_0_pred, cost_fn, guidance_scale)
                 if given:
                     x_0_pred = torch.where(given[1][..., None], given[0], x_0_pred)
-                is_second_order = sampler == "dpmpp" and last and t_prev >= 0
-                aim = self._extrapolate(x_0_pred, t, t_prev, *last) if is_second_order else x_0_pred
-                last = (x_0_pred, t)
+                beyond = self.extrapolation(t, t_prev, t_last) if sampler == "dpmpp" else 0.0
+                aim = torch.lerp(x_0_last, x_0_pred, 1 + beyond) if beyond else x_0_pred
+                x_0_last, t_last = x_0_pred, t
                 x_t = self.step(aim, x_t, t, t_prev, eta=eta, generator=generator)
             tensors.require_finite(x_t, "the sample is not finite: did the training diverge?")
         return to_data_units(x_t)
 
-    def _extrapolate(
-        self, x_0_pred: Tensor, t: int, t_prev: int, x_0_last: Tensor, t_last: int
-    ) -> Tensor:
-        """Return D = x_0_pred + (x_0_pred - x_0_last)/2r of 2M, r = h_last/h in log sigma."""
-        h = math.log(self.sigma(t) / self.sigma(t_prev))
-        h_last = math.log(self.sigma(t_last) / self.sigma(t))
-        return torch.lerp(x_0_last, x_0_pred, 1 + h / (2 * h_last))
+    def extrapolation(self, t: int, t_prev: int, t_last: int | None) -> float:
+        """Return 1/2r, r = h_last/h in log sigma, of 2M, D = x_0_pred + (x_0_pred - x_0_last)/2r.
+
+        0 = first order: of the first step, of the last, and below `lower_order_below`.
+        """
+        if t_last is None or t_prev < 0 or self.sigma(t) < self.lower_order_below:
+            return 0.0
+        h, h_last = (math.log(self.sigma(a) / self.sigma(b)) for a, b in ((t, t_prev), (t_last, t)))
+        return h / (2 * h_last)
 
     def apply_guidance(self, x_0_pred: Tensor, cost_fn: Any, scale: float) -> Tensor:
         """Move x_0_pred down the gradient of its cost, which does not pass through the model."""
@@ -663,8 +670,8 @@ class ContactHead(nn.Module):
     """Read x_0 off the tokens and x_t: which frames are pressed, and each contact as one curve.
 
     Presses: every frame testifies by the likelihood of its noisy numbers, pressed against idle, and
-    by its token; a chain of at most S contacts, which knows how long they last, weighs all that
-    together, so no contact falls apart.
+    by its token; a chain of at most S contacts, which knows how many there are and how long they
+    last, weighs all that together, so no contact falls apart or is lost.
 
     Curves: a contact is a run of frames with P(press) > 1/2; its x and y are polynomials of time.
     In x_t their coefficients are those of x_0 in noise of variance (1 - ᾱ_t)/n, n frames. An MLP
@@ -679,7 +686,6 @@ class ContactHead(nn.Module):
 
     DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
     SURE = 30.0  # log odds of a frame that is known; sums of more are rounded too far
-    DURATION_RATE = 60.0  # at which durations are learnt, over that of other weights
     WIDTH = 64  # of the MLP
     STD = 0.6  # of x and y in model units, the largest
     decisive = False
@@ -697,7 +703,7 @@ class ContactHead(nn.Module):
         self.frames = zero_init(Linear(d_model, 3 * patch_size))  # log odds of a press, down, up
         self.frames.bias.data.view(patch_size, 3)[:, 1:] = -3  # changes are rare
         self.window = zero_init(Linear(d_model, S + 1))  # how many contacts
-        self.durations = nn.Parameter(torch.zeros(seq_len))  # their log weights / DURATION_RATE
+        self.chain = ContactChain(seq_len, S)
         self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
         self.from_tokens = Linear(d_model, self.WIDTH)
         self.from_x_t = Linear(3 * numbers + 2, self.WIDTH)
@@ -726,8 +732,7 @@ class ContactHead(nn.Module):
         own = own + press_evidence(x_t, place, alpha_bar_t).clamp(-self.SURE, self.SURE)
         if known is not None and known_mask is not None:
             own = torch.where(known_mask, self.SURE * known[..., -1], own)
-        durations = (self.DURATION_RATE * self.durations).to(x_t.dtype)
-        log_odds = contact_chain(own, down, up, self.window(tokens.mean(dim=1)), durations)
+        log_odds = self.chain(own, down, up, self.window(tokens.mean(dim=1)))
         split = split_contacts(log_odds > 0, self.legendre, self.max_contacts)
         member, basis = (x.to(x_t.dtype) for x in split)
 

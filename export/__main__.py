@@ -73,14 +73,11 @@ def describe_steps(
     eps_pred = (x_t - sqrt(ᾱ_t)·D)/sqrt(1 - ᾱ_t)
     D = x_0_pred + extrapolate·(x_0_pred - x_0_last)                   (DPM-Solver++(2M))
     """
-    alpha_bar, sigma, steps, t_last = scheduler.alpha_bar, scheduler.sigma, [], None
+    alpha_bar, steps, t_last = scheduler.alpha_bar, [], None
     for t, t_prev in scheduler.timestep_pairs(num_inference_steps):
         now, then = alpha_bar(t), alpha_bar(t_prev)
         variance = eta**2 * (1 - then) / (1 - now) * (1 - now / then)
-        extrapolate = 0.0
-        if sampler == "dpmpp" and t_last is not None and t_prev >= 0:
-            h, h_last = math.log(sigma(t) / sigma(t_prev)), math.log(sigma(t_last) / sigma(t))
-            extrapolate = h / (2 * h_last)
+        extrapolate = scheduler.extrapolation(t, t_prev, t_last) if sampler == "dpmpp" else 0.0
         step = {"t": t, "alpha_bar_t": now, "extrapolate": extrapolate, "of_aim": then**0.5}
         step |= {"of_eps": abs(1 - then - variance) ** 0.5, "of_noise": variance**0.5}
         steps.append(step)

@@ -371,7 +371,7 @@ def test_the_chain_weighs_what_frames_and_tokens_say(t):
     flat = torch.zeros(2, L)
     evidence = press_evidence(x_t, torch.zeros(2, L, 2), a.expand(2, 1, 1))
     own = 0.7 + evidence.clamp(-30, 30)  # as sure as of a known frame
-    expected = contact_chain(own, flat, flat, torch.zeros(2, 4), torch.zeros(L))
+    expected = contact_chain(own, flat, flat, torch.zeros(2, 4), torch.zeros(L + 1))
     torch.testing.assert_close(log_odds, expected, atol=1e-3, rtol=1e-4)
 
 

@@ -590,14 +590,17 @@ def test_a_generator_makes_samples_reproducible(network, eta):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_second_order_aims_beyond_x_0_pred_at_every_eta(network):
+@pytest.mark.parametrize("below", [0.0, 2.0])
+def test_the_second_order_aims_beyond_x_0_pred_at_every_eta(network, below):
     """By hand: D = x_0_pred + (x_0_pred - x_0_last)·h/2h_last in log sigma, but for both ends."""
-    scheduler, x_T, generator = DDIMScheduler(T), noise(19).float(), seeded(3)
+    scheduler = DDIMScheduler(T, lower_order_below=below)
+    x_T, generator = noise(19).float(), seeded(3)
     x_t, last, h_last = x_T, None, None
     for t, t_prev in scheduler.timestep_pairs(5):
         x_0_pred = scheduler.predict_x_0(network(x_t, torch.full((len(x_t),), t)), x_t, t)
         h = math.log(scheduler.sigma(t) / scheduler.sigma(t_prev)) if t_prev >= 0 else None
-        beyond = (x_0_pred - last) * h / (2 * h_last) if h and h_last else 0
+        is_second = h and h_last and scheduler.sigma(t) >= below
+        beyond = (x_0_pred - last) * h / (2 * h_last) if is_second else 0
         x_t = scheduler.step(x_0_pred + beyond, x_t, t, t_prev, eta=0.7, generator=generator)
         last, h_last = x_0_pred, h
     options = {"x_T": x_T, "sampler": "dpmpp", "generator": seeded(3)}

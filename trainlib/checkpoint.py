@@ -17,7 +17,7 @@ import torch
 from trainlib.errors import UserError, first_line, say
 from trainlib.files import write_whole
 
-CHECKPOINT_FORMAT = 10
+CHECKPOINT_FORMAT = 11
 CHECKPOINT_NAME = "diffusion_checkpoint_epoch_{}.pth"
 CHECKPOINT_PATTERN = re.compile(r"diffusion_checkpoint_epoch_(0|[1-9][0-9]*)\.pth")
 

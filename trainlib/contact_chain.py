@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 NEVER = -1e6  # log weight of what cannot be
 CERTAIN = 1e-6  # probabilities nearer to 0 or 1 are rounding
@@ -21,6 +21,27 @@ def press_evidence(x_t: Tensor, place: Tensor, alpha_bar_t: Tensor) -> Tensor:
     return (root / noise * (pressed + 1) * (x_t - root / 2 * (pressed - 1))).sum(dim=-1)
 
 
+class ContactChain(nn.Module):
+    """`contact_chain` with learnt weights of what holds of any window of length L.
+
+    They are how many contacts there are, at most K, and how long they last; learnt RATE times as
+    fast as other weights, since what never occurs, as a window without a contact may, must weigh
+    more than all that single frames say.
+    """
+
+    RATE = 60.0
+
+    def __init__(self, L: int, K: int) -> None:
+        super().__init__()
+        self.counts = nn.Parameter(torch.zeros(K + 1))  # of `count`, log weights / RATE
+        self.durations = nn.Parameter(torch.zeros(L + 1))  # likewise
+
+    def forward(self, log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> Tensor:
+        """Return the posterior log odds of a press, (B, L), in the type of what is given."""
+        counts, durations = ((self.RATE * x).to(count.dtype) for x in self.parameters())
+        return contact_chain(log_odds, down, up, count + counts, durations)
+
+
 def contact_chain(
     log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor, durations: Tensor
 ) -> Tensor:
@@ -35,8 +56,9 @@ def contact_chain(
         down: log weight of a touch-down at the frame, (B, L).
         up: log weight of a lift-off before the frame, (B, L).
         count: log weight of 0, 1, ... K contacts, (B, K + 1).
-        durations: log weight of 0, 1, ... L - 1 frames from touch-down to lift-off, (L,). A
-            contact that the window cuts off has none.
+        durations: log weight of 1, ... L frames from touch-down to lift-off, and before it that of
+            a contact that the window cuts off, however long, (L + 1,). What touches the border of
+            the window may be either.
     """
     B, K = log_odds.shape[0], count.shape[1] - 1  # not len: export traces it
     press = torch.cat([log_odds, log_odds.flip(1)])
@@ -46,12 +68,13 @@ def contact_chain(
     never = torch.full_like(count, NEVER)
     never[:, 0] = 0  # without a contact before it the window begins idle
     first = torch.cat([never, count.flip(1)])[..., None]  # (2B, K + 1, 1)
-    weights = toeplitz(durations)
+    cut_off, weights = durations[0], toeplitz(durations[1:])
 
     idle, before, after = first[:, 0].expand_as(total), [], []
     for n in range(1, K + 1):
         before.append(idle[:, :-1])  # n - 1 contacts are over, (2B, L); touch-down is next
-        left = contact_sums((idle + begin - total)[:, :-1], weights) + (end + total)[:, 1:]
+        sums = contact_sums((idle + begin - total)[:, :-1], weights, cut_off)
+        left = sums + (end + total)[:, 1:]
         after.append(left)  # the n-th is over, too, at frame 1, ... L
         ended = F.pad(torch.logcumsumexp(left, dim=1)[:, :-1], (2, 0), value=NEVER)
         idle = torch.logaddexp(first[:, n], ended)
@@ -75,27 +98,29 @@ class Toeplitz(NamedTuple):
 
 
 def toeplitz(weights: Tensor) -> Toeplitz:
-    """Lay out the log weights of lags 0, 1, ... L - 1 for sequences of L - 1."""
+    """Lay out the log weights of lags 0, 1, ... L - 1 for sequences of L."""
+    last = len(weights) - 1
     frame = torch.arange(-(-len(weights) // BLOCK) * BLOCK, device=weights.device)
     to, start = frame[:BLOCK], frame[::BLOCK, None, None]
     lag = to[:, None] - to
-    inside = torch.where(lag > 0, weights[lag.clamp(0, len(weights) - 1)], NEVER)
+    inside = torch.where(lag >= 0, weights[lag.clamp(0, last)], NEVER)
     lag, largest = start + to - frame[:, None], weights.detach().amax(dim=0)
-    across = (weights - largest).exp()[lag.clamp(0, len(weights) - 1)]
+    across = (weights - largest).exp()[lag.clamp(0, last)]
     return Toeplitz(inside, torch.where(frame[:, None] < start, across, 0), largest)
 
 
-def contact_sums(entered: Tensor, weights: Toeplitz) -> Tensor:
+def contact_sums(entered: Tensor, weights: Toeplitz, cut_off: Tensor) -> Tensor:
     """Sum over touch-downs at 0, ... L - 1, (N, L), weighed by duration, to lift-offs at 1, ... L.
 
-    In logarithms; a contact from frame 0, or to the window's end, is cut off.
+    In logarithms; a contact from frame 0, or to the window's end, may be cut off.
     """
-    whole = torch.logaddexp(entered[:, :1], log_convolution(entered[:, 1:], weights))
-    return torch.cat([whole, entered.logsumexp(dim=1, keepdim=True)], dim=1)
+    whole, from_start = log_convolution(entered, weights), entered[:, :1].expand_as(entered)
+    cut = torch.cat([from_start[:, :-1], entered.logsumexp(dim=1, keepdim=True)], dim=1)
+    return torch.logaddexp(whole, cut + cut_off)
 
 
 def log_convolution(x: Tensor, weights: Toeplitz) -> Tensor:
-    """Return y_j = log Σ_{i<j} exp(x_i + weights[j - i]) of x, (N, L - 1).
+    """Return y_j = log Σ_{i<=j} exp(x_i + weights[j - i]) of x, (N, L).
 
     Whatever range x has: within a block of frames in logarithms, and all that comes from earlier
     blocks as one product of matrices, relative to the largest x there.
