@@ -44,8 +44,9 @@ from torch.utils.data import DataLoader, Dataset
 from trainlib import process, tensors
 from trainlib.augment import augment
 from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
-from trainlib.contact_chain import NEVER, ContactChain, press_evidence
+from trainlib.contact_chain import ContactChain, press_evidence
 from trainlib.contacts import median_shake
+from trainlib.curves import STILL, CurveDenoiser
 from trainlib.data_gate import check_data
 from trainlib.data_rules import decided_by_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
@@ -71,7 +72,7 @@ from trainlib.metrics import (
 from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_type_accuracy
 from trainlib.metrics import compute_spatial_accuracy as compute_spatial_accuracy
 from trainlib.metrics import compute_temporal_iou as compute_temporal_iou
-from trainlib.returns import by_neighbours, returned
+from trainlib.returns import returned
 from trainlib.run import config_of, failures_named, open_run, resume_run, save_if_due
 from trainlib.run_log import WANDB_MODES, NullLogger, asked_wandb_mode
 from trainlib.state import TrainState
@@ -81,7 +82,6 @@ from trainlib.tensors import modulate, zero_init
 Model = Callable[..., Tensor]  # model(x_t, t), perhaps with known, known_mask, context
 Index = int | Tensor  # one t for the batch, or (B,) int64
 
-STILL = 5e-5  # of the screen, a twentieth of a pixel; less is no motion
 FLOOR = 1e-8  # keeps ratios and logarithms finite
 
 BETA_SCHEDULES = ("linear", "cosine", "wide_cosine")
@@ -657,13 +657,14 @@ class AdaLNBlock(PlanBlock):
 
 
 class Decisions(NamedTuple):
-    """What a ContactHead takes for true; to be trained by cross-entropy, too."""
+    """What a ContactHead takes for true; to be trained by cross-entropy, too, and in practice."""
 
     log_odds: Tensor  # of a press, (B, L)
     gates: Tensor  # log odds that a coefficient is not 0, (B, S, axes * DEGREES)
     member: Tensor  # 1 where a frame is of a contact, (B, L, S)
     basis: Tensor  # the polynomials of the frame's contact, (B, L, DEGREES)
     returns: Tensor  # log odds that a contact is where the one before was, (B, S - 1)
+    practice: Tensor  # loss of the curves of x_0 at many noise levels, (B,); 0 = none
 
 
 class ContactHead(nn.Module):
@@ -674,20 +675,15 @@ class ContactHead(nn.Module):
     last, weighs all that together, so no contact falls apart or is lost.
 
     Curves: a contact is a run of frames with P(press) > 1/2; its x and y are polynomials of time.
-    In x_t their coefficients are those of x_0 in noise of variance (1 - ᾱ_t)/n, n frames. An MLP
-    that reads them and the tokens says what they are in x_0: P(not 0) times an estimate,
-    preconditioned as EDM's network (arXiv:2206.00364, eq. 7) by a std that is predicted, too,
-    since a tap drifts by a hundredth of what a swipe moves. So errors shrink with the noise, and
-    none makes a curve shake. By P(return) the places of a contact and of the one before it are
-    estimated as one (trainlib/returns.py). At the last step the likelier answers are taken for
-    true: an average of two gestures is none. What samples in one step must be `decisive`: there,
-    outside of training, they are taken at any noise, of presses, too.
+    In x_t their coefficients are those of x_0 in noise of variance (1 - ᾱ_t)/n, n frames; a
+    CurveDenoiser says what they are in x_0. So errors shrink with the noise, and none makes a curve
+    shake. At the last step the likelier answers are taken for true: an average of two gestures is
+    none. What samples in one step must be `decisive`: there, outside of training, they are taken at
+    any noise, of presses, too.
     """
 
     DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
     SURE = 30.0  # log odds of a frame that is known; sums of more are rounded too far
-    WIDTH = 64  # of the MLP
-    STD = 0.6  # of x and y in model units, the largest
     decisive = False
 
     def __init__(
@@ -697,21 +693,15 @@ class ContactHead(nn.Module):
         log_snr = [-2 * math.log(2 * levels.sigma(t)) for t in range(levels.num_timesteps)]
         self.log_snr = nn.Buffer(torch.tensor(log_snr, dtype=torch.float32), persistent=False)
         self.certain = (2 * 2 * levels.sigma_min) ** 2  # 1 - ᾱ_t at twice that sigma
-        self.axes, self.patch_size, numbers = axes, patch_size, axes * self.DEGREES
-        self.max_contacts = S
+        self.patch_size, self.max_contacts = patch_size, S
         Linear = tensors.WideLinear
         self.frames = zero_init(Linear(d_model, 3 * patch_size))  # log odds of a press, down, up
         self.frames.bias.data.view(patch_size, 3)[:, 1:] = -3  # changes are rare
         self.window = zero_init(Linear(d_model, S + 1))  # how many contacts
         self.chain = ContactChain(seq_len, S)
         self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
-        self.from_tokens = Linear(d_model, self.WIDTH)
-        self.from_x_t = Linear(3 * numbers + 2, self.WIDTH)
-        self.hidden = Linear(self.WIDTH, self.WIDTH)
-        self.out = zero_init(Linear(self.WIDTH, 3 * numbers))
-        self.out.bias.data[:numbers] = 3.0 - torch.arange(self.DEGREES).repeat(axes)  # near a line
+        self.curves = CurveDenoiser(d_model, axes, self.DEGREES)
         self.legendre = nn.Buffer(legendre_table(seq_len, self.DEGREES), persistent=False)
-        self.returns = nn.Parameter(torch.zeros(self.WIDTH))  # of their log odds
 
     def forward(
         self,
@@ -720,6 +710,7 @@ class ContactHead(nn.Module):
         t: Tensor,
         known: Tensor | None,
         known_mask: Tensor | None,
+        made_of: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Decisions]:
         """Return x_0, (B, L, C), model units, and the decisions that it rests on.
 
@@ -739,40 +730,29 @@ class ContactHead(nn.Module):
         mean = mean_over(member)  # (B, S, L)
         c_t = coefficients(mean, basis, x_t[..., :-1])
         per_token = mean.unflatten(2, (-1, self.patch_size)).sum(dim=3)
-        seen, n = per_token @ self.from_tokens(tokens), member.sum(dim=1)[..., None]
-        c, gates, returns = self.clean(c_t, seen, log_snr, n)
+        n, is_sure = member.sum(dim=1)[..., None], self.decisive and not self.training
+        decided_below = 2.0 if is_sure else self.certain
+        c, gates, returns = self.curves(c_t, per_token @ tokens, log_snr, n, decided_below)
 
-        curve = ((member @ c).unflatten(2, (self.axes, -1)) * basis[:, :, None]).sum(dim=-1)
+        curve = ((member @ c).unflatten(2, (-1, self.DEGREES)) * basis[:, :, None]).sum(dim=-1)
         xy = curve + place * (1 - member.sum(dim=2, keepdim=True))
         if known is not None and known_mask is not None:
             xy = meet_known(xy, known, known_mask)
         probability = torch.sigmoid(log_odds)[..., None]
-        if self.decisive and not self.training:
+        if is_sure:
             probability = (probability > 0.5).to(xy.dtype)
         x_0 = torch.cat([probability * (xy + 1), 2 * probability], dim=-1) - 1  # zero while idle
-        return x_0, Decisions(log_odds, gates, member, basis, returns)
+        practice = torch.zeros_like(log_odds[:, 0])
+        if made_of is not None and not self.decisive:  # whose answers are no means
+            practice = self.practise(*made_of, t)
+        return x_0, Decisions(log_odds, gates, member, basis, returns, practice)
 
-    def clean(self, c_t: Tensor, seen: Tensor, log_snr: Tensor, n: Tensor) -> tuple[Tensor, ...]:
-        """Estimate coefficients of x_0 from those of x_t, (B, S, axes * DEGREES).
-
-        Also returns the gates and the log odds of returns.
-        """
-        alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
-        prior = torch.where(n[..., 0] > 0, seen @ self.returns.to(seen.dtype), NEVER)
-        n = n.clamp(min=1)
-        own = noise_t / n
-        decided = noise_t < (2.0 if self.decisive and not self.training else self.certain)
-        given = alpha_bar_t, prior, decided, self.axes
-        c_t, noise, returns = by_neighbours(c_t, own, *given)
-        c_in, by_noise = (alpha_bar_t * self.STD**2 + noise).rsqrt(), c_t / noise.sqrt()
-        features = c_in * c_t, torch.asinh(by_noise), torch.log1p(by_noise**2), n.log(), own.log()
-        hidden = self.hidden(F.silu(seen + self.from_x_t(torch.cat(features, dim=-1))))
-        gates, smaller, correction = self.out(F.silu(hidden)).chunk(3, dim=-1)
-        std = self.STD * torch.exp(-F.softplus(smaller - 3))
-        c_in = (alpha_bar_t * std**2 + noise).rsqrt()
-        c_skip, c_out = std**2 * alpha_bar_t.sqrt() * c_in**2, std * noise.sqrt() * c_in
-        share = torch.where(decided, gates > 0, torch.sigmoid(gates))
-        return share * (c_skip * c_t + c_out * correction), gates, returns
+    def practise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return the loss of the curves of x_0, (B, L, C), model units, at many noise levels."""
+        member, basis = split_contacts(x_0[..., -1] > 0, self.legendre, self.max_contacts)
+        c_0 = coefficients(mean_over(member.to(x_0.dtype)), basis, x_0[..., :-1])
+        n = member.sum(dim=1)[..., None]
+        return self.curves.practise(c_0, n, eps[..., :-1], t, self.log_snr, self.certain)
 
 
 class MinimalDiffusionTransformer(nn.Module):
@@ -853,7 +833,7 @@ class MinimalDiffusionTransformer(nn.Module):
         known_mask: Tensor | None = None,
         context: Tensor | None = None,
         *,
-        return_decisions: bool = False,
+        made_of: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
         """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t): (B, L, C).
 
@@ -863,7 +843,8 @@ class MinimalDiffusionTransformer(nn.Module):
             known: (B, L, C), model units; read only where the mask is set.
             known_mask: (B, L) bool; None = nothing is known.
             context: (B, context_dim); None, or a row of zeros, = no goal.
-            return_decisions: also return the Decisions; with `contacts`.
+            made_of: x_0, model units, and eps of x_t: also return the Decisions, to be trained;
+                with `contacts`.
         """
         tensors.check_inputs(self, x_t, known, context)
         B, L, C = x_t.shape
@@ -893,9 +874,9 @@ class MinimalDiffusionTransformer(nn.Module):
         wide = torch.promote_types(x_t.dtype, torch.float32)  # contacts need it
         with tensors.full_precision(x_t):
             x, wide_x_t = x.to(wide), x_t.to(wide)
-            output, decisions = self.output_projection(x, wide_x_t, t, known, known_mask)
+            output, decisions = self.output_projection(x, wide_x_t, t, known, known_mask, made_of)
         output = output.to(x_t.dtype)
-        return (output, decisions) if return_decisions else output
+        return output if made_of is None else (output, decisions)
 
 
 def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
@@ -1185,7 +1166,7 @@ def decision_loss(decisions: Decisions, x_0: Tensor) -> Tensor:
     the contacts that are pressed throughout, summed over degrees; and of which such contacts return
     to where the one before was, summed.
     """
-    log_odds, gates, member, basis, returns = decisions
+    log_odds, gates, member, basis, returns, _ = decisions
     pressed, entropy = (x_0[..., 2] > PRESSED).to(gates.dtype), F.binary_cross_entropy_with_logits
     press = entropy(log_odds, pressed, reduction="none").mean(dim=1)
     mean, axes = mean_over(member), ACTION_DIM - 1
@@ -1235,17 +1216,20 @@ def train_step(
     if drawn.context is not None:
         given["context"] = drawn.context[rows]
     if config.contacts:
-        given["return_decisions"] = True
+        given["made_of"] = to_model_units(x_0), eps
     with torch.autocast(x_0.device.type, torch.bfloat16, enabled=config.amp):
         output = state.forward(x_t, t, **given)
     output, decisions = output if config.contacts else (output, None)
     loss = per_sample_loss(scheduler, output, x_0, eps, t)
-    entropy = torch.zeros_like(loss) if decisions is None else decision_loss(decisions, x_0)
+    entropy = practice = torch.zeros_like(loss)
+    if decisions is not None:
+        entropy, practice = decision_loss(decisions, x_0), decisions.practice
     losses = process.gather_rows(loss.detach(), B)  # of the whole batch
     weight = torch.ones_like(losses)
     if config.balance_loss:
         weight = balanced_weight(state.task_loss, losses, drawn.task)
-    total = (weight[rows] * loss + DECISION_WEIGHT * entropy).sum() * process.process_rank()[1] / B
+    total = (weight[rows] * loss + DECISION_WEIGHT * entropy + practice).sum()
+    total = total * process.process_rank()[1] / B
 
     state.model.zero_grad(set_to_none=True)
     total.backward()  # processes average their gradients

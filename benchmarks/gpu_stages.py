@@ -127,10 +127,11 @@ def loss_and_gradient(state: TrainState, x_0: Tensor, drawn: tdd.Drawn) -> Tenso
     """Do a training step's forward and backward pass, without its update; return the loss."""
     x = tdd.to_model_units(x_0)
     x_t, _ = state.scheduler.add_noise(x, drawn.t, drawn.eps)
-    given = {"known": x, "known_mask": drawn.known_mask, "return_decisions": True}
+    given = {"known": x, "known_mask": drawn.known_mask, "made_of": (x, drawn.eps)}
     output, decisions = state.model(x_t, drawn.t, **given)
     loss = tdd.per_sample_loss(state.scheduler, output, x_0, drawn.eps, drawn.t)
-    total = (loss + tdd.DECISION_WEIGHT * tdd.decision_loss(decisions, x_0)).mean()
+    total = loss + tdd.DECISION_WEIGHT * tdd.decision_loss(decisions, x_0) + decisions.practice
+    total = total.mean()
     state.model.zero_grad(set_to_none=False)
     total.backward()
     return total

@@ -41,7 +41,7 @@ def test_a_goal_has_no_mirrored_gesture():
 
 
 @pytest.mark.parametrize(
-    ("length", "sigma_min"), [(0.3, COARSEST), (0.02, 0.002), (0.008, 8e-4), (1e-4, FINEST)]
+    ("length", "sigma_min"), [(0.3, COARSEST), (0.02, 0.002), (0.012, 0.0012), (1e-4, FINEST)]
 )
 def test_the_steps_end_at_a_tenth_of_small_motions(length, sigma_min):
     config, why = decided_by_data(TrainConfig(), swipes(0.0, length))

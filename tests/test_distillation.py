@@ -123,7 +123,7 @@ def test_a_decisive_network_decides_outside_of_training():
     x_t, t = torch.randn(8, L, 3), torch.full((8,), 700)
     press = model.train()(x_t, t)[..., 2]
     assert ((press > -0.99) & (press < 0.99)).any()
-    decided, decisions = model.eval()(x_t, t, return_decisions=True)
+    decided, decisions = model.eval()(x_t, t, made_of=(x_t, x_t))
     assert torch.equal(decided[..., 2], torch.where(decisions.log_odds > 0, 1.0, -1.0))
 
 

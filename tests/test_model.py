@@ -269,10 +269,10 @@ def contact_head(gates, length=L, smaller=-30.0, **options):
     options |= {"contacts": True, "patch_size": 5, "beta_schedule": "cosine"}
     model = build(seq_len=length, **options)
     head = model.output_projection
-    for layer in (head.frames, head.out):
+    for layer in (head.frames, head.curves.out):
         nn.init.zeros_(layer.bias)
-    head.out.bias.data[:16] = torch.tensor(gates).repeat(2)
-    head.out.bias.data[16:32] = smaller
+    head.curves.out.bias.data[:16] = torch.tensor(gates).repeat(2)
+    head.curves.out.bias.data[16:32] = smaller
     return head
 
 

@@ -17,15 +17,16 @@ import train_diffusion_ddim as tdd
 from trainlib.muon import Muon, make_optimizers
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(tiny_config):
-    model = tdd.build_model(tiny_config())
+def test_muon_takes_the_matrices_of_blocks_and_curves_and_adamw_the_rest(tiny_config):
+    model = tdd.build_model(tiny_config(contacts=True, prediction_type="x0"))
     optimizers = make_optimizers(model, 1e-3, 0.0, muon=True)
     adamw, muon = ([p for g in o.param_groups for p in g["params"]] for o in optimizers)
     named = dict(model.named_parameters())
     assert {id(p) for p in adamw + muon} == {id(p) for p in named.values()}
     assert len(adamw) + len(muon) == len(named)
     kinds = {name.split(".", 2)[2] for name, p in named.items() if any(p is q for q in muon)}
-    layers = ("attention.qkv", "attention.out", "up", "down")
+    layers = ["attention.qkv", "attention.out", "up", "down"]
+    layers += ["from_x_t", "hidden.0", "hidden.1", "out"]  # not what reads tokens
     assert kinds == {f"{layer}.weight" for layer in layers}
     (all_of_them,) = make_optimizers(model, 1e-3, 0.0, muon=False)
     assert len(all_of_them.param_groups[0]["params"]) == len(named)

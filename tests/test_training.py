@@ -521,7 +521,8 @@ def decided(log_odds, contact, gates, returns=0.0):
     n = contact.stop - contact.start
     basis[:, contact] = legendre_table(L, 8)[n, :n]
     returns = torch.full((len(log_odds), 2), returns)
-    return tdd.Decisions(log_odds, gates, member, basis, returns)
+    practice = torch.zeros(len(log_odds))
+    return tdd.Decisions(log_odds, gates, member, basis, returns, practice)
 
 
 def test_decisions_are_scored_by_their_cross_entropy():
@@ -575,10 +576,10 @@ def test_the_decisions_are_trained_by_their_own_loss_too(new_state, monkeypatch)
     reference, x_0 = copy.deepcopy(state.model), make_gestures(8)
     scalars = train_step(state, x_0)
     drawn = drawn_for(x_0, state.config)
-    given = {"return_decisions": True}
+    given = {"made_of": (tdd.to_model_units(x_0), drawn.eps)}
     loss, decisions = squared_errors(reference, state.scheduler, x_0, drawn, **given)
     entropy = tdd.decision_loss(decisions, x_0)
-    (loss + tdd.DECISION_WEIGHT * entropy).mean().backward()
+    (loss + tdd.DECISION_WEIGHT * entropy + decisions.practice).mean().backward()
     for p, q in zip(state.model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
     logged = float(scalars["train/decision_loss"])

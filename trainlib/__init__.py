@@ -16,6 +16,8 @@
     figures         gestures drawn side by side
     metrics         scores of recreations, types of gestures
     contact_chain   which frames are pressed, in the light of all, and of how long contacts last
+    curves          what the curve of a contact was before it was noised
+    returns         contacts at the place of the one before
     known           known frames: which are given, and what they tell the others
     augment         the symmetries of generated gestures
     legendre        orthogonal polynomials

@@ -9,7 +9,7 @@ from trainlib.contacts import contacts_of
 
 SEEN = 2000  # gestures that are looked at
 SAME = 1e-6  # less than this is rounding
-FINEST, COARSEST = 3e-4, 5e-3  # sigma_min, data units
+FINEST, COARSEST = 1e-3, 5e-3  # sigma_min, data units
 MOST_CONTACTS, RARE = 3, 1e-3  # in a window; a share of windows that does not count
 
 

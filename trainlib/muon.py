@@ -1,5 +1,6 @@
 """Muon: step matrices along the orthogonal factor of their momentum (arXiv:2502.16982)."""
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from trainlib.errors import UserError
 
 FLOOR = 1e-8  # keeps the zero matrix finite
+# Weights inside blocks, and those of curves that see no tokens.
+MATRICES = re.compile(r"^blocks\.(?!.*modulation)|curves\.(from_x_t|hidden|out)\b")
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
@@ -63,11 +66,11 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(
     model: nn.Module, lr: float, weight_decay: float, *, muon: bool
 ) -> list[torch.optim.Optimizer]:
-    """Return AdamW for all weights; with `muon` Muon for the matrices of `blocks` instead."""
+    """Return AdamW for all weights; with `muon` Muon for the matrices of MATRICES instead."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, p in model.named_parameters():
-        is_matrix = p.ndim == 2 and name.startswith("blocks.") and "modulation" not in name
+        is_matrix = p.ndim == 2 and MATRICES.search(name)
         (matrices if is_matrix and muon else others).append(p)
     try:
         adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)

@@ -1,0 +1,106 @@
+"""The denoiser of curves against closed forms: what it sees, what it practises, what it learns.
+
+python -m pytest tests/test_curves.py
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainlib.curves import CurveDenoiser
+from trainlib.muon import make_optimizers
+
+T = 50
+LOG_SNR = torch.linspace(8, -8, T)
+AXES, DEGREES = 2, 8
+NUMBERS = AXES * DEGREES
+
+
+def test_waves_are_means_over_the_noise():
+    """E[sin ω(y + s·z)] over 200,000 draws of z, of two contacts of 3 and 40 frames."""
+    torch.manual_seed(0)
+    curves = CurveDenoiser(4, AXES, DEGREES)
+    c_t, alpha_bar_t = torch.randn(1, 2, NUMBERS), torch.tensor(0.8)
+    own = (1 - alpha_bar_t) / torch.tensor([3.0, 40.0])[None, :, None]
+    waves = curves.waves(c_t, own, alpha_bar_t.view(1, 1, 1)).unflatten(2, (AXES, -1))
+    z = torch.randn(200_000)
+    for contact in range(2):
+        for axis in range(AXES):
+            place = c_t[0, contact, axis * DEGREES] / alpha_bar_t.sqrt()
+            y = place + (own[0, contact, 0] / alpha_bar_t).sqrt() * z
+            for k in range(curves.WAVES):
+                angle = math.pi * 2**k * y
+                expected = torch.stack([angle.sin().mean(), angle.cos().mean()])
+                seen = waves[0, contact, axis, [k, curves.WAVES + k]]
+                torch.testing.assert_close(seen, expected, atol=0.01, rtol=0)
+
+
+def practise(curves, c_0, n, eps, t):
+    return curves.practise(c_0, n, eps, t, LOG_SNR, 0.0)
+
+
+def test_practice_is_the_loss_of_denoising_at_its_levels():
+    """By hand: two levels, 7 and 32; of two windows the second has a contact more."""
+    torch.manual_seed(1)
+    curves = CurveDenoiser(4, AXES, DEGREES)
+    torch.nn.init.normal_(curves.out.weight, std=0.1)
+    c_0 = torch.randn(2, 2, NUMBERS) / 3
+    c_0[:, :, 3] = 0  # does not move
+    n, eps = torch.tensor([[10.0, 0.0], [25.0, 4.0]])[..., None], torch.randn(2, 2 * NUMBERS)
+    loss = practise(curves, c_0, n, eps, torch.tensor([7, 7]))
+    for row, contacts in enumerate([1, 2]):
+        expected = 0
+        for i, level in enumerate([7, 7 + T // 2]):
+            a, noise = torch.sigmoid(LOG_SNR[level]), eps[row, i * NUMBERS : (i + 1) * NUMBERS]
+            given = n[row, :contacts][None]
+            std = ((1 - a) / given).sqrt()
+            c_t = a.sqrt() * c_0[row, :contacts][None] + std * noise
+            c, gates, _ = curves(c_t, None, LOG_SNR[level].view(1, 1, 1), given, 0.0)
+            error = (c - c_0[row, :contacts]).square() * (a / std**2 + 1 / 0.6**2)
+            moves = (c_0[row, :contacts].abs() > 1e-4).float()[None]
+            entropy = F.binary_cross_entropy_with_logits(gates, moves, reduction="none")
+            expected = expected + error.mean(dim=2) + entropy.sum(dim=2) / AXES
+        torch.testing.assert_close(loss[row], expected.mean() / 2, rtol=1e-5, atol=0)
+
+
+def test_a_window_without_a_contact_or_without_noise_teaches_nothing():
+    curves, c_0 = CurveDenoiser(4, AXES, DEGREES), torch.randn(3, 1, NUMBERS)
+    none, some = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    assert not practise(curves, c_0, none, torch.randn(3, 99), torch.zeros(3).long()).any()
+    assert not practise(curves, c_0, some, torch.randn(3, 15), torch.zeros(3).long()).any()
+    assert practise(curves, c_0, some, torch.randn(3, 16), torch.zeros(3).long()).all()
+
+
+def test_it_learns_where_the_buttons_are(two_buttons):
+    """Touched at x = ±0.5 alone, E[x | y] = 0.5·tanh(0.5·y/v) in noise of variance v.
+
+    A bell of the same mean and variance, y·0.25/(0.25 + v), is at least twice as far from that.
+    """
+    level, y = T // 2, torch.linspace(-0.6, 0.6, 25)
+    a, n = torch.sigmoid(LOG_SNR[level]), torch.full((25, 1, 1), 16.0)
+    v = (1 - a) / a / 16
+    c_t = torch.zeros(25, 1, NUMBERS)
+    c_t[..., 0] = a.sqrt() * y[:, None]
+    c, _, _ = two_buttons(c_t, None, LOG_SNR[level].expand(25, 1, 1), n, 0.0)
+    exact, bell = 0.5 * torch.tanh(0.5 * y / v), y * 0.25 / (0.25 + v)
+    assert (c[:, 0, 0] - exact).norm() < (bell - exact).norm() / 2
+
+
+@pytest.fixture
+def two_buttons():
+    torch.manual_seed(0)
+    curves = CurveDenoiser(4, AXES, DEGREES)
+    optimizers = make_optimizers(torch.nn.ModuleDict({"curves": curves}), 0, 0.0, muon=True)
+    for step in range(500):
+        c_0 = torch.zeros(32, 1, NUMBERS)
+        c_0[..., 0] = torch.randint(2, (32, 1)) - 0.5
+        given = torch.randn(32, 250, 2), torch.randint(T, (32,))
+        loss = practise(curves, c_0, torch.full((32, 1, 1), 16.0), *given).mean()
+        curves.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 500)
+            optimizer.step()
+    return curves.eval()

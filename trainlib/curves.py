@@ -1,0 +1,126 @@
+"""What the curve of a contact was before it was noised: a small network for a few numbers."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainlib.contact_chain import NEVER
+from trainlib.returns import by_neighbours
+from trainlib.tensors import WideLinear, zero_init
+
+STILL = 5e-5  # of the screen, a twentieth of a pixel; less is no motion
+
+
+class CurveDenoiser(nn.Module):
+    """Estimate the coefficients of contacts in x_0 from those in x_t, and from their tokens.
+
+    An estimate is P(not 0) times what an MLP says, preconditioned as EDM's network (arXiv:
+    2206.00364, eq. 7) by a std that is predicted, too, since a tap drifts by a hundredth of what a
+    swipe moves. The MLP sees each coefficient relative to its noise, and waves of the place, each
+    as far as the noise leaves something of it (arXiv:2103.13415, eq. 14), since people touch where
+    buttons are. By P(return) the places of a contact and of the one before it are estimated as one.
+
+    Coefficients are (B, S, axes * degrees), axis by axis, model units; their noise is independent,
+    of variance (1 - ᾱ_t)/n for a contact of n frames.
+    """
+
+    STD = 0.6  # of x and y, the largest
+    WIDTH, WAVES = 128, 5  # of the MLP; of the place, the longest over the whole screen twice
+    LEVELS = 32  # of noise, in `practise`
+
+    def __init__(self, d_model: int, axes: int, degrees: int) -> None:
+        super().__init__()
+        self.axes, numbers = axes, axes * degrees
+        self.from_tokens = zero_init(WideLinear(d_model, self.WIDTH))
+        self.from_x_t = WideLinear(3 * numbers + 2 + 2 * axes * self.WAVES, self.WIDTH)
+        self.hidden = nn.ModuleList(WideLinear(self.WIDTH, self.WIDTH) for _ in range(2))
+        self.out = zero_init(WideLinear(self.WIDTH, 3 * numbers))
+        self.out.bias.data[:numbers] = 3.0 - torch.arange(degrees).repeat(axes)  # near a line
+        self.returns = zero_init(WideLinear(d_model, 1))  # log odds, before the gap is seen
+
+    def forward(
+        self, c_t: Tensor, tokens: Tensor | None, log_snr: Tensor, n: Tensor, decided_below: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return coefficients of x_0, the log odds that each is not 0, and those of returns.
+
+        Args:
+            c_t: coefficients in x_t.
+            tokens: means over the tokens of each contact, (B, S, D); None = they say nothing.
+            log_snr: log ᾱ_t/(1 - ᾱ_t), (B, 1, 1).
+            n: frames of each contact, (B, S, 1); 0 = there is none.
+            decided_below: a value of 1 - ᾱ_t; below it the likelier answers are taken for true.
+        """
+        alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
+        prior = torch.zeros_like(n[..., 0]) if tokens is None else self.returns(tokens)[..., 0]
+        prior, n = torch.where(n[..., 0] > 0, prior, NEVER), n.clamp(min=1)
+        own, decided = noise_t / n, noise_t < decided_below
+        c_t, noise, returns = by_neighbours(c_t, own, alpha_bar_t, prior, decided, self.axes)
+
+        c_in, by_noise = (alpha_bar_t * self.STD**2 + noise).rsqrt(), c_t / noise.sqrt()
+        features = [c_in * c_t, torch.asinh(by_noise), torch.log1p(by_noise**2)]
+        features += [n.log(), own.log(), self.waves(c_t, own, alpha_bar_t)]
+        hidden = self.from_x_t(torch.cat(features, dim=-1))
+        hidden = hidden if tokens is None else hidden + self.from_tokens(tokens)
+        for layer in self.hidden:
+            hidden = layer(F.silu(hidden))
+        gates, smaller, correction = self.out(F.silu(hidden)).chunk(3, dim=-1)
+
+        std = self.STD * torch.exp(-F.softplus(smaller - 3))
+        c_in = (alpha_bar_t * std**2 + noise).rsqrt()
+        c_skip, c_out = std**2 * alpha_bar_t.sqrt() * c_in**2, std * noise.sqrt() * c_in
+        share = torch.where(decided, gates > 0, torch.sigmoid(gates))
+        return share * (c_skip * c_t + c_out * correction), gates, returns
+
+    def waves(self, c_t: Tensor, own: Tensor, alpha_bar_t: Tensor) -> Tensor:
+        """Return E[sin ωy], E[cos ωy] of places y = c_t/√ᾱ in their noise, (B, S, axes*2*WAVES)."""
+        omega = math.pi * 2.0 ** torch.arange(self.WAVES, device=c_t.device, dtype=c_t.dtype)
+        places = c_t.unflatten(2, (self.axes, -1))[..., :1] / alpha_bar_t.sqrt()[..., None]
+        left = torch.exp(-(omega**2) * (own / alpha_bar_t)[..., None] / 2)
+        turned = places * omega
+        return (torch.cat([turned.sin(), turned.cos()], dim=-1) * left.repeat(1, 1, 1, 2)).flatten(
+            2
+        )
+
+    def practise(
+        self, c_0: Tensor, n: Tensor, eps: Tensor, t: Tensor, log_snr: Tensor, decided_below: float
+    ) -> Tensor:
+        """Return the loss of denoising the curves of x_0 at many noise levels at once, (B,).
+
+        With one contact in a window, what x_t says of its curve is these few numbers, and tokens
+        add nothing; so at each step the MLP can see a contact at LEVELS levels in place of one. At
+        one, the density of places would take some ten times as many epochs.
+
+        Squared errors relative to the noise and STD, mean over coefficients, and the cross-entropy
+        of which are not 0, summed over degrees; mean over axes, levels and contacts.
+
+        Args:
+            c_0: coefficients in x_0.
+            n: frames of each contact, (B, S, 1).
+            eps: N(0, 1), (B, ...); M levels are as many, up to LEVELS, as it has numbers for.
+            t: the first of the levels, (B,); the others lie T/M apart.
+            log_snr: of each t, (T,).
+            decided_below: as in `forward`.
+        """
+        numbers, T = c_0.shape[2], len(log_snr)
+        M = min(self.LEVELS, eps[0].numel() // numbers)
+        if M == 0:
+            return torch.zeros_like(c_0[:, 0, 0])
+        noise = eps.flatten(1)[:, : M * numbers].unflatten(1, (M, 1, numbers))
+        levels = (t[:, None] + torch.arange(M, device=t.device) * T // M) % T
+        snr = log_snr[levels][..., None, None].to(c_0.dtype)  # (B, M, 1, 1)
+        c_0, exists = c_0[:, None].expand(-1, M, -1, -1), n[:, None] > 0
+        n = n[:, None].expand(-1, M, -1, -1)
+        variance = torch.sigmoid(-snr) / n.clamp(min=1)
+        c_t = torch.sigmoid(snr).sqrt() * c_0 + variance.sqrt() * noise
+        c_t, given_snr, n = (x.flatten(0, 1) for x in (c_t, snr, n))
+        c, gates, _ = self(c_t, None, given_snr, n, decided_below)
+        c, gates = (x.unflatten(0, (-1, M)) for x in (c, gates))
+
+        precision = torch.sigmoid(snr) / variance + 1 / self.STD**2
+        error = ((c - c_0).square() * precision).mean(dim=3)
+        moves = (c_0.abs() > 2 * STILL).to(gates.dtype)
+        entropy = F.binary_cross_entropy_with_logits(gates, moves, reduction="none").sum(dim=3)
+        loss = (error + entropy / self.axes) * exists[..., 0]
+        return loss.mean(dim=1).sum(dim=1) / exists.sum(dim=(1, 2, 3)).clamp(min=1)
