@@ -160,6 +160,9 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
     def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
         return torch.cat([t.to(torch.float32).unsqueeze(dim) for t in tensors], dim=dim)
 
+    def sigmoid(x: Tensor) -> Tensor:  # onnxruntime's is right to 1e-7, not to a share of that
+        return 1 / (1 + torch.exp(-x))
+
     far = 10**6  # beyond any frame
     return {
         aten.median.dim: median,
@@ -168,6 +171,7 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
         aten.logaddexp.default: log_add_exp,
         aten.logcumsumexp.default: log_cumsum_exp,
         aten.stack.default: stack,
+        aten.sigmoid.default: sigmoid,
     }
 
 
