@@ -123,7 +123,7 @@ def test_rate_is_the_divergence_from_the_prior(tiny_config):
 
 
 def test_vae_overfits_eight_gestures_and_says_which(tiny_config):
-    exact = EXACT | {"contacts": True, "lr": 5e-3}
+    exact = EXACT | {"contacts": True, "lr": 2e-3}
     config = tiny_config(**exact, num_layers=2, batch_size=8, d_model=32)
     x_train = make_gestures(8)
     torch.manual_seed(0)

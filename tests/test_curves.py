@@ -92,7 +92,9 @@ def test_it_learns_where_the_buttons_are(two_buttons):
 def two_buttons():
     torch.manual_seed(0)
     curves = CurveDenoiser(4, AXES, DEGREES)
-    optimizers = make_optimizers(torch.nn.ModuleDict({"curves": curves}), 0, 0.0, muon=True)
+    head = torch.nn.ModuleDict({"curves": curves})
+    within = torch.nn.ModuleDict({"output_projection": head})
+    optimizers = make_optimizers(within, 0, 0.0, muon=True)
     for step in range(500):
         c_0 = torch.zeros(32, 1, NUMBERS)
         c_0[..., 0] = torch.randint(2, (32, 1)) - 0.5

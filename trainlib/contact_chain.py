@@ -82,8 +82,9 @@ def contact_chain(
     starts = past[:, :B] + over[:, B:].flip(0, 2)  # the n-th contact begins at frame 0, ... L - 1
     ends = over[:, :B] + past[:, B:].flip(0, 2)  # it ends before frame 1, ... L
 
-    weight = starts.logsumexp(dim=2, keepdim=True)  # of all with at least n contacts
-    exists = torch.exp(weight - torch.logaddexp(weight[:1], count[:, :1]))
+    # Of 0, 1, ... K contacts: a softmax rounds what is certain less than a ratio of two sums.
+    exactly = count.T + F.pad(over[:, :B].logsumexp(dim=2), (0, 0, 1, 0))  # (K + 1, B)
+    exists = exactly.softmax(dim=0).flip(0).cumsum(dim=0).flip(0)[1:, :, None]  # the n-th
     starts, ends = ((exists * x.softmax(dim=2)).sum(dim=0) for x in (starts, ends))
     pressed = (starts - F.pad(ends, (1, 0))[:, :-1]).cumsum(dim=1)
     return pressed.clamp(CERTAIN, 1 - CERTAIN).logit()

@@ -10,7 +10,9 @@ from trainlib.errors import UserError
 
 FLOOR = 1e-8  # keeps the zero matrix finite
 # Weights inside blocks, and those of curves that see no tokens.
-MATRICES = re.compile(r"^blocks\.(?!.*modulation)|curves\.(from_x_t|hidden|out)\b")
+MATRICES = re.compile(
+    r"^(blocks\.(?!.*modulation)|output_projection\.curves\.(from_x_t|hidden|out)\.)"
+)
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
