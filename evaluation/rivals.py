@@ -83,10 +83,9 @@ class GestureVAE(nn.Module):
         plain = replace(config, num_layers=layers, contacts=False, context_dim=0)
         self.encoder = build_model(plain)
         self.decoder = build_model(replace(config, num_layers=rest, context_dim=LATENT_DIM))
-        if (
-            config.contacts
-        ):  # z comes by way of the tokens alone, which at first tell curves nothing
-            self.decoder.output_projection.curves.from_tokens.reset_parameters()
+        if config.contacts:  # z comes by way of tokens alone, which at first tell curves nothing
+            head: Any = self.decoder.output_projection
+            head.curves.from_tokens.reset_parameters()
         self.shape = (config.seq_len, self.encoder.action_dim)
         self.to_latent = nn.Linear(math.prod(self.shape), 2 * LATENT_DIM)
 

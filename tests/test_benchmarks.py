@@ -51,7 +51,7 @@ TINY = {
     "optimizer": ["--avx2", "1", *MINI],
     "keyframes": ["--limit_s", "0.01", "--every", "1", "--val_sequences", "2", *MINI],
     "sampling": ["--steps", "2", "--batches", "1"],
-    "latency": ["--steps", "2", "--step_counts", "1", "--compiled", "0", "--num_layers", "1"],
+    "latency": ["--steps", "3", "--step_counts", "1", "--compiled", "0", "--num_layers", "1"],
     "roofline": ["--copy_mb", "1"],
     "cost_curves": [
         *("--seq_lens", "20", "40", "--widths", "8", "16", "--batch_sizes", "2", "4"),
