@@ -126,13 +126,13 @@ def test_vae_overfits_eight_gestures_and_says_which(tiny_config):
     exact = EXACT | {"contacts": True, "lr": 2e-3}
     config = tiny_config(**exact, num_layers=2, batch_size=8, d_model=32)
     x_train = make_gestures(8)
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     vae = rivals.fit(
         rivals.GestureVAE(config),
         lambda s, x_0: rivals.vae_step(s, x_0, 0.01),
         x_train,
         config,
-        800,
+        1600,
         "vae",
     )
     answer, bits = rivals.reconstruct(vae, x_train)
