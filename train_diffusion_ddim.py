@@ -144,7 +144,7 @@ class TrainConfig(Knobs):
     batch_size: int = flag(32, "gestures per step, over all processes", low=1)
     num_epochs: int = flag(30, "passes over the training set", low=1)
     lr: float = flag(3e-3, "peak learning rate; linear warm-up, cosine to 0", low=1e-12)
-    optimizer: str = flag("muon", "Muon for the blocks, or AdamW for all", choices=OPTIMIZERS)
+    optimizer: str = flag("muon", "Muon for matrices, or AdamW for all", choices=OPTIMIZERS)
     amp: bool = flag(False, "bf16 autocast in training; worth it where bf16 is native")
     compile: bool = flag(False, "torch.compile the denoiser in training; needs a C++ compiler")
     # run

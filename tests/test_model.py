@@ -325,6 +325,24 @@ def test_a_window_holds_no_more_contacts_than_it_may(most):
     assert (pressed.diff(dim=1) == 1).sum() == most == decisions.member.shape[2]
 
 
+@pytest.mark.parametrize("decisive", [False, True])
+def test_a_head_practises_the_curves_of_x_0_and_a_decisive_one_does_not(decisive):
+    """A contact of 14 frames whose mean is (0.2, -0.1), on a line of slope 0.3 in x."""
+    torch.manual_seed(6)
+    head, x_0 = contact_head([0.0] * 8, decisive=decisive), curves((3, [0.2, 0.3], [-0.1], 14))
+    eps, t = torch.randn(1, L, 3), torch.tensor([70])
+    given = torch.zeros(1, L // 5, 16), x_0, t, None, None
+    practice = head(*given, (x_0, eps))[1].practice
+    s = torch.linspace(-1, 1, 14)
+    c_0 = torch.zeros(1, 3, 16)
+    c_0[0, 0, :2] = torch.tensor([0.2, 0.3 * s.square().mean().sqrt()])  # mean square 1
+    c_0[0, 0, 8] = -0.1
+    n = torch.tensor([14.0, 0, 0])[None, :, None]
+    expected = head.curves.practise(c_0, n, eps[..., :2], t, head.log_snr, head.certain)
+    torch.testing.assert_close(practice, expected * (not decisive), rtol=1e-3, atol=0)
+    assert not head(*given)[1].practice.any()
+
+
 @pytest.mark.parametrize("degree", [0, 1, 2])
 def test_closed_gates_leave_the_least_squares_fit(degree):
     """Of noise on a press, what is left is numpy's polyfit of that degree, one per contact."""

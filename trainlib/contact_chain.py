@@ -38,7 +38,7 @@ class ContactChain(nn.Module):
 
     def forward(self, log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> Tensor:
         """Return the posterior log odds of a press, (B, L), in the type of what is given."""
-        counts, durations = ((self.RATE * x).to(count.dtype) for x in self.parameters())
+        counts, durations = ((self.RATE * x).to(count.dtype) for x in (self.counts, self.durations))
         return contact_chain(log_odds, down, up, count + counts, durations)
 
 
@@ -115,9 +115,9 @@ def contact_sums(entered: Tensor, weights: Toeplitz, cut_off: Tensor) -> Tensor:
 
     In logarithms; a contact from frame 0, or to the window's end, may be cut off.
     """
-    whole, from_start = log_convolution(entered, weights), entered[:, :1].expand_as(entered)
-    cut = torch.cat([from_start[:, :-1], entered.logsumexp(dim=1, keepdim=True)], dim=1)
-    return torch.logaddexp(whole, cut + cut_off)
+    from_start, to_end = entered[:, :1], entered.logsumexp(dim=1, keepdim=True)
+    cut = torch.cat([from_start.expand_as(entered)[:, 1:], to_end], dim=1)
+    return torch.logaddexp(log_convolution(entered, weights), cut + cut_off)
 
 
 def log_convolution(x: Tensor, weights: Toeplitz) -> Tensor:

@@ -28,7 +28,7 @@ class CurveDenoiser(nn.Module):
 
     STD = 0.6  # of x and y, the largest
     WIDTH, WAVES = 128, 5  # of the MLP; of the place, the longest over the whole screen twice
-    LEVELS = 32  # of noise, in `practise`
+    LEVELS = 32  # of noise, in `practise`, at most
 
     def __init__(self, d_model: int, axes: int, degrees: int) -> None:
         super().__init__()
@@ -79,9 +79,7 @@ class CurveDenoiser(nn.Module):
         places = c_t.unflatten(2, (self.axes, -1))[..., :1] / alpha_bar_t.sqrt()[..., None]
         left = torch.exp(-(omega**2) * (own / alpha_bar_t)[..., None] / 2)
         turned = places * omega
-        return (torch.cat([turned.sin(), turned.cos()], dim=-1) * left.repeat(1, 1, 1, 2)).flatten(
-            2
-        )
+        return torch.cat([turned.sin() * left, turned.cos() * left], dim=-1).flatten(2)
 
     def practise(
         self, c_0: Tensor, n: Tensor, eps: Tensor, t: Tensor, log_snr: Tensor, decided_below: float
@@ -89,8 +87,8 @@ class CurveDenoiser(nn.Module):
         """Return the loss of denoising the curves of x_0 at many noise levels at once, (B,).
 
         With one contact in a window, what x_t says of its curve is these few numbers, and tokens
-        add nothing; so at each step the MLP can see a contact at LEVELS levels in place of one. At
-        one, the density of places would take some ten times as many epochs.
+        add nothing; so at each step the MLP can see a contact at M levels in place of one. At one
+        it does not learn where people touch (docs/LOG.md).
 
         Squared errors relative to the noise and STD, mean over coefficients, and the cross-entropy
         of which are not 0, summed over degrees; mean over axes, levels and contacts.
