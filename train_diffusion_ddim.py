@@ -57,7 +57,8 @@ from trainlib.gestures import ACTION_DIM, PRESSED, SEQ_LEN
 from trainlib.knobs import Knobs, add_flags, changed, checked, flag, knobs_of, options_of
 from trainlib.known import KNOWN_STRATEGIES, meet_known, nearest_known, press_edges
 from trainlib.known import has_press_edge as has_press_edge
-from trainlib.legendre import coefficients, legendre_table, mean_over, split_contacts
+from trainlib.legendre import coefficients, curves_at, legendre_table, mean_over, split_contacts
+from trainlib.lessons import CurveLessons, curve_lessons
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
 from trainlib.metrics import (
@@ -710,7 +711,7 @@ class ContactHead(nn.Module):
         t: Tensor,
         known: Tensor | None,
         known_mask: Tensor | None,
-        made_of: tuple[Tensor, Tensor] | None = None,
+        made_of: tuple[Any, ...] | None = None,
     ) -> tuple[Tensor, Decisions]:
         """Return x_0, (B, L, C), model units, and the decisions that it rests on.
 
@@ -723,19 +724,19 @@ class ContactHead(nn.Module):
         own = own + press_evidence(x_t, place, alpha_bar_t).clamp(-self.SURE, self.SURE)
         if known is not None and known_mask is not None:
             own = torch.where(known_mask, self.SURE * known[..., -1], own)
-        log_odds = self.chain(own, down, up, self.window(tokens.mean(dim=1)))
+        is_sure = self.decisive and not self.training
+        log_odds = self.chain(own, down, up, self.window(tokens.mean(dim=1)), is_sure)
         split = split_contacts(log_odds > 0, self.legendre, self.max_contacts)
         member, basis = (x.to(x_t.dtype) for x in split)
 
         mean = mean_over(member)  # (B, S, L)
         c_t = coefficients(mean, basis, x_t[..., :-1])
-        per_token = mean.unflatten(2, (-1, self.patch_size)).sum(dim=3)
-        n, is_sure = member.sum(dim=1)[..., None], self.decisive and not self.training
+        of_contact = mean.unflatten(2, (-1, self.patch_size)).sum(dim=3) @ tokens
+        n = member.sum(dim=1)[..., None]
         decided_below = 2.0 if is_sure else self.certain
-        c, gates, returns = self.curves(c_t, per_token @ tokens, log_snr, n, decided_below)
+        c, gates, returns = self.curves(c_t, of_contact, log_snr, n, decided_below, known_mask)
 
-        curve = ((member @ c).unflatten(2, (-1, self.DEGREES)) * basis[:, :, None]).sum(dim=-1)
-        xy = curve + place * (1 - member.sum(dim=2, keepdim=True))
+        xy = curves_at(c, member, basis) + place * (1 - member.sum(dim=2, keepdim=True))
         if known is not None and known_mask is not None:
             xy = meet_known(xy, known, known_mask)
         probability = torch.sigmoid(log_odds)[..., None]
@@ -743,12 +744,21 @@ class ContactHead(nn.Module):
             probability = (probability > 0.5).to(xy.dtype)
         x_0 = torch.cat([probability * (xy + 1), 2 * probability], dim=-1) - 1  # zero while idle
         practice = torch.zeros_like(log_odds[:, 0])
-        if made_of is not None and not self.decisive:  # whose answers are no means
-            practice = self.practise(*made_of, t)
+        if made_of is not None:
+            practice = self.practise(t, *made_of)
         return x_0, Decisions(log_odds, gates, member, basis, returns, practice)
 
-    def practise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return the loss of the curves of x_0, (B, L, C), model units, at many noise levels."""
+    def practise(
+        self, t: Tensor, x_0: Tensor, eps: Tensor, lessons: CurveLessons | None = None
+    ) -> Tensor:
+        """Return the loss of the curves of x_0, (B, L, C), model units, at many noise levels.
+
+        Of a decisive head, whose answers are no means, that of its lessons at t.
+        """
+        if lessons is not None:
+            return self.curves.learn(lessons, self.log_snr[t], self.certain)
+        if self.decisive:
+            return torch.zeros_like(x_0[:, 0, 0])
         member, basis = split_contacts(x_0[..., -1] > 0, self.legendre, self.max_contacts)
         c_0 = coefficients(mean_over(member.to(x_0.dtype)), basis, x_0[..., :-1])
         n = member.sum(dim=1)[..., None]
@@ -810,6 +820,7 @@ class MinimalDiffusionTransformer(nn.Module):
             shape = d_model, seq_len, patch_size, action_dim - 1, max_contacts
             head: Any = ContactHead(*shape, levels)
             head.decisive = decisive
+            head.curves.by_noise_alone = decisive and max_contacts == 1 and not context_dim
         else:
             head = nn.Linear(d_model, action_dim * patch_size)
         self.output_projection = zero_init(head) if adaln and not contacts else head
@@ -833,7 +844,7 @@ class MinimalDiffusionTransformer(nn.Module):
         known_mask: Tensor | None = None,
         context: Tensor | None = None,
         *,
-        made_of: tuple[Tensor, Tensor] | None = None,
+        made_of: tuple[Any, ...] | None = None,
     ) -> Any:
         """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t): (B, L, C).
 
@@ -843,8 +854,8 @@ class MinimalDiffusionTransformer(nn.Module):
             known: (B, L, C), model units; read only where the mask is set.
             known_mask: (B, L) bool; None = nothing is known.
             context: (B, context_dim); None, or a row of zeros, = no goal.
-            made_of: x_0, model units, and eps of x_t: also return the Decisions, to be trained;
-                with `contacts`.
+            made_of: x_0, model units, and eps of x_t, perhaps CurveLessons: also return the
+                Decisions, to be trained; with `contacts`.
         """
         tensors.check_inputs(self, x_t, known, context)
         B, L, C = x_t.shape
@@ -1103,6 +1114,7 @@ class Drawn(NamedTuple):
     known_mask: Tensor  # (B, L) bool, the frames that are given
     task: Tensor  # (B,) int64 in [0, NUM_TASKS): known-frame strategy and bin of t
     context: Tensor | None  # (B, D_context); a row of zeros is no goal
+    curves: CurveLessons | None = None  # for a student
 
 
 def draw(x_0: Tensor, T: int, known_share: float, context: Tensor | None = None) -> Drawn:
@@ -1136,9 +1148,10 @@ def draw_lessons(
 
     goals = [] if drawn.context is None else [drawn.context]
     made = tensors.in_batches(make, drawn.eps, x_0, drawn.known_mask, *goals)
+    made, curves = curve_lessons(teacher, scheduler, LESSON_STEPS, made, drawn)
     start_t, _ = scheduler.timestep_pairs(LESSON_STEPS)[0]
     eps = scheduler.eps_from_x_0(to_model_units(made), drawn.eps, start_t)
-    return made, drawn._replace(t=torch.full_like(drawn.t, start_t), eps=eps)
+    return made, drawn._replace(t=torch.full_like(drawn.t, start_t), eps=eps, curves=curves)
 
 
 def draw_lesson(lessons: Drawn, rows: Tensor, T: int, seed: int) -> Drawn:
@@ -1148,7 +1161,8 @@ def draw_lesson(lessons: Drawn, rows: Tensor, T: int, seed: int) -> Drawn:
     t = torch.where(is_start < 0.5, lessons.t[rows], (u * lessons.t[rows]).long())
     task = lessons.task[rows] // NUM_T_BINS * NUM_T_BINS + NUM_T_BINS * t // T
     goals = None if lessons.context is None else lessons.context[rows]
-    return Drawn(t, lessons.eps[rows], lessons.known_mask[rows], task, goals)
+    curves = lessons.curves and lessons.curves.at(rows)
+    return Drawn(t, lessons.eps[rows], lessons.known_mask[rows], task, goals, curves)
 
 
 def per_sample_loss(
@@ -1216,7 +1230,7 @@ def train_step(
     if drawn.context is not None:
         given["context"] = drawn.context[rows]
     if config.contacts:
-        given["made_of"] = to_model_units(x_0), eps
+        given["made_of"] = to_model_units(x_0), eps, drawn.curves and drawn.curves.at(rows)
     with torch.autocast(x_0.device.type, torch.bfloat16, enabled=config.amp):
         output = state.forward(x_t, t, **given)
     output, decisions = output if config.contacts else (output, None)

@@ -43,6 +43,46 @@ def test_marginals_are_sums_over_all_sequences(length, most):
         torch.testing.assert_close(posterior[row], expected, atol=2e-6, rtol=1e-6)
 
 
+def runs_of(states):
+    """The frames of each contact, first and one past the last."""
+    edges = [i for i in range(len(states) + 1) if (0, *states)[i] != (*states, 0)[i]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+@pytest.mark.parametrize(("length", "most"), [(2, 1), (6, 1), (7, 2), (8, 4), (13, 3)])
+def test_decided_contacts_are_the_medians_of_their_ends(length, most):
+    """The n-th counts if it is likelier than not, from and to where half of its odds are."""
+    torch.manual_seed(1)
+    given = [torch.randn(4, length, dtype=torch.float64) for _ in range(3)]
+    given.append(torch.randn(4, most + 1, dtype=torch.float64))
+    durations = torch.randn(length + 1, dtype=torch.float64)
+    all_states = list(itertools.product([0, 1], repeat=length))
+    decided = contact_chain(*given, durations, decided=True) > 0
+    for row in range(4):
+        own = [x[row] for x in given]
+        weights = torch.stack([weigh(s, *own, durations).double() for s in all_states])
+        odds = zip(all_states, torch.softmax(weights, dim=0).tolist(), strict=True)
+        odds, expected = list(odds), [False] * length
+        for nth in range(most):
+            ends = [(runs_of(s)[nth], p) for s, p in odds if len(runs_of(s)) > nth]
+            whole = sum(p for _, p in ends)
+            for i in range(length):
+                begun = sum(p for (first, _), p in ends if first <= i)
+                over = sum(p for (_, stop), p in ends if stop <= i)
+                expected[i] |= whole > 0.5 and begun > whole / 2 >= over
+        assert decided[row].tolist() == expected
+
+
+def test_a_decided_contact_is_not_lost_between_three_places():
+    log_odds, flat = torch.full((1, 60), -3.0), torch.full((1, 60), -5.0)
+    for first in (5, 25, 45):
+        log_odds[0, first : first + 8] = 3.0
+    given = log_odds, flat, flat, torch.tensor([[-1e4, 0.0]]), torch.zeros(61)
+    assert not (contact_chain(*given) > 0).any()
+    pressed = contact_chain(*given, decided=True)[0] > 0
+    assert pressed[25:33].all() and pressed.sum() == 8
+
+
 @pytest.mark.parametrize("scale", [1.0, 50.0, 3000.0])
 def test_a_convolution_in_logarithms_is_its_sum_at_any_scale(scale):
     """Weights of 40 would overflow, and an x that rises by thousands underflow."""

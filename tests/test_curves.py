@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from trainlib.curves import CurveDenoiser
+from trainlib.lessons import CurveLessons
 from trainlib.muon import make_optimizers
 
 T = 50
@@ -71,6 +72,53 @@ def test_a_window_without_a_contact_or_without_noise_teaches_nothing():
     assert not practise(curves, c_0, none, torch.randn(3, 99), torch.zeros(3).long()).any()
     assert not practise(curves, c_0, some, torch.randn(3, 15), torch.zeros(3).long()).any()
     assert practise(curves, c_0, some, torch.randn(3, 16), torch.zeros(3).long()).all()
+
+
+@pytest.fixture
+def student():
+    torch.manual_seed(3)
+    curves = CurveDenoiser(4, AXES, DEGREES)
+    for layer in (curves.out, curves.from_tokens):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    torch.nn.init.zeros_(curves.from_tokens.bias)
+    curves.by_noise_alone = True
+    return curves
+
+
+def test_a_student_hears_tokens_where_frames_are_known_alone(student):
+    """Elsewhere it says what it does without any, and learns nothing from what it says."""
+    c_t, tokens, n = torch.randn(2, 1, NUMBERS), torch.randn(2, 1, 4), torch.full((2, 1, 1), 9.0)
+    known_mask = torch.tensor([[False, True, False], [False, False, False]])
+    given = LOG_SNR[[30, 30]].view(2, 1, 1), n, 0.0
+    c, gates, _ = student(c_t, tokens, *given, known_mask)
+    deaf, deaf_gates, _ = student(c_t, None, *given)
+    torch.testing.assert_close(c[1], deaf[1])
+    torch.testing.assert_close(gates[1], deaf_gates[1])
+    assert ((c[0] - deaf[0]).abs() > 1e-4).any()
+    torch.testing.assert_close(student(c_t, tokens, *given)[0], deaf)  # nothing is known
+    for x in (c, gates):
+        told, untold = (
+            torch.autograd.grad(x[row].sum(), student.from_x_t.weight, retain_graph=True)[0].norm()
+            for row in (0, 1)
+        )
+        assert told > 0 and untold == 0
+    student.by_noise_alone = False
+    torch.testing.assert_close(student(c_t, tokens, *given)[0][0], c[0])
+
+
+def test_the_loss_of_lessons_is_that_of_their_curves_at_one_level(student):
+    """By hand; the second of two lessons has no contact."""
+    c_0, eps = torch.randn(1, 2, 1, NUMBERS) / 3, torch.randn(1, 2, 1, NUMBERS)
+    n, level = torch.tensor([12.0, 0.0]).view(1, 2, 1, 1), 33
+    loss = student.learn(CurveLessons(c_0, eps, n), LOG_SNR[[level]], 0.0)
+    a = torch.sigmoid(LOG_SNR[level])
+    c_t = a.sqrt() * c_0[:, 0] + ((1 - a) / 12).sqrt() * eps[:, 0]
+    c, gates, _ = student(c_t, None, LOG_SNR[level].view(1, 1, 1), n[:, 0], 0.0)
+    error = (c - c_0[:, 0]).square() * (a / ((1 - a) / 12) + 1 / 0.6**2)
+    moves = (c_0[:, 0].abs() > 1e-4).float()
+    entropy = F.binary_cross_entropy_with_logits(gates, moves, reduction="none")
+    expected = 10 * (error.mean() + entropy.sum() / AXES)
+    torch.testing.assert_close(loss, expected[None], rtol=1e-5, atol=0)
 
 
 def test_it_learns_where_the_buttons_are(two_buttons):

@@ -4,6 +4,7 @@ python -m pytest tests/test_distillation.py
 """
 
 import json
+import math
 
 import torch
 from conftest import TINY, L, content_of, make_gestures
@@ -14,11 +15,16 @@ from benchmarks import distillation, measure
 from train_diffusion_ddim import DDIMScheduler, TrainConfig, draw_lesson, draw_lessons
 from trainlib.checkpoint import newest_checkpoint
 from trainlib.gesture_files import read_gestures
+from trainlib.legendre import legendre_table
+from trainlib.lessons import curve_lessons
 from trainlib.state import TrainState
 
 T = 50
 SCHEDULER = DDIMScheduler(
     T, beta_schedule="cosine", prediction_type="x0", spacing="log_sigma", sigma_min=0.05
+)
+FINE = DDIMScheduler(
+    1000, beta_schedule="wide_cosine", prediction_type="x0", spacing="log_sigma", sigma_min=1e-3
 )
 
 
@@ -112,6 +118,78 @@ def test_a_student_does_in_one_step_what_its_teacher_does_in_twenty():
     right = error.argmin(dim=1) == (x_T[:, 0, 0] <= 0).long()
     clear = x_T[:, 0, 0].abs() > 0.3
     assert right[clear].float().mean() > 0.9
+
+
+class Bell(nn.Module):
+    """A teacher whose curves are the posterior mean of coefficients that are N(0, STD²).
+
+    The noise z of a contact then leads to STD·z/√(1 + STD²/v), v its variance over ᾱ.
+    """
+
+    STD = 0.05
+
+    def __init__(self):
+        super().__init__()
+        self.output_projection = self
+        self.legendre, self.max_contacts, self.certain = legendre_table(L, 8), 1, 0.0
+        levels = [-2 * math.log(2 * FINE.sigma(t)) for t in range(1000)]
+        self.log_snr = torch.tensor(levels)
+        self.seen = []
+
+    def curves(self, c_t, tokens, log_snr, n, decided_below):
+        assert tokens is None and decided_below == 0.0
+        self.seen.append((c_t, n))
+        v = torch.exp(-log_snr) / n
+        return c_t / torch.sigmoid(log_snr).sqrt() * self.STD**2 / (self.STD**2 + v), None, None
+
+
+def test_curves_are_taught_by_curves_without_the_choice_of_their_noise():
+    """The choice of contacts by their noise is a mean of (2, 0.5) in x and y, taken off again."""
+    teacher, x_0 = Bell(), torch.zeros(600, L, 3)
+    x_0[:, 3:11] = torch.tensor([0.5, 0.5, 1.0])
+    x_0[5] = 0  # idle
+    drawn = tdd.draw(x_0, 1000, 0.0)
+    known_mask = torch.arange(600)[:, None].expand(-1, L) == 7  # all of the seventh
+    choice = torch.tensor([2.0, 0.5, 0.0]) / 8**0.5
+    drawn = drawn._replace(eps=drawn.eps + choice, known_mask=known_mask)
+    made, lessons = curve_lessons(teacher, FINE, 20, x_0, drawn)
+    assert torch.equal(made[[5, 7]], x_0[[5, 7]]) and torch.equal(made[..., 2], x_0[..., 2])
+    assert not made[:, 11:].any()
+
+    began = teacher.seen[0][0] * 8**0.5  # the noise of the gestures, projected
+    assert began.shape == (598, 1, 16)
+    torch.testing.assert_close(began.mean(dim=0), torch.zeros(1, 16), atol=1e-5, rtol=0)
+    assert ((began.std(dim=0) - 1).abs() < 0.15).all()
+    start_t = FINE.timestep_pairs(20)[0][0]
+    places = tdd.to_model_units(made[:, 3:11, 0]).mean(dim=1)
+    places = places[(torch.arange(600) != 5) & (torch.arange(600) != 7)]
+    v = 4 * FINE.sigma(start_t) ** 2 / 8
+    exact = Bell.STD * began[:, 0, 0] / (1 + Bell.STD**2 / v) ** 0.5
+    torch.testing.assert_close(places, exact, atol=1e-4, rtol=0.02)
+
+    c_0, eps, n = lessons
+    assert c_0.shape == eps.shape == (600, 32, 1, 16) and (n == 8).all()
+    variance = (1 - FINE.alpha_bar(start_t)) / n
+    c_T = FINE.alpha_bar(start_t) ** 0.5 * c_0 + variance.sqrt() * eps
+    z = (c_T * n.sqrt()).flatten(0, 2)  # chosen, as a student will see it
+    expected = torch.zeros(16).index_put((torch.tensor([0, 8]),), torch.tensor([2.0, 0.5]))
+    torch.testing.assert_close(z.mean(dim=0), expected, atol=0.15, rtol=0)
+    assert ((z.std(dim=0) - 1).abs() < 0.03).all()
+    less = (z - z.mean(dim=0))[:, 0]
+    assert torch.corrcoef(torch.stack([less, c_0.flatten(0, 2)[:, 0]]))[0, 1] > 0.999
+
+
+def test_curves_that_depend_on_more_than_noise_are_left_as_they_are():
+    """Goals; other contacts in the window; frames that are known of every gesture; no contact."""
+    teacher, x_0 = Bell(), make_gestures(20)
+    drawn = tdd.draw(x_0, T, 0.0)
+    cases = [(1, x_0, drawn._replace(context=torch.ones(20, 2))), (3, x_0, drawn)]
+    cases += [(1, x_0, drawn._replace(known_mask=torch.ones(20, L, dtype=torch.bool)))]
+    cases += [(1, torch.zeros_like(x_0), drawn)]
+    for most, gestures, given in cases:
+        teacher.max_contacts = most
+        made, lessons = curve_lessons(teacher, SCHEDULER, 20, gestures, given)
+        assert lessons is None and torch.equal(made, gestures)
 
 
 def test_a_decisive_network_decides_outside_of_training():

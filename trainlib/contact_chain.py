@@ -36,14 +36,21 @@ class ContactChain(nn.Module):
         self.counts = nn.Parameter(torch.zeros(K + 1))  # of `count`, log weights / RATE
         self.durations = nn.Parameter(torch.zeros(L + 1))  # likewise
 
-    def forward(self, log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor) -> Tensor:
+    def forward(
+        self, log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor, decided: bool = False
+    ) -> Tensor:
         """Return the posterior log odds of a press, (B, L), in the type of what is given."""
         counts, durations = ((self.RATE * x).to(count.dtype) for x in (self.counts, self.durations))
-        return contact_chain(log_odds, down, up, count + counts, durations)
+        return contact_chain(log_odds, down, up, count + counts, durations, decided)
 
 
 def contact_chain(
-    log_odds: Tensor, down: Tensor, up: Tensor, count: Tensor, durations: Tensor
+    log_odds: Tensor,
+    down: Tensor,
+    up: Tensor,
+    count: Tensor,
+    durations: Tensor,
+    decided: bool = False,
 ) -> Tensor:
     """Return the posterior log odds of a press, (B, L), of at most K contacts in a window.
 
@@ -59,6 +66,9 @@ def contact_chain(
         durations: log weight of 1, ... L frames from touch-down to lift-off, and before it that of
             a contact that the window cuts off, however long, (L + 1,). What touches the border of
             the window may be either.
+        decided: whether the contacts that are likelier than not count as certain, each from where
+            it has begun to where it has ended, by the medians of both. So one is never lost, as it
+            is where its frames are spread over places of which none has half of all odds.
     """
     B, K = log_odds.shape[0], count.shape[1] - 1  # not len: export traces it
     press = torch.cat([log_odds, log_odds.flip(1)])
@@ -85,8 +95,11 @@ def contact_chain(
     # Of 0, 1, ... K contacts: a softmax rounds what is certain less than a ratio of two sums.
     exactly = count.T + F.pad(over[:, :B].logsumexp(dim=2), (0, 0, 1, 0))  # (K + 1, B)
     exists = exactly.softmax(dim=0).flip(0).cumsum(dim=0).flip(0)[1:, :, None]  # the n-th
-    starts, ends = ((exists * x.softmax(dim=2)).sum(dim=0) for x in (starts, ends))
-    pressed = (starts - F.pad(ends, (1, 0))[:, :-1]).cumsum(dim=1)
+    begun, ended = starts.softmax(dim=2), F.pad(ends.softmax(dim=2), (1, -1))
+    begun, ended = begun.cumsum(dim=2), ended.cumsum(dim=2)
+    if decided:
+        exists, begun, ended = ((x > 0.5).to(x.dtype) for x in (exists, begun, ended))
+    pressed = (exists * (begun - ended)).sum(dim=0)
     return pressed.clamp(CERTAIN, 1 - CERTAIN).logit()
 
 

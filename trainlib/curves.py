@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainlib.contact_chain import NEVER
+from trainlib.lessons import CurveLessons
 from trainlib.returns import by_neighbours
 from trainlib.tensors import WideLinear, zero_init
 
@@ -22,6 +23,9 @@ class CurveDenoiser(nn.Module):
     as far as the noise leaves something of it (arXiv:2103.13415, eq. 14), since people touch where
     buttons are. By P(return) the places of a contact and of the one before it are estimated as one.
 
+    A student of windows with one contact takes curves `by_noise_alone`: where no frame is known,
+    tokens tell it nothing, and it learns from CurveLessons alone.
+
     Coefficients are (B, S, axes * degrees), axis by axis, model units; their noise is independent,
     of variance (1 - ᾱ_t)/n for a contact of n frames.
     """
@@ -29,6 +33,8 @@ class CurveDenoiser(nn.Module):
     STD = 0.6  # of x and y, the largest
     WIDTH, WAVES = 128, 5  # of the MLP; of the place, the longest over the whole screen twice
     LEVELS = 32  # of noise, in `practise`, at most
+    LESSON_WEIGHT = 10.0  # what a student gets wrong in curves is small, and is seen
+    by_noise_alone = False
 
     def __init__(self, d_model: int, axes: int, degrees: int) -> None:
         super().__init__()
@@ -41,7 +47,13 @@ class CurveDenoiser(nn.Module):
         self.returns = zero_init(WideLinear(d_model, 1))  # log odds, before the gap is seen
 
     def forward(
-        self, c_t: Tensor, tokens: Tensor | None, log_snr: Tensor, n: Tensor, decided_below: float
+        self,
+        c_t: Tensor,
+        tokens: Tensor | None,
+        log_snr: Tensor,
+        n: Tensor,
+        decided_below: float,
+        known_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return coefficients of x_0, the log odds that each is not 0, and those of returns.
 
@@ -51,7 +63,14 @@ class CurveDenoiser(nn.Module):
             log_snr: log ᾱ_t/(1 - ᾱ_t), (B, 1, 1).
             n: frames of each contact, (B, S, 1); 0 = there is none.
             decided_below: a value of 1 - ᾱ_t; below it the likelier answers are taken for true.
+            known_mask: frames that are known, (B, L) bool; None = none. Read `by_noise_alone`.
         """
+        told = torch.ones_like(n, dtype=torch.bool)
+        if self.by_noise_alone and tokens is not None:
+            told = (
+                torch.zeros_like(told) if known_mask is None else known_mask.any(1)[:, None, None]
+            )
+            tokens = tokens * told
         alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
         prior = torch.zeros_like(n[..., 0]) if tokens is None else self.returns(tokens)[..., 0]
         prior, n = torch.where(n[..., 0] > 0, prior, NEVER), n.clamp(min=1)
@@ -71,7 +90,10 @@ class CurveDenoiser(nn.Module):
         c_in = (alpha_bar_t * std**2 + noise).rsqrt()
         c_skip, c_out = std**2 * alpha_bar_t.sqrt() * c_in**2, std * noise.sqrt() * c_in
         share = torch.where(decided, gates > 0, torch.sigmoid(gates))
-        return share * (c_skip * c_t + c_out * correction), gates, returns
+        c = share * (c_skip * c_t + c_out * correction)
+        if told is not None:
+            c, gates = (torch.where(told, x, x.detach()) for x in (c, gates))
+        return c, gates, returns
 
     def waves(self, c_t: Tensor, own: Tensor, alpha_bar_t: Tensor) -> Tensor:
         """Return E[sin ωy], E[cos ωy] of places y = c_t/√ᾱ in their noise, (B, S, axes*2*WAVES)."""
@@ -88,10 +110,7 @@ class CurveDenoiser(nn.Module):
 
         With one contact in a window, what x_t says of its curve is these few numbers, and tokens
         add nothing; so at each step the MLP can see a contact at M levels in place of one. At one
-        it does not learn where people touch (docs/LOG.md).
-
-        Squared errors relative to the noise and STD, mean over coefficients, and the cross-entropy
-        of which are not 0, summed over degrees; mean over axes, levels and contacts.
+        it does not learn where people touch (docs/LOG.md). The loss is `loss`.
 
         Args:
             c_0: coefficients in x_0.
@@ -108,17 +127,39 @@ class CurveDenoiser(nn.Module):
         noise = eps.flatten(1)[:, : M * numbers].unflatten(1, (M, 1, numbers))
         levels = (t[:, None] + torch.arange(M, device=t.device) * T // M) % T
         snr = log_snr[levels][..., None, None].to(c_0.dtype)  # (B, M, 1, 1)
-        c_0, exists = c_0[:, None].expand(-1, M, -1, -1), n[:, None] > 0
-        n = n[:, None].expand(-1, M, -1, -1)
-        variance = torch.sigmoid(-snr) / n.clamp(min=1)
-        c_t = torch.sigmoid(snr).sqrt() * c_0 + variance.sqrt() * noise
-        c_t, given_snr, n = (x.flatten(0, 1) for x in (c_t, snr, n))
+        c_0, n = (x[:, None].expand(-1, M, -1, -1) for x in (c_0, n))
+        return self.loss(c_0, noise, n, snr, decided_below)
+
+    def learn(self, lessons: CurveLessons, log_snr: Tensor, decided_below: float) -> Tensor:
+        """Return the loss of lessons of B gestures, each at one noise level, (B,)."""
+        return self.LESSON_WEIGHT * self.loss(*lessons, log_snr[:, None, None, None], decided_below)
+
+    def loss(
+        self, c_0: Tensor, eps: Tensor, n: Tensor, log_snr: Tensor, decided_below: float
+    ) -> Tensor:
+        """Return the loss of denoising curves of B gestures at M noise levels, (B,).
+
+        Squared errors relative to the noise and STD, mean over coefficients, and the cross-entropy
+        of which are not 0, summed over degrees; mean over axes, levels and contacts.
+
+        Args:
+            c_0: coefficients in x_0, (B, M, S, axes * degrees).
+            eps: N(0, 1), likewise, or of S = 1.
+            n: frames of each contact, (B, M, S, 1); 0 = there is none.
+            log_snr: (B, M, 1, 1), or of M = 1.
+            decided_below: as in `forward`.
+        """
+        exists, M = n > 0, c_0.shape[1]
+        log_snr = log_snr.expand(-1, M, -1, -1)
+        variance = torch.sigmoid(-log_snr) / n.clamp(min=1)
+        c_t = torch.sigmoid(log_snr).sqrt() * c_0 + variance.sqrt() * eps
+        c_t, given_snr, n = (x.flatten(0, 1) for x in (c_t, log_snr, n))
         c, gates, _ = self(c_t, None, given_snr, n, decided_below)
         c, gates = (x.unflatten(0, (-1, M)) for x in (c, gates))
 
-        precision = torch.sigmoid(snr) / variance + 1 / self.STD**2
+        precision = torch.sigmoid(log_snr) / variance + 1 / self.STD**2
         error = ((c - c_0).square() * precision).mean(dim=3)
         moves = (c_0.abs() > 2 * STILL).to(gates.dtype)
         entropy = F.binary_cross_entropy_with_logits(gates, moves, reduction="none").sum(dim=3)
         loss = (error + entropy / self.axes) * exists[..., 0]
-        return loss.mean(dim=1).sum(dim=1) / exists.sum(dim=(1, 2, 3)).clamp(min=1)
+        return loss.sum(dim=(1, 2)) / exists.sum(dim=(1, 2, 3)).clamp(min=1)

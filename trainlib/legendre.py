@@ -56,3 +56,12 @@ def coefficients(mean: Tensor, basis: Tensor, xy: Tensor) -> Tensor:
     mean is `mean_over` of the contacts, basis the polynomials of each frame's, (B, L, degrees).
     """
     return torch.cat([mean @ (x * basis) for x in xy.split(1, dim=-1)], dim=-1)
+
+
+def curves_at(c: Tensor, member: Tensor, basis: Tensor) -> Tensor:
+    """Return x and y, (B, L, axes), of contacts with coefficients c, (B, S, axes * degrees).
+
+    0 where a frame is of no contact; member is 1 where it is of one, (B, L, S), basis as above.
+    """
+    own = (member @ c).unflatten(2, (-1, basis.shape[2]))  # (B, L, axes, degrees)
+    return (own * basis[:, :, None]).sum(dim=-1)
