@@ -33,7 +33,7 @@ SETTINGS = {  # name: (whose, sampler, eta, steps); None = the run's own
 }
 
 
-def draw_real(prior: GesturePrior, num: int, seed: int) -> torch.Tensor:
+def fresh_gestures(prior: GesturePrior, num: int, seed: int) -> torch.Tensor:
     """Return fresh gestures of the generator, (num, L, 3), data units."""
     length = prior.sequence_length
     ranges = prior.action_type, prior.min_delta_t, prior.max_delta_t, length
@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     val = tdd.DiffusionActionDataset(config.val_data_dir, config.seq_len)
     x_val = torch.from_numpy(val.sequences)
     prior = known_prior(config.val_data_dir, x_val)
-    real = draw_real(prior, args.num, args.seed)
+    real = fresh_gestures(prior, args.num, args.seed)
     rows: list[Row] = []
     alone: dict[str, Any] = {}
     x_0 = x_val[: args.recreated]

@@ -10,13 +10,16 @@ import argparse
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_diffusion_ddim as tdd
 from benchmarks.measure import Row, compare, default_model, in_turn, main
@@ -25,6 +28,13 @@ from export.__main__ import example_inputs, export
 from trainlib.gestures import ACTION_DIM, SEQ_LEN
 
 OURS = "sample()"
+PARTS = {  # modules by pattern
+    "the denoiser, all": "",
+    "transformer blocks": "blocks.?",
+    "head of contacts": "output_projection",
+    "... its chain": "output_projection.chain",
+    "... its curves": "output_projection.curves",
+}
 
 
 def steps_table(model: Any, scheduler: tdd.DDIMScheduler, args: argparse.Namespace) -> Row:
@@ -42,8 +52,57 @@ def steps_table(model: Any, scheduler: tdd.DDIMScheduler, args: argparse.Namespa
     return {"title": "`sample()` by number of steps, nothing known", "rows": rows}
 
 
+class Operations(TorchDispatchMode):
+    """Counts the operations that torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what is asked."""
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def spent(model: Any, read: Callable[[], float]) -> dict[str, float]:
+    """Run one step of one gesture; return by how much what is read grew in each of PARTS."""
+    found: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    hooks = []
+    for name, part in PARTS.items():
+        for module in [m for k, m in model.named_modules() if fnmatch(k, part)]:
+
+            def before(*_: Any, name: str = name) -> None:
+                found[name] -= read()
+
+            def after(*_: Any, name: str = name) -> None:
+                found[name] += read()
+
+            hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    x_t, t = torch.zeros(1, SEQ_LEN, ACTION_DIM), torch.full((1,), 500)
+    with torch.inference_mode():
+        model(x_t, t)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def parts_table(model: Any, rounds: int) -> Row:
+    """Return where the time of one step goes, and how many operations that are."""
+    with Operations() as operations:
+        counts = spent(model, lambda: operations.count)
+    rounds_of = [spent(model, time.perf_counter) for _ in range(rounds)]
+    rows = [
+        {"part": name, "operations": int(counts[name])}
+        | {"ms": 1000 * float(np.median([seconds[name] for seconds in rounds_of]))}
+        for name in PARTS
+    ]
+    note = "Of one gesture, nothing known. At this size an operation costs what its call costs."
+    return {"title": "One step by part", "rows": rows, "note": note}
+
+
 def measure(args: argparse.Namespace) -> list[Row]:
-    """Return the table of engines and the table of steps."""
+    """Return the tables of engines, of steps and of parts."""
     model, scheduler = default_model(num_layers=args.num_layers)
     sampling = tdd.TrainConfig().sampling | {"num_inference_steps": args.steps}
     _, known, known_mask = example_inputs(model, 1)
@@ -70,7 +129,8 @@ def measure(args: argparse.Namespace) -> list[Row]:
         row["largest difference"] = differences.get(engine, 0.0)
     note = "`export, compiled` is sampler.pt2: all steps as one program (AOTInductor, frozen)."
     title = f"Batch 1, {args.steps} steps, known frames, {args.threads} thread(s)"
-    return [{"title": title, "rows": rows, "note": note}, steps_table(model, scheduler, args)]
+    table = {"title": title, "rows": rows, "note": note}
+    return [table, steps_table(model, scheduler, args), parts_table(model, args.rounds)]
 
 
 OPTIONS: dict[str, Any] = {

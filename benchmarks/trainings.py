@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import train_diffusion_ddim as tdd
-from benchmarks.distillation import draw_real
+from benchmarks.distillation import fresh_gestures
 from benchmarks.frontier import denoise_ratios
 from benchmarks.measure import Row, main
 from evaluation.family import known_prior, validity
@@ -40,7 +40,7 @@ def score(run: str, args: argparse.Namespace) -> Row:
     val = tdd.DiffusionActionDataset(config.val_data_dir, config.seq_len)
     x_val = torch.from_numpy(val.sequences)
     prior = known_prior(config.val_data_dir, x_val)
-    real = draw_real(prior, args.judged, args.seed)
+    real = fresh_gestures(prior, args.judged, args.seed)
     shape = (args.num, *real.shape[1:])
     made = tdd.generate(model, scheduler, shape, seed=args.seed, **config.sampling)
     shares = {k: e.value for k, e in type_shares(made).items()}

@@ -65,11 +65,10 @@ class CurveDenoiser(nn.Module):
             decided_below: a value of 1 - ᾱ_t; below it the likelier answers are taken for true.
             known_mask: frames that are known, (B, L) bool; None = none. Read `by_noise_alone`.
         """
-        told = torch.ones_like(n, dtype=torch.bool)
+        told: Tensor | None = None
         if self.by_noise_alone and tokens is not None:
-            told = (
-                torch.zeros_like(told) if known_mask is None else known_mask.any(1)[:, None, None]
-            )
+            told = torch.zeros_like(n[:, 0, 0]) if known_mask is None else known_mask.any(dim=1)
+            told = told.bool()[:, None, None]
             tokens = tokens * told
         alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
         prior = torch.zeros_like(n[..., 0]) if tokens is None else self.returns(tokens)[..., 0]
