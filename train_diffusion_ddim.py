@@ -74,8 +74,8 @@ from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_ty
 from trainlib.metrics import compute_spatial_accuracy as compute_spatial_accuracy
 from trainlib.metrics import compute_temporal_iou as compute_temporal_iou
 from trainlib.returns import returned
-from trainlib.run import config_of, failures_named, open_run, resume_run, save_if_due
-from trainlib.run_log import WANDB_MODES, NullLogger, asked_wandb_mode
+from trainlib.run import config_of, failures_named, open_run, refuse_early, resume_run, save_if_due
+from trainlib.run_log import WANDB_MODES, NullLogger
 from trainlib.state import TrainState
 from trainlib.summary import end_of_run, epoch_line, generation_line, log_keys
 from trainlib.tensors import modulate, zero_init
@@ -1412,7 +1412,7 @@ def train_diffusion_model(
 def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Module:
     """Do a whole run, as the command line does; see `train_loop`. Returns the EMA model."""
     device = process.pick_device(config.device)
-    asked_wandb_mode(config.wandb_mode)  # refused before any data is read
+    refuse_early(config, resume)  # before any data is read
     process.join_processes(device)
     folders = config.data_dir, config.val_data_dir
     sets = (DiffusionActionDataset(folder, config.seq_len).sequences for folder in folders)

@@ -239,6 +239,21 @@ def test_a_folder_that_holds_a_run_is_refused_by_every_door(
     assert sorted(visible(folder)) == before
 
 
+@pytest.mark.parametrize("name", ["file", "file/run", "n" * 300])
+def test_a_folder_that_cannot_be_is_refused_before_any_data_is_read(
+    tiny_flags, refused, tmp_path, name
+):
+    (tmp_path / "file").write_text("")
+    said = refused(*tiny_flags(save_dir=tmp_path / name, data_dir=tmp_path / "no data"))
+    assert f"cannot write into --save_dir {tmp_path / name}" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_refused_early_leaves_no_folder(tiny_flags, refused, tmp_path):
+    assert "no data" in refused(*tiny_flags(save_dir=tmp_path / "run", data_dir="no data"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("door", ["library", "train", "command line"])
 def test_a_folder_that_is_in_use_is_refused_by_every_door(
     tiny_config, tiny_flags, refused, tmp_path, door

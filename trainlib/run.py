@@ -1,5 +1,6 @@
 """A run in its folder: the lock, the log, the signals, what is saved when, how a step fails."""
 
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,31 @@ from trainlib.errors import UserError, first_line, say
 from trainlib.knobs import changed
 from trainlib.memory import memory_named
 from trainlib.process import locked_folder, process_rank
-from trainlib.run_log import METRICS, NullLogger, RunLogger
+from trainlib.run_log import METRICS, NullLogger, RunLogger, asked_wandb_mode
 from trainlib.state import TrainState
+
+
+def refuse_early(config: Any, resume: dict[str, Any] | None) -> None:
+    """Raise, before any data is read, the UserErrors of `open_run`; leave nothing behind.
+
+    In use is the one thing that a folder may still become.
+    """
+    asked_wandb_mode(config.wandb_mode)
+    if not config.save_dir:
+        return
+    folder = Path(config.save_dir)
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as e:
+        raise UserError(f"cannot write into --save_dir {folder} ({e}); choose another") from None
+    check_is_free(folder, resume)
+
+
+def check_is_free(folder: Path, resume: dict[str, Any] | None) -> None:
+    """Raise UserError if a folder holds a run that is not resumed."""
+    if resume is None and ((folder / METRICS).exists() or find_checkpoints(folder)):
+        raise UserError(f"{folder} holds a run; add --resume or choose another --save_dir")
 
 
 @contextmanager
@@ -44,8 +68,7 @@ def open_run(state: TrainState, name: str, resume: dict[str, Any] | None) -> Ite
         return
     folder = Path(state.config.save_dir) if state.config.save_dir else free_folder(name)
     with locked_folder(folder):
-        if resume is None and ((folder / METRICS).exists() or find_checkpoints(folder)):
-            raise UserError(f"{folder} holds a run; add --resume or choose another --save_dir")
+        check_is_free(folder, resume)
         state.config = replace(state.config, save_dir=str(folder))
         where: dict[str, Any] = {"step": state.step, "wandb_id": (resume or {}).get("wandb_id")}
         with RunLogger(folder, asdict(state.config), name, **where) as log, state.stop.caught():
