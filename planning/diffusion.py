@@ -34,10 +34,10 @@ class DiffusionPrior:
     bank: Tensor | None = None
 
     @classmethod
-    def load(cls, checkpoint: str, num_inference_steps: int = 10) -> "DiffusionPrior":
+    def load(cls, checkpoint: str) -> "DiffusionPrior":
         """Load a checkpoint or run folder, on the CPU."""
         model, scheduler, config = load_model(checkpoint)
-        return cls(model, scheduler, config.sampling | {"num_inference_steps": num_inference_steps})
+        return cls(model, scheduler, config.sampling)
 
     def sample(self, num: int, seed: int, **options: Any) -> Tensor:
         """Draw from the sampler, (num, L, 3), not rounded; options as of `generate`."""

@@ -195,7 +195,7 @@ class Planner:
     Args:
         model: the denoiser, of 250 frames.
         scheduler: its scheduler.
-        sampling: eta and sampler, as of `TrainConfig.sampling`.
+        sampling: num_inference_steps, eta and sampler, as of `TrainConfig.sampling`.
         device: where the model lives and where cost functions get their actions.
         bank: gestures drawn beforehand, (N, L, 3); None = draw while planning.
         seed: of all noise, at least 0.
@@ -214,6 +214,7 @@ class Planner:
         clock: Clock | None = None,
     ) -> None:
         self.model, self.scheduler, self.device = model, scheduler, torch.device(device)
+        self.num_inference_steps = sampling.get("num_inference_steps", 10)
         self.sampling = {k: v for k, v in sampling.items() if k != "num_inference_steps"}
         self.bank, self.seed, self.calls = bank, integer("seed", seed, 0), 0
         self.last: Tensor | None = None
@@ -256,7 +257,9 @@ class Planner:
         wanted = f"{checkpoint} cannot plan: its gestures must have {SEQ_LEN} frames"
         require(config.seq_len == SEQ_LEN, wanted, config.seq_len)
         planner = cls(model, scheduler, config.sampling, device, seed=seed)
-        request = Request(None, None, None, 1, None, 1, 1, 10, math.inf, (0,))
+        request = Request(
+            None, None, None, 1, None, 1, 1, planner.num_inference_steps, math.inf, (0,)
+        )
         for size in (1, 1, LARGEST):  # the first of all is slow
             planner._timed_draw(request, [DRAW] * size)
         if num:
@@ -305,7 +308,7 @@ class Planner:
         places: Array | None = None,
         num_plans: int = 128,
         refine: bool = True,
-        num_inference_steps: int = 10,
+        num_inference_steps: int | None = None,
         budget_ms: float = 500,
         seed: int | None = None,
     ) -> PlanResult:
@@ -334,7 +337,7 @@ class Planner:
             num_plans: gestures to draw at most, at least 1. They come from the bank, if there is
                 one, but for variations and where there is a goal or a known contact.
             refine: False = all time is for draws: a world model that errs is better only chosen by.
-            num_inference_steps: denoising steps, in [1, T].
+            num_inference_steps: denoising steps, in [1, T]; None = those of the run.
             budget_ms: wall-clock, above 0, perhaps infinite.
             seed: of the noise of this call, at least 0; None = new noise at every call.
 
@@ -347,9 +350,11 @@ class Planner:
         with self._lock, torch.inference_mode(False):  # in which no cost would have a gradient
             began = self.clock()
             noise = (self.seed, self.calls) if seed is None else (integer("seed", seed, 0),)
+            own = self.num_inference_steps
+            steps = own if num_inference_steps is None else num_inference_steps
             request = Request(
-                known, known_mask, init, strength, goal, guidance, num_plans, num_inference_steps,
-                budget_ms, noise, places, refine,
+                known, known_mask, init, strength, goal, guidance, num_plans, steps, budget_ms,
+                noise, places, refine,
             )  # fmt: skip
             return self._plan(cost_fn, request, began)
 

@@ -84,7 +84,15 @@ class PricedCost:
         self.correction += price - (time.perf_counter() - self.began)
 
 
-def run_shipped(job: Job, planner: Planner, model: WorldModel, *, refine: bool = True) -> Row:
+def run_shipped(
+    job: Job,
+    planner: Planner,
+    model: WorldModel,
+    *,
+    refine: bool = True,
+    budget_ms: float = BUDGET_MS,
+    **options: Any,
+) -> Row:
     """Plan the instances of a job, one after the other, and judge the plans.
 
     Args:
@@ -92,6 +100,8 @@ def run_shipped(job: Job, planner: Planner, model: WorldModel, *, refine: bool =
         planner: its clock is another one meanwhile.
         model: what it asks.
         refine: what the rule says of the model (planning/learned.py); else all is for draws.
+        budget_ms: of each plan.
+        options: of `Planner.plan`, further ones.
     """
     instances = make_instances(job.task, job.instances, job.seed)
     width = WIDTH if job.stage == "batched" else 1
@@ -104,13 +114,13 @@ def run_shipped(job: Job, planner: Planner, model: WorldModel, *, refine: bool =
             cost = PricedCost(model_cost(one, model), width)
             planner.clock = cost.clock
             planner.reset()
-            told: dict[str, Any] = {}
+            told = dict(options)
             if SHIPPED[job.method].sees_tokens:
                 now = observe(one.scenes, one.scenes.state)[0]
                 told["places"] = changed_places(now, one.goal_tokens[0])
             seed = int(rng.integers(2**31))
             told |= {} if refine else {"refine": False, "num_plans": job.budget}
-            plan = planner.plan(cost, budget_ms=BUDGET_MS, seed=seed, **told)
+            plan = planner.plan(cost, budget_ms=budget_ms, seed=seed, **told)
             answers.best[i], answers.best_cost[i] = plan.actions, plan.cost
             used.append(plan.evaluations)
             milliseconds.append(plan.milliseconds)

@@ -3,6 +3,7 @@
 python -m pytest tests/test_distillation.py
 """
 
+import argparse
 import json
 import math
 
@@ -239,7 +240,13 @@ def test_a_student_has_the_network_of_its_teacher(straight_run, tmp_path, capsys
     assert not (tmp_path / "x").exists()
 
 
-def test_the_table_has_a_row_for_each_setting(straight_run, tmp_path):
+def test_the_table_has_a_row_for_each_setting(straight_run, tmp_path, monkeypatch):
+    no_plans = {
+        "title": "plans",
+        "rows": [{"planner": "none"}],
+        "note": "",
+    }  # of gestures shorter than a planner's
+    monkeypatch.setattr(distillation, "plans_table", lambda args: no_plans)
     flags = ["--teacher", str(straight_run), "--student", str(straight_run), "--num", "20"]
     flags += ["--recreated", "3", "--rounds", "1", "--output_dir", str(tmp_path)]
     options = distillation.OPTIONS
@@ -249,6 +256,28 @@ def test_the_table_has_a_row_for_each_setting(straight_run, tmp_path):
     rows = json.loads(path.read_text())["tables"][0]["rows"]
     assert [row["steps"] for row in rows] == [*distillation.SETTINGS]
     by_name = {row["steps"]: row for row in rows}
-    same = {k: v for k, v in by_name["student, 4"].items() if k not in ("steps", "ms alone")}
+    same = {
+        k: v for k, v in by_name["student, 4"].items() if k != "steps" and not k.startswith("ms")
+    }
     assert same.items() <= by_name["teacher, 4"].items()
     assert measure.main(name, "", distillation.measure, options, flags[:2]) == 2
+
+
+def test_plans_are_made_by_both_in_both_times(monkeypatch):
+    """Of a stand-in that solves a half in half a second and a quarter in a tenth."""
+    asked = []
+
+    def run(job, planner, model, *, budget_ms, num_plans):
+        asked.append((planner, job.task, job.stage, budget_ms, num_plans))
+        solved = "0101" if budget_ms == 500 else "0100"
+        return {"task": job.task, "solved": {"250": solved}, "used": 7, "ms_most": budget_ms - 1}
+
+    monkeypatch.setattr(distillation, "run_shipped", run)
+    monkeypatch.setattr(distillation.Planner, "load", lambda run: run)
+    table = distillation.plans_table(argparse.Namespace(teacher="old", student="new", plans=4))
+    assert [row["all, %"] for row in table["rows"]] == [50, 50, 25, 25]
+    assert [row["ms at most"] for row in table["rows"]] == [499, 499, 99, 99]
+    assert {a[:1] + a[2:] for a in asked} == {
+        (who, "batched", *given) for who in ("old", "new") for given in ((500, 128), (100, 200))
+    }
+    assert {a[1] for a in asked} == {*distillation.TASKS}

@@ -259,6 +259,19 @@ def test_num_plans_and_steps(monkeypatch):
     monkeypatch.setattr(planner, "_refine", lambda *a: None)
     planner.plan(flat, num_plans=40, num_inference_steps=3, budget_ms=math.inf)
     assert drawn == [(3, 1), (3, 32), (3, 7)]
+    planner.num_inference_steps = 7  # of the run
+    planner.plan(flat, num_plans=1, budget_ms=math.inf)
+    assert drawn[3] == (7, 1)
+
+
+def test_a_planner_takes_as_many_steps_as_its_run():
+    denoiser, scheduler = Faithful(), tdd.DDIMScheduler(prediction_type="x0")
+    for steps in (1, 4):
+        seen = []
+        hook = denoiser.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given))
+        Planner(denoiser, scheduler, {"eta": 0.0, "num_inference_steps": steps}).plan(num_plans=1)
+        hook.remove()
+        assert len(seen) == steps
 
 
 @pytest.mark.parametrize(
