@@ -1454,7 +1454,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
 
 
 STUDENT: dict[str, Any] = {  # of --distill, where its teacher's are not its own
-    **{"num_inference_steps": 1, "sampler": "ddim", "eta": 0.0, "decisive": True, "sigma_min": 0.8},
+    **{"num_inference_steps": 1, "sampler": "ddim", "eta": 0.0, "decisive": True, "sigma_min": 0.3},
     **{"augment": False, "known_share": 0.25, "batch_size": 64, "num_epochs": 12, "lr": 2e-3},
     "save_dir": "",
 }

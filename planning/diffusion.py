@@ -4,6 +4,7 @@
 same functions for both.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,12 @@ def guided(
     """
     steps = int(prior.sampling["num_inference_steps"])
     copies = 4 if smoothing else 1
-    K = objective.capacity // (steps * copies * (FORWARD + BACKWARD) + FORWARD)
+
+    def price(K: int) -> int:
+        graded, plain = (math.ceil(num / objective.width) for num in (K * copies, K))
+        return steps * graded * (FORWARD + BACKWARD) + plain * FORWARD
+
+    K = max(K for K in range(1, objective.capacity) if price(K) <= objective.budget)
     seed = int(rng.integers(2**31))
     generator = torch.Generator().manual_seed(seed)
 

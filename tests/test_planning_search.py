@@ -255,6 +255,16 @@ def test_costs_see_gestures_in_the_data_format(name):
     assert torch.equal(objective.best, tdd.to_gesture(objective.best))
 
 
+@pytest.mark.parametrize("name", all_methods())
+def test_every_method_keeps_a_budget_of_calls_that_take_many(name):
+    """A call of one candidate costs as much as one of 32; guidance takes as many as there may be."""
+    method = all_methods()[name]
+    objective = search.Objective(off_grey, 2, 100, width=32)
+    method.run(objective, np.random.default_rng(0), **method.trials[0], **told(method))
+    assert objective.used <= 100
+    assert objective.used > 60 or "guided" not in name
+
+
 @pytest.mark.parametrize(("weight", "moves"), [(0.0, True), (1e6, False)])
 def test_what_the_denoiser_finds_odd_is_not_taken(monkeypatch, weight, moves):
     """To this one every gesture should begin at (0.5, 0.5): with much weight no step is better."""

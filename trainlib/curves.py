@@ -34,6 +34,7 @@ class CurveDenoiser(nn.Module):
     WIDTH, WAVES = 128, 5  # of the MLP; of the place, the longest over the whole screen twice
     LEVELS = 32  # of noise, in `practise`, at most
     LESSON_WEIGHT = 10.0  # what a student gets wrong in curves is small, and is seen
+    RELATIVE, SHORT = 0.4, 0.02  # weight of errors over what they are errors of, or over SHORT
     by_noise_alone = False
 
     def __init__(self, d_model: int, axes: int, degrees: int) -> None:
@@ -130,11 +131,22 @@ class CurveDenoiser(nn.Module):
         return self.loss(c_0, noise, n, snr, decided_below)
 
     def learn(self, lessons: CurveLessons, log_snr: Tensor, decided_below: float) -> Tensor:
-        """Return the loss of lessons of B gestures, each at one noise level, (B,)."""
-        return self.LESSON_WEIGHT * self.loss(*lessons, log_snr[:, None, None, None], decided_below)
+        """Return the loss of lessons of B gestures, each at one noise level, (B,).
+
+        A lesson is no mean of curves, so errors may count by the size of what is moved: without
+        that short moves come out too long, and clicks too seldom.
+        """
+        given = log_snr[:, None, None, None], decided_below, self.RELATIVE
+        return self.LESSON_WEIGHT * self.loss(*lessons, *given)
 
     def loss(
-        self, c_0: Tensor, eps: Tensor, n: Tensor, log_snr: Tensor, decided_below: float
+        self,
+        c_0: Tensor,
+        eps: Tensor,
+        n: Tensor,
+        log_snr: Tensor,
+        decided_below: float,
+        relative: float = 0.0,
     ) -> Tensor:
         """Return the loss of denoising curves of B gestures at M noise levels, (B,).
 
@@ -147,6 +159,7 @@ class CurveDenoiser(nn.Module):
             n: frames of each contact, (B, M, S, 1); 0 = there is none.
             log_snr: (B, M, 1, 1), or of M = 1.
             decided_below: as in `forward`.
+            relative: also the squared errors over c_0² + SHORT², times this.
         """
         exists, M = n > 0, c_0.shape[1]
         log_snr = log_snr.expand(-1, M, -1, -1)
@@ -157,6 +170,8 @@ class CurveDenoiser(nn.Module):
         c, gates = (x.unflatten(0, (-1, M)) for x in (c, gates))
 
         precision = torch.sigmoid(log_snr) / variance + 1 / self.STD**2
+        if relative:
+            precision = precision + relative / (c_0.square() + self.SHORT**2)
         error = ((c - c_0).square() * precision).mean(dim=3)
         moves = (c_0.abs() > 2 * STILL).to(gates.dtype)
         entropy = F.binary_cross_entropy_with_logits(gates, moves, reduction="none").sum(dim=3)
