@@ -257,7 +257,7 @@ def test_costs_see_gestures_in_the_data_format(name):
 
 @pytest.mark.parametrize("name", all_methods())
 def test_every_method_keeps_a_budget_of_calls_that_take_many(name):
-    """A call of one candidate costs as much as one of 32; guidance takes as many as there may be."""
+    """A call of one candidate costs as much as of 32; guidance takes as many as there may be."""
     method = all_methods()[name]
     objective = search.Objective(off_grey, 2, 100, width=32)
     method.run(objective, np.random.default_rng(0), **method.trials[0], **told(method))
