@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
 
 OPTIONS: dict[str, Any] = {"teacher": "", "student": "", "num": 2000, "recreated": 300}
-OPTIONS |= {"rounds": 20, "plans": 50, "seed": 0}
+OPTIONS |= {"rounds": 20, "plans": 25, "seed": 0}
 
 if __name__ == "__main__":
     sys.exit(main("distillation", __doc__ or "", measure, OPTIONS))
