@@ -33,11 +33,12 @@ LATENCIES_MS = (0, 2, 53)  # per evaluation: none, V-JEPA-2-AC, DINO-WM
 RIVALS = ("adam_raw", "cem_raw", "cem_ramp", "true_adam")
 PLANNER = "planner"  # as it is shipped, see shipped.py
 HEADLINE = (
-    PLANNER, "planner_cost", "changes_adam", "regress_jitter_adam", "cfg_ddim_adam",
+    PLANNER, "planner_cost", "changes_adam", "regress_jitter_adam", "cfg_ddim_64_adam",
+    "cfg_ddim_adam",
     "regress_ends_adam", "ddim_adam", "diffusion_es", "true_adam", "ddim_select", "shoot_true",
     "cem_ramp", "ddim_guided", "cem_raw", "adam_raw",
 )  # fmt: skip
-ANSWER = (PLANNER, "changes_adam", "cfg_ddim_adam", "ddim_adam", "cem_ramp", "adam_raw")
+ANSWER = (PLANNER, "changes_adam", "cfg_ddim_64_adam", "ddim_adam", "cem_ramp", "adam_raw")
 ANSWER_ON_COURSES = ("people_places", "human_places", "line_places", "knots_adam")
 PAIR_HEAD = ("", "against", "task", "first", "second", "only first", "only second", "p", "apart")
 GRADIENT_WAYS = (  # the same draws: chosen from; refined near; refined; refined, a second chooses
@@ -176,6 +177,7 @@ def pairs_table(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
     pairs = [("ddim_select", "shoot_true")]
     pairs += [(a, r) for a in ("ddim_adam", "diffusion_es_adam") for r in RIVALS]
     pairs += [("cfg_ddim_adam", r) for r in ("cem_ramp", "regress_ends_adam")]
+    pairs += [("cfg_ddim_64_adam", "regress_jitter_adam")]
     lines = []
     for a, b in pairs:
         for task in TASKS:

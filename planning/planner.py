@@ -318,7 +318,6 @@ class Planner:
         there is one, and draws, every fourth a variation of it. The rest refines the best along
         four knots, which move in place and time: by the gradient, or by CEM where the cost has
         none. No call of the cost is begun that should not end in time by what calls have taken.
-
         If the cost fails once it has answered, the best plan so far comes back and says why.
 
         Args:
@@ -350,8 +349,7 @@ class Planner:
         with self._lock, torch.inference_mode(False):  # in which no cost would have a gradient
             began = self.clock()
             noise = (self.seed, self.calls) if seed is None else (integer("seed", seed, 0),)
-            own = self.num_inference_steps
-            steps = own if num_inference_steps is None else num_inference_steps
+            steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
             request = Request(
                 known, known_mask, init, strength, goal, guidance, num_plans, steps, budget_ms,
                 noise, places, refine,

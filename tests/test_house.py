@@ -89,7 +89,7 @@ SEES = {  # package or script: what of ours it may import
     "evaluation": "trainlib augmentation train_diffusion_ddim",
     "export": "trainlib train_diffusion_ddim",
     "planning": "trainlib augmentation train_diffusion_ddim evaluation",
-    "benchmarks": "trainlib augmentation train_diffusion_ddim evaluation export",
+    "benchmarks": "trainlib augmentation train_diffusion_ddim evaluation export planning",
 }
 
 
