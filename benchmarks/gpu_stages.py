@@ -154,7 +154,7 @@ def agreement(place: Place) -> list[Any]:
         options: dict[str, Any] = sampling | {"generator": generator, "x_T": x_t}
         samples.append(scheduler.sample(model, tuple(x_t.shape), device, **options).cpu())
         state = our_state(x_0, device=device.type, **place.knobs)
-        here = [None if x is None else x.to(device) for x in drawn[:5]]
+        here = [None if x is None else x.to(device) for x in drawn]  # type: ignore[union-attr]
         loss_and_gradient(state, x_0.to(device), tdd.Drawn(*here))  # type: ignore[arg-type]
         every: list[Any] = [p.grad for p in state.model.parameters()]
         gradients.append(torch.cat([gradient.flatten().cpu() for gradient in every]))

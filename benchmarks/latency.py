@@ -7,12 +7,12 @@ The planner's number: batch 1, one thread, the default network with random weigh
 """
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from export.__main__ import example_inputs, export
 from trainlib.gestures import ACTION_DIM, SEQ_LEN
 
 OURS = "sample()"
-PARTS = {  # modules by pattern
+PARTS = {  # modules by the pattern of their whole name
     "the denoiser, all": "",
-    "transformer blocks": "blocks.?",
+    "transformer blocks": r"blocks\.\d+",
     "head of contacts": "output_projection",
-    "... its chain": "output_projection.chain",
-    "... its curves": "output_projection.curves",
+    "... its chain": r"output_projection\.chain",
+    "... its curves": r"output_projection\.curves",
 }
 
 
@@ -70,7 +70,7 @@ def spent(model: Any, read: Callable[[], float]) -> dict[str, float]:
     found: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     hooks = []
     for name, part in PARTS.items():
-        for module in [m for k, m in model.named_modules() if fnmatch(k, part)]:
+        for module in [m for k, m in model.named_modules() if re.fullmatch(part, k)]:
 
             def before(*_: Any, name: str = name) -> None:
                 found[name] -= read()

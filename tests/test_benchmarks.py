@@ -27,7 +27,7 @@ from benchmarks import (
     training,
     trainings,
 )
-from train_diffusion_ddim import TrainConfig, parse_args
+from train_diffusion_ddim import MinimalDiffusionTransformer, TrainConfig, parse_args
 from trainlib.checkpoint import newest_checkpoint
 from trainlib.errors import UserError
 from trainlib.gestures import GESTURE_TYPES
@@ -216,3 +216,19 @@ def test_a_mean_stands_below_several_trainings(straight_run, tmp_path):
             assert mean[key] == pytest.approx((first[key] + second[key]) / 2), key
     shares = [first[key] for key in ("none", *GESTURE_TYPES)]
     assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("num_layers", [1, 12])
+def test_a_step_is_the_sum_of_its_parts(num_layers):
+    """All blocks are counted, those of two digits, too; a head holds its chain and its curves."""
+    options = {"d_model": 16, "nhead": 2, "patch_size": 10, "adaln": True, "rotary": True}
+    options |= {"contacts": True, "num_layers": num_layers}
+    model = MinimalDiffusionTransformer(**options).eval()
+    rows = {row["part"]: row for row in latency.parts_table(model, 1)["rows"]}
+    whole, blocks, head, chain, curves = (row["operations"] for row in rows.values())
+    given = torch.zeros(1, 25, 16), torch.zeros(1, 16)
+    with latency.Operations() as alone, torch.inference_mode():
+        model.blocks[0](*given)
+    assert blocks == num_layers * alone.count > 0
+    assert 0 < chain + curves < head < whole - blocks
+    assert all(row["ms"] > 0 for row in rows.values())

@@ -241,12 +241,8 @@ def test_a_student_has_the_network_of_its_teacher(straight_run, tmp_path, capsys
 
 
 def test_the_table_has_a_row_for_each_setting(straight_run, tmp_path, monkeypatch):
-    no_plans = {
-        "title": "plans",
-        "rows": [{"planner": "none"}],
-        "note": "",
-    }  # of gestures shorter than a planner's
-    monkeypatch.setattr(distillation, "plans_table", lambda args: no_plans)
+    none = {"title": "plans", "rows": [{"planner": "none"}], "note": ""}  # gestures are too short
+    monkeypatch.setattr(distillation, "plans_table", lambda args: none)
     flags = ["--teacher", str(straight_run), "--student", str(straight_run), "--num", "20"]
     flags += ["--recreated", "3", "--rounds", "1", "--output_dir", str(tmp_path)]
     options = distillation.OPTIONS
@@ -256,9 +252,8 @@ def test_the_table_has_a_row_for_each_setting(straight_run, tmp_path, monkeypatc
     rows = json.loads(path.read_text())["tables"][0]["rows"]
     assert [row["steps"] for row in rows] == [*distillation.SETTINGS]
     by_name = {row["steps"]: row for row in rows}
-    same = {
-        k: v for k, v in by_name["student, 4"].items() if k != "steps" and not k.startswith("ms")
-    }
+    row = by_name["student, 4"]
+    same = {k: v for k, v in row.items() if k != "steps" and not k.startswith("ms")}
     assert same.items() <= by_name["teacher, 4"].items()
     assert measure.main(name, "", distillation.measure, options, flags[:2]) == 2
 

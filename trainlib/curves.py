@@ -70,7 +70,7 @@ class CurveDenoiser(nn.Module):
         if self.by_noise_alone and tokens is not None:
             told = torch.zeros_like(n[:, 0, 0]) if known_mask is None else known_mask.any(dim=1)
             told = told.bool()[:, None, None]
-            tokens = tokens * told
+            tokens = tokens * told  # the bias of from_tokens stays, which lessons lack: docs/LOG.md
         alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
         prior = torch.zeros_like(n[..., 0]) if tokens is None else self.returns(tokens)[..., 0]
         prior, n = torch.where(n[..., 0] > 0, prior, NEVER), n.clamp(min=1)
