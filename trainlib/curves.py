@@ -70,7 +70,6 @@ class CurveDenoiser(nn.Module):
         if self.by_noise_alone and tokens is not None:
             told = torch.zeros_like(n[:, 0, 0]) if known_mask is None else known_mask.any(dim=1)
             told = told.bool()[:, None, None]
-            tokens = tokens * told  # the bias of from_tokens stays, which lessons lack: docs/LOG.md
         alpha_bar_t, noise_t = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # without rounding
         prior = torch.zeros_like(n[..., 0]) if tokens is None else self.returns(tokens)[..., 0]
         prior, n = torch.where(n[..., 0] > 0, prior, NEVER), n.clamp(min=1)
@@ -81,7 +80,9 @@ class CurveDenoiser(nn.Module):
         features = [c_in * c_t, torch.asinh(by_noise), torch.log1p(by_noise**2)]
         features += [n.log(), own.log(), self.waves(c_t, own, alpha_bar_t)]
         hidden = self.from_x_t(torch.cat(features, dim=-1))
-        hidden = hidden if tokens is None else hidden + self.from_tokens(tokens)
+        if tokens is not None:
+            heard = self.from_tokens(tokens)
+            hidden = hidden + (heard if told is None else told * heard)
         for layer in self.hidden:
             hidden = layer(F.silu(hidden))
         gates, smaller, correction = self.out(F.silu(hidden)).chunk(3, dim=-1)
