@@ -48,7 +48,7 @@ from trainlib.contact_chain import ContactChain, press_evidence
 from trainlib.contacts import median_shake
 from trainlib.curves import STILL, CurveDenoiser
 from trainlib.data_gate import check_data
-from trainlib.data_rules import decided_by_data
+from trainlib.data_rules import POLYNOMIALS, decided_by_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
 from trainlib.figures import visualize_action_sequences, visualize_noise_comparison
 from trainlib.files import make_folder
@@ -76,6 +76,7 @@ from trainlib.metrics import compute_temporal_iou as compute_temporal_iou
 from trainlib.returns import returned
 from trainlib.run import config_of, failures_named, open_run, refuse_early, resume_run, save_if_due
 from trainlib.run_log import WANDB_MODES, NullLogger
+from trainlib.shapes import learn_shapes
 from trainlib.state import TrainState
 from trainlib.summary import end_of_run, epoch_line, generation_line, log_keys
 from trainlib.tensors import modulate, zero_init
@@ -124,6 +125,7 @@ class TrainConfig(Knobs):
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
     contacts: bool = flag(True, "predict each contact as one curve; needs x0")
     max_contacts: int | None = flag(None, "contacts that a window may hold", low=1, high=10)
+    shapes: int | None = flag(None, "shapes of curves, learnt; 0 = polynomials", low=0, high=20)
     decisive: bool = flag(False, "decide what a contact is at any noise, not at its end")
     context_dim: int = flag(0, "width of the goals in *_context.npy; 0 = none", low=0)
     # diffusion
@@ -661,9 +663,9 @@ class Decisions(NamedTuple):
     """What a ContactHead takes for true; to be trained by cross-entropy, too, and in practice."""
 
     log_odds: Tensor  # of a press, (B, L)
-    gates: Tensor  # log odds that a coefficient is not 0, (B, S, axes * DEGREES)
+    gates: Tensor  # log odds that a coefficient is not 0, (B, S, axes * degrees)
     member: Tensor  # 1 where a frame is of a contact, (B, L, S)
-    basis: Tensor  # the polynomials of the frame's contact, (B, L, DEGREES)
+    basis: Tensor  # the shapes of the frame's contact there, (B, L, degrees)
     returns: Tensor  # log odds that a contact is where the one before was, (B, S - 1)
     practice: Tensor  # loss of the curves of x_0 at many noise levels, (B,); 0 = none
 
@@ -675,20 +677,19 @@ class ContactHead(nn.Module):
     by its token; a chain of at most S contacts, which knows how many there are and how long they
     last, weighs all that together, so no contact falls apart or is lost.
 
-    Curves: a contact is a run of frames with P(press) > 1/2; its x and y are polynomials of time.
-    In x_t their coefficients are those of x_0 in noise of variance (1 - ᾱ_t)/n, n frames; a
-    CurveDenoiser says what they are in x_0. So errors shrink with the noise, and none makes a curve
-    shake. At the last step the likelier answers are taken for true: an average of two gestures is
-    none. What samples in one step must be `decisive`: there, outside of training, they are taken at
-    any noise, of presses, too.
+    Curves: a contact is a run of frames with P(press) > 1/2; its x and y are polynomials of time or
+    made of `shapes` that the training set has in common. In x_t their coefficients are those of x_0
+    in noise of variance (1 - ᾱ_t)/n, n frames; a CurveDenoiser says what they are in x_0. So errors
+    shrink with the noise, and none makes a curve shake. At the last step the likelier answers are
+    taken for true: an average of two gestures is none. What samples in one step must be `decisive`:
+    there, outside of training, they are taken at any noise, of presses, too.
     """
 
-    DEGREES = 8  # enough for contacts of half a second that people made (docs/LOG.md)
     SURE = 30.0  # log odds of a frame that is known; sums of more are rounded too far
     decisive = False
 
     def __init__(
-        self, d_model: int, seq_len: int, patch_size: int, axes: int, S: int, levels: DDIMScheduler
+        self, d_model: int, table: Tensor, patch_size: int, axes: int, S: int, levels: DDIMScheduler
     ) -> None:
         super().__init__()
         log_snr = [-2 * math.log(2 * levels.sigma(t)) for t in range(levels.num_timesteps)]
@@ -699,10 +700,10 @@ class ContactHead(nn.Module):
         self.frames = zero_init(Linear(d_model, 3 * patch_size))  # log odds of a press, down, up
         self.frames.bias.data.view(patch_size, 3)[:, 1:] = -3  # changes are rare
         self.window = zero_init(Linear(d_model, S + 1))  # how many contacts
-        self.chain = ContactChain(seq_len, S)
+        self.chain = ContactChain(table.shape[1], S)
         self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
-        self.curves = CurveDenoiser(d_model, axes, self.DEGREES)
-        self.legendre = nn.Buffer(legendre_table(seq_len, self.DEGREES), persistent=False)
+        self.curves = CurveDenoiser(d_model, axes, table.shape[2])
+        self.shapes = table  # of curves, on n frames for every n
 
     def forward(
         self,
@@ -726,7 +727,7 @@ class ContactHead(nn.Module):
             own = torch.where(known_mask, self.SURE * known[..., -1], own)
         is_sure = self.decisive and not self.training
         log_odds = self.chain(own, down, up, self.window(tokens.mean(dim=1)), is_sure)
-        split = split_contacts(log_odds > 0, self.legendre, self.max_contacts)
+        split = split_contacts(log_odds > 0, self.shapes, self.max_contacts)
         member, basis = (x.to(x_t.dtype) for x in split)
 
         mean = mean_over(member)  # (B, S, L)
@@ -759,7 +760,7 @@ class ContactHead(nn.Module):
             return self.curves.learn(lessons, self.log_snr[t], self.certain)
         if self.decisive:
             return torch.zeros_like(x_0[:, 0, 0])
-        member, basis = split_contacts(x_0[..., -1] > 0, self.legendre, self.max_contacts)
+        member, basis = split_contacts(x_0[..., -1] > 0, self.shapes, self.max_contacts)
         c_0 = coefficients(mean_over(member.to(x_0.dtype)), basis, x_0[..., :-1])
         n = member.sum(dim=1)[..., None]
         return self.curves.practise(c_0, n, eps[..., :-1], t, self.log_snr, self.certain)
@@ -791,6 +792,7 @@ class MinimalDiffusionTransformer(nn.Module):
         rotary: bool = False,
         contacts: bool = False,
         max_contacts: int = 3,
+        shapes: int = 0,
         decisive: bool = False,
         beta_schedule: str = "linear",
         sigma_min: float = 0.005,
@@ -817,7 +819,9 @@ class MinimalDiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(block(*sizes) for _ in range(num_layers))
         if contacts:
             levels = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule, sigma_min=sigma_min)
-            shape = d_model, seq_len, patch_size, action_dim - 1, max_contacts
+            # polynomials, unless shapes are learnt (learn_shapes) and come with the weights
+            table = nn.Buffer(legendre_table(seq_len, shapes or POLYNOMIALS), persistent=shapes > 0)
+            shape = d_model, table, patch_size, action_dim - 1, max_contacts
             head: Any = ContactHead(*shape, levels)
             head.decisive = decisive
             head.curves.by_noise_alone = decisive and max_contacts == 1 and not context_dim
@@ -1054,9 +1058,8 @@ def validate(
     for sigma in DENOISE_SIGMAS:
         mse = F.mse_loss(denoise_one_shot(model, scheduler, x_0, sigma), x_0).item()
         scores[f"denoise_mse_sigma_{sigma}"] = mse
-    middle = DENOISE_SIGMAS[1]
-    remaining = max(scores[f"denoise_mse_sigma_{middle}"], FLOOR)
-    scores["noise_reduction"] = 10 * math.log10(middle**2 / remaining)
+    remaining = max(scores[f"denoise_mse_sigma_{DENOISE_SIGMAS[1]}"], FLOOR)
+    scores["noise_reduction"] = 10 * math.log10(DENOISE_SIGMAS[1] ** 2 / remaining)
     return scores, recreated
 
 
@@ -1076,8 +1079,7 @@ def comprehensive_evaluation(
     x_0 = x_0[has_press_edge(x_0)]  # the others give the model nothing to go by
     if len(x_0) == 0:
         raise UserError("no gesture of the test set has a press edge; nothing can be recreated")
-    recreated = recreate(model, scheduler, x_0, num_inference_steps)
-    return recreation_summary(x_0, recreated)
+    return recreation_summary(x_0, recreate(model, scheduler, x_0, num_inference_steps))
 
 
 # ----------------------------------------------------------------------------------------
@@ -1216,7 +1218,7 @@ def train_step(
     if loss or gradient is not finite; the weights are then untouched.
     """
     config, scheduler, B = state.config, state.scheduler, len(x_0)
-    torch.manual_seed(config.seed * 1_000_003 + state.step)  # of all that a step draws
+    torch.manual_seed(state.seed)
     if config.augment:
         x_0 = augment(x_0)
     drawn = drawn or draw(x_0, scheduler.num_timesteps, config.known_share, context)
@@ -1298,8 +1300,7 @@ def train_epochs(
         for batch in process.progress(state.batches(len(x_train)), f"epoch {epoch + 1}"):
             with failures_named(config, batch):
                 goals = None if context is None else context[batch]
-                seed = config.seed * 1_000_003 + state.step
-                drawn = lessons and draw_lesson(lessons, batch, T, seed)
+                drawn = lessons and draw_lesson(lessons, batch, T, state.seed)
                 scalars = train_step(state, x_train[batch], goals, drawn)
             state.loss_sum += scalars["train/loss"] * len(batch)
             is_last = state.step % state.steps_per_epoch == 0
@@ -1359,6 +1360,8 @@ def train_loop(
     config = replace(config, **{k: v for k, v in options.items() if hasattr(config, k)})
     config, more = decided_by_data(config, x_train.numpy())
     check_data(x_train.numpy(), x_val.numpy(), config)
+    if lessons is None:
+        learn_shapes(model, x_train.numpy())
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs, NUM_TASKS)
     state.data_sha256 = hashlib.sha256(x_train.numpy().data).hexdigest()
@@ -1420,10 +1423,9 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
     config, why = decided_by_data(config, x_train.numpy())
     torch.manual_seed(config.seed)
     model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
-    context = None
+    context = lessons = None
     if config.context_dim:
         context = torch.from_numpy(read_context(config.data_dir, len(x_train), config.context_dim))
-    lessons = None
     if config.distill:
         teacher, levels, _ = load_model(config.distill, device)
         with fitting(Path(config.distill)):
@@ -1432,8 +1434,7 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
         x_train, context = x_train.to(device), None if context is None else context.to(device)
         drawn = draw(x_train, levels.num_timesteps, config.known_share, context)
         x_train, lessons = draw_lessons(teacher, levels, x_train, drawn)
-    given = x_train.cpu(), x_val, config, resume, context, lessons, why
-    return train_loop(model, scheduler, *given)
+    return train_loop(model, scheduler, x_train.cpu(), x_val, config, resume, context, lessons, why)
 
 
 # ----------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Bell(nn.Module):
     def __init__(self):
         super().__init__()
         self.output_projection = self
-        self.legendre, self.max_contacts, self.certain = legendre_table(L, 8), 1, 0.0
+        self.shapes, self.max_contacts, self.certain = legendre_table(L, 8), 1, 0.0
         levels = [-2 * math.log(2 * FINE.sigma(t)) for t in range(1000)]
         self.log_snr = torch.tensor(levels)
         self.seen = []

@@ -20,7 +20,8 @@
     returns         contacts at the place of the one before
     known           known frames: which are given, and what they tell the others
     augment         the symmetries of generated gestures
-    legendre        orthogonal polynomials
+    legendre        orthogonal polynomials, and what contacts are in them
+    shapes          what the motions of contacts have in common, in place of polynomials
     muon            the optimizer
 
 errors, bars, files, provenance, memory, gestures, contacts, gesture_files and data_gate need numpy

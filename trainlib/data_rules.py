@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from trainlib.contacts import contacts_of
+from trainlib.shapes import MISSED, missed_by_polynomials
 
 SEEN = 2000  # gestures that are looked at
 SAME = 1e-6  # less than this is rounding
 FINEST, COARSEST = 1e-3, 5e-3  # sigma_min, data units
 MOST_CONTACTS, RARE = 3, 1e-3  # in a window; a share of windows that does not count
+POLYNOMIALS, SHAPES = 8, 6  # that curves are made of, whichever they are
 
 
 def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
@@ -21,12 +23,14 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         max_contacts  as many as windows hold, but for RARE ones, in [1, MOST_CONTACTS]
         sigma_min     a tenth of the 10th percentile of motions, in [FINEST, COARSEST]. A motion is
                       how far a contact reaches along an axis that it does not rest on
+        shapes        0, curves are polynomials, unless these miss a tenth of the contacts by more
+                      than MISSED; then SHAPES, those that the contacts have in common
 
     Args:
         config: with these options, and context_dim.
         x_train: (N, L, 3), data units.
     """
-    if None not in (config.augment, config.max_contacts, config.sigma_min):
+    if None not in (config.augment, config.max_contacts, config.shapes, config.sigma_min):
         return config, []
     seen = x_train[:: max(1, len(x_train) // SEEN)]
     contacts = contacts_of(seen)
@@ -54,4 +58,11 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         config = replace(config, sigma_min=sigma_min)
         cause = f"a tenth of the motions are below {smallest:.2g} of the screen"
         why.append(f"the steps end at sigma {sigma_min:g}: {cause}")
+    if config.shapes is None:
+        missed = missed_by_polynomials([contact.xy for contact in contacts], POLYNOMIALS)
+        most_missed = float(np.quantile(missed.max(axis=1), 0.9)) if len(missed) else 0.0
+        config = replace(config, shapes=SHAPES if most_missed > MISSED else 0)
+        made = f"of {SHAPES} shapes of their own" if config.shapes else "polynomials"
+        cause = f"polynomials miss a tenth of the contacts by {most_missed:.2g} of the screen"
+        why.append(f"contacts are {made}: {cause} or more")
     return config, why

@@ -49,7 +49,7 @@ def curve_lessons(
     head: Any = getattr(teacher, "output_projection", None)
     if getattr(head, "max_contacts", 0) != 1 or drawn.context is not None:
         return made, None
-    x_T, split = drawn.eps, split_contacts(made[..., -1] > PRESSED, head.legendre, 1)
+    x_T, split = drawn.eps, split_contacts(made[..., -1] > PRESSED, head.shapes, 1)
     member, basis = (x.to(x_T.dtype) for x in split)
     n = member.sum(dim=1)[..., None]  # (N, 1, 1)
     free = ~drawn.known_mask.any(dim=1) & (n[:, 0, 0] > 0)

@@ -71,6 +71,11 @@ class TrainState:
         self.step += 1
 
     @property
+    def seed(self) -> int:
+        """The seed of all that the next step draws."""
+        return int(self.config.seed) * 1_000_003 + self.step
+
+    @property
     def epoch(self) -> int:
         """The epochs done."""
         return self.step // self.steps_per_epoch
