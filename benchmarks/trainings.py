@@ -4,7 +4,8 @@
 
 Gestures from noise alone in as many steps as each run asks for, of all that are drawn; what a
 classifier tells, and how contacts look, of as many as the report judges; keyframes and one-shot
-denoising of validation gestures. Straight gestures only.
+denoising of validation gestures. Of recorded or human-like gestures what needs no known
+distribution, against as many real windows as were kept out of training, up to those judged.
 """
 
 import argparse
@@ -18,11 +19,15 @@ import train_diffusion_ddim as tdd
 from benchmarks.distillation import fresh_gestures
 from benchmarks.frontier import denoise_ratios
 from benchmarks.measure import Row, main
-from evaluation.family import known_prior, validity
+from evaluation.bayes import GesturePrior
+from evaluation.controls import interpolate
+from evaluation.family import read_prior, validity
+from evaluation.protocols.infill import energy_score
 from evaluation.protocols.realism import find_classifier, realism_table
+from evaluation.recorded import read_recorded
 from evaluation.samples import type_shares
 from trainlib.gestures import GESTURE_TYPES
-from trainlib.metrics import compute_reconstruction_metrics
+from trainlib.metrics import compute_reconstruction_metrics, compute_spatial_accuracy
 
 CONTACTS = {  # scores of the realism test: columns
     "auc": "AUC",
@@ -32,20 +37,34 @@ CONTACTS = {  # scores of the realism test: columns
     "deviation_p90": "p90",
 }
 NUM_DENOISED = 400
+NUM_ASKED, NUM_ANSWERS = 250, 16  # windows whose press edges are given, answers to each
+MORE_STEPS = 20
+NOTES = {
+    "From noise alone": (
+        "Shares are of all drawn. AUC: of a classifier against as many real gestures. Still "
+        "clicks: over real ones' share. Shake: thousandths of the screen a frame. Deviation: of "
+        "swipes from their chord, median and 90th percentile. R: mean squared error of one-shot "
+        "denoising over the Bayes optimum."
+    ),
+    "Gestures of an unknown distribution": (
+        "AUC: of a classifier against as many real windows, those of the people trained on that "
+        "were kept out of training, if there are any; shake of swipes over what real ones allow. "
+        "The rest is given the press edges, and of straight lines between them in brackets: MSE "
+        "and spatial accuracy of one answer, energy score of 16. The mean of these: its MSE."
+    ),
+}
 
 
-def score(run: str, args: argparse.Namespace) -> Row:
-    """Return the row of a run."""
-    model, scheduler, config = tdd.load_model(run)
-    val = tdd.DiffusionActionDataset(config.val_data_dir, config.seq_len)
-    x_val = torch.from_numpy(val.sequences)
-    prior = known_prior(config.val_data_dir, x_val)
+def score_straight(
+    model: torch.nn.Module, scheduler: tdd.DDIMScheduler, config: tdd.TrainConfig,
+    x_val: torch.Tensor, prior: GesturePrior, args: argparse.Namespace,
+) -> Row:  # fmt: skip
+    """Return the scores of a run on straight gestures."""
     real = fresh_gestures(prior, args.judged, args.seed)
     shape = (args.num, *real.shape[1:])
     made = tdd.generate(model, scheduler, shape, seed=args.seed, **config.sampling)
     shares = {k: e.value for k, e in type_shares(made).items()}
-    row: Row = {"training": f"{Path(run).name}, seed {config.seed}"}
-    row["valid"] = validity(made, prior)["valid"].double().mean().item()
+    row: Row = {"valid": validity(made, prior)["valid"].double().mean().item()}
     row |= {name: shares[f"share_{name}"] for name in ("none", *GESTURE_TYPES)}
     told = realism_table({"": made[: args.judged]}, real, find_classifier())[""]
     row |= {column: told[metric].value for metric, column in CONTACTS.items() if metric in told}
@@ -55,21 +74,64 @@ def score(run: str, args: argparse.Namespace) -> Row:
     return row | {f"R at {sigma}": ratio for sigma, ratio in ratios.items()}
 
 
+def score_recorded(
+    model: torch.nn.Module, scheduler: tdd.DDIMScheduler, config: tdd.TrainConfig,
+    x_val: torch.Tensor, args: argparse.Namespace,
+) -> Row:  # fmt: skip
+    """Return the scores of a run on gestures whose distribution is not known."""
+    found = read_recorded(x_val.numpy(), config.val_data_dir, config.data_dir, args.judged)
+    real = torch.from_numpy(found.unseen[: args.judged])
+    row: Row = {}
+    for steps in (config.num_inference_steps, MORE_STEPS):
+        given = config.sampling | {"num_inference_steps": steps}
+        made = tdd.generate(model, scheduler, tuple(real.shape), seed=args.seed, **given)
+        told = realism_table({"": made}, real, find_classifier())[""]
+        row |= {f"AUC, {steps} steps": told["auc"].value} if "auc" in told else {}
+        row.setdefault("shake", told["shake_swipes_of_allowed"].value)
+    x_0 = torch.from_numpy(found.judged)
+    x_0 = x_0[tdd.has_press_edge(x_0)]
+    lines = interpolate(x_0, tdd.press_edges(x_0))
+    answers = {"": tdd.recreate(model, scheduler, x_0, **config.sampling), " (lines)": lines}
+    for name, answer in answers.items():
+        row[f"MSE{name}"] = (answer - x_0).square().mean().item()
+        row[f"within .1{name}"] = compute_spatial_accuracy(x_0, answer)
+    x_0, lines = x_0[:NUM_ASKED], lines[:NUM_ASKED]
+    asked = x_0.repeat_interleave(NUM_ANSWERS, dim=0)
+    shape, known_mask = tuple(asked.shape), tdd.press_edges(asked)
+    given = {"known": asked, "known_mask": known_mask, "seed": args.seed}
+    many = tdd.generate(model, scheduler, shape, **given, **config.sampling)
+    many = many.unflatten(0, (-1, NUM_ANSWERS))
+    row["MSE of the mean"] = (many.mean(dim=1) - x_0).square().mean().item()
+    row["MSE of one"] = (many - x_0[:, None]).square().mean().item()
+    for name, several in (("", many), (" (lines)", lines[:, None])):
+        row[f"energy{name}"] = float(energy_score(several, x_0)[0].mean())
+    return row
+
+
+def score(run: str, args: argparse.Namespace) -> tuple[str, Row]:
+    """Return the row of a run, and the title of the table where it belongs."""
+    model, scheduler, config = tdd.load_model(run)
+    val = tdd.DiffusionActionDataset(config.val_data_dir, config.seq_len)
+    x_val = torch.from_numpy(val.sequences)
+    prior, given = read_prior(config.val_data_dir, x_val), (model, scheduler, config, x_val)
+    title = [*NOTES][prior is None]
+    scores = score_recorded(*given, args) if prior is None else score_straight(*given, prior, args)
+    return title, {"training": f"{Path(run).name}, seed {config.seed}"} | scores
+
+
 def measure(args: argparse.Namespace) -> list[Row]:
-    """Return the table of all runs, and their mean if they are several."""
-    rows = [score(run, args) for run in args.runs]
-    if len(rows) > 1:
-        numbers = [key for key in rows[0] if key != "training"]
-        mean = {key: sum(row[key] for row in rows) / len(rows) for key in numbers}
-        rows.append({"training": "mean"} | mean)
+    """Return a table of all runs of a kind, with their mean if they are several."""
+    tables: dict[str, list[Row]] = {}
+    for run in args.runs:
+        title, row = score(run, args)
+        tables.setdefault(title, []).append(row)
+    for rows in tables.values():
+        if len(rows) > 1:
+            numbers = [key for key in rows[0] if key != "training"]
+            mean = {key: sum(row[key] for row in rows) / len(rows) for key in numbers}
+            rows.append({"training": "mean"} | mean)
     args.runs = [Path(run).name for run in args.runs]
-    note = (
-        "Shares are of all drawn. AUC: of a classifier against as many real gestures. Still "
-        "clicks: over real ones' share. Shake: thousandths of the screen a frame. Deviation: of "
-        "swipes from their chord, median and 90th percentile. R: mean squared error of one-shot "
-        "denoising over the Bayes optimum."
-    )
-    return [{"title": "From noise alone", "rows": rows, "note": note}]
+    return [{"title": t, "rows": rows, "note": NOTES[t]} for t, rows in tables.items()]
 
 
 OPTIONS: dict[str, Any] = {"runs": ["runs/default"], "num": 10_000, "judged": 1000, "seed": 0}

@@ -6,6 +6,7 @@ tables is checked on made-up times.
     python -m pytest tests/test_benchmarks.py
 """
 
+import argparse
 import importlib
 import json
 import math
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import python
 
+from augmentation import generate_augmented_dataset
 from benchmarks import (
     ablations,
     cost_curves,
@@ -27,11 +29,23 @@ from benchmarks import (
     training,
     trainings,
 )
-from train_diffusion_ddim import MinimalDiffusionTransformer, TrainConfig, parse_args
+from evaluation.controls import interpolate
+from train_diffusion_ddim import (
+    DiffusionActionDataset,
+    MinimalDiffusionTransformer,
+    TrainConfig,
+    has_press_edge,
+    load_model,
+    parse_args,
+    press_edges,
+    train,
+)
 from trainlib.checkpoint import newest_checkpoint
+from trainlib.data_rules import SHAPES
 from trainlib.errors import UserError
 from trainlib.gestures import GESTURE_TYPES
 from trainlib.run_log import read_metrics
+from trainlib.shapes import shapes_of
 
 MINI = ["--data_dir", "test_data_mini"]
 TINY = {
@@ -216,6 +230,32 @@ def test_a_mean_stands_below_several_trainings(straight_run, tmp_path):
             assert mean[key] == pytest.approx((first[key] + second[key]) / 2), key
     shares = [first[key] for key in ("none", *GESTURE_TYPES)]
     assert sum(shares) == pytest.approx(1)
+
+
+def test_trainings_on_human_like_gestures_are_scored_without_a_prior(tiny_config, tmp_path):
+    """Their curves have shapes of their own, in the weights; a mean errs less than its answers."""
+    for split, num in (("train", 24), ("val", 12)):
+        folder, seed = str(tmp_path / split), len(split)
+        generate_augmented_dataset(output_dir=folder, num_sequences=num, seed=seed, style="human")
+    sets = {"data_dir": str(tmp_path / "train"), "val_data_dir": str(tmp_path / "val")}
+    lengths = {"seq_len": 250, "patch_size": 50, "num_epochs": 1, "num_inference_steps": 2}
+    lengths |= {"contacts": True, "prediction_type": "x0"}
+    run = tmp_path / "run"
+    config = tiny_config(**sets, **lengths, save_dir=str(run))
+    train(config)
+    model, _, config = load_model(run)
+    x_train = DiffusionActionDataset(config.data_dir).sequences
+    assert config.shapes == SHAPES
+    torch.testing.assert_close(model.output_projection.shapes, shapes_of(x_train, SHAPES))
+
+    (table,) = trainings.measure(argparse.Namespace(runs=[str(run)], num=12, judged=12, seed=0))
+    (row,) = table["rows"]
+    assert row["training"] == "run, seed 0" and table["title"] == [*trainings.NOTES][1]
+    assert 0 < row["MSE of the mean"] < row["MSE of one"]
+    x_0 = torch.from_numpy(DiffusionActionDataset(config.val_data_dir).sequences)
+    x_0 = x_0[has_press_edge(x_0)]
+    error = (interpolate(x_0, press_edges(x_0)) - x_0).square().mean()
+    assert row["MSE (lines)"] == pytest.approx(error.item())
 
 
 @pytest.mark.parametrize("num_layers", [1, 12])
