@@ -703,7 +703,7 @@ class ContactHead(nn.Module):
         self.chain = ContactChain(table.shape[1], S)
         self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
         self.curves = CurveDenoiser(d_model, axes, table.shape[2])
-        self.shapes = table  # of curves, on n frames for every n
+        self.shapes = table  # of curves; polynomials until `learn_shapes`, then with the weights
 
     def forward(
         self,
@@ -804,10 +804,8 @@ class MinimalDiffusionTransformer(nn.Module):
         check_divides("nhead", nhead, "d_model", d_model)
         check_divides("patch_size", patch_size, "seq_len", seq_len)
         self.action_dim, self.seq_len, self.d_model = action_dim, seq_len, d_model
-        self.max_timesteps, self.patch_size = max_timesteps, patch_size
+        self.max_timesteps, self.patch_size, self.contacts = max_timesteps, patch_size, contacts
         self.adaln, self.rotary, self.known_frames = adaln, rotary, known_frames
-        self.contacts = contacts
-
         in_channels = action_dim + (2 * action_dim + 3 if known_frames else 0)
         self.action_embedding = nn.Linear(in_channels * patch_size, d_model)
         tokens = seq_len // patch_size
@@ -819,7 +817,6 @@ class MinimalDiffusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(block(*sizes) for _ in range(num_layers))
         if contacts:
             levels = DDIMScheduler(max_timesteps, beta_schedule=beta_schedule, sigma_min=sigma_min)
-            # polynomials, unless shapes are learnt (learn_shapes) and come with the weights
             table = nn.Buffer(legendre_table(seq_len, shapes or POLYNOMIALS), persistent=shapes > 0)
             shape = d_model, table, patch_size, action_dim - 1, max_contacts
             head: Any = ContactHead(*shape, levels)

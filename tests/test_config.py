@@ -62,7 +62,7 @@ def test_flags_are_the_fields(capsys):
 
 def test_every_field_has_help_and_survives_the_command_line():
     config = TrainConfig(
-        augment=True, sigma_min=0.01, max_contacts=2
+        augment=True, sigma_min=0.01, max_contacts=2, shapes=4
     )  # by default these are None, by the data
     given = vars(parse_args(as_flags(**asdict(config))))
     assert TrainConfig(**given) == config
