@@ -90,7 +90,8 @@ REALISM_BY = {
 RECORDED = {
     "one answer given the press edges: MSE": ("keyframes", "mse"),
     "... share of places within 0.1": ("keyframes", "spatial_accuracy"),
-    "16 answers given the press edges: energy score": ("infill_press_edges", "energy_score"),
+    "the mean of 16 answers: MSE": ("infill_press_edges", "mse_of_mean"),
+    "the 16 answers: energy score": ("infill_press_edges", "energy_score"),
     "invented: told from real ones, AUC": ("realism", "auc"),
     "... shake of swipes": ("realism", "shake_swipes"),
     "... largest KS distance of a feature": ("realism", "ks_max"),

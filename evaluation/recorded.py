@@ -191,6 +191,10 @@ OUTCOMES = {
     "rival": "worse than",
     "open": "neither better nor worse, for sure, than",
 }
+GUESSES = (  # table, metric, task
+    ("keyframes", "mse", "One answer given the press edges"),
+    ("infill_press_edges", "mse_of_mean", "The mean of many answers given the press edges"),
+)
 TASKS = {
     "infill_press_edges": "Many answers given the press edges",
     "continue_50": "Going on after 50 frames",
@@ -201,12 +205,12 @@ TASKS = {
 def duels(tables: Mapping[str, Table]) -> list[Duel]:
     """Hold the model's errors against those of simple answers, in all tables that have both."""
     found = []
-    table = tables.get("keyframes", {})
-    if "model" in table:
-        own, other = (table[name]["mse"].value for name in ("model", "interpolation"))
-        ci = table["model"]["mse_to_interpolation"].ci
-        lines = RIVAL_WORDS["interpolation"]
-        found.append(Duel("One answer given the press edges", lines, own, other, ci, "MSE"))
+    for name, metric, task in GUESSES:
+        rows = tables.get(name, {})
+        if metric in rows.get("model", {}):
+            own, other = (rows[who][metric].value for who in ("model", "interpolation"))
+            ci = rows["model"][f"{metric}_to_interpolation"].ci
+            found.append(Duel(task, RIVAL_WORDS["interpolation"], own, other, ci, "MSE"))
     for name, task in TASKS.items():
         rows = tables.get(name, {})
         for rival, words in RIVAL_WORDS.items():

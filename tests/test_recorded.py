@@ -161,6 +161,19 @@ def test_energy_score_by_loops():
         assert scores[i] == pytest.approx(error - np.mean(apart) / 2)
 
 
+def test_the_mean_of_many_answers_is_scored_as_one_answer():
+    x_0 = some(1)[:2]
+    mask = torch.zeros(x_0.shape[:2], dtype=torch.bool)
+    answers = x_0[:, None] + torch.tensor([0.1, -0.2, 0.4])[:, None, None]  # 0.1 off in the mean
+    lines = x_0[:, None] + 0.2
+    given = {"model": lambda: answers, "interpolation": lambda: lines}
+    table = infill.energy_table(given, x_0, mask, "title")
+    assert table["model"]["mse_of_mean"].value == pytest.approx(0.1**2, rel=1e-4)
+    assert table["model"]["mse"].value == pytest.approx((0.01 + 0.04 + 0.16) / 3, rel=1e-4)
+    assert table["model"]["mse_of_mean_to_interpolation"].value == pytest.approx(0.25, rel=1e-4)
+    assert "mse_of_mean_to_interpolation" not in table["interpolation"]
+
+
 def test_the_right_distribution_has_the_least_energy_score():
     """Two equally likely ends: both at once score .5 of either alone, as by hand."""
     x_0 = torch.cat([INSIDE] * 200)
@@ -304,15 +317,21 @@ def test_the_first_screen_says_who_is_better_at_what():
         rows["model"][f"energy_to_{name}"] = criteria.Estimate(own / other, ci, 9)
         return rows
 
+    edges = table(0.02, 0.01, "interpolation", (1.5, 2.5))
+    edges["model"]["mse_of_mean"] = criteria.Estimate(0.003, None, 9)
+    edges["model"]["mse_of_mean_to_interpolation"] = criteria.Estimate(0.5, (0.4, 0.6), 9)
+    edges["interpolation"]["mse_of_mean"] = criteria.Estimate(0.006, None, 9)
     tables = {
-        "infill_press_edges": table(0.02, 0.01, "interpolation", (1.5, 2.5)),
+        "infill_press_edges": edges,
         "continue_50": table(0.02, 0.04, "regression", (0.4, 0.6)),
         "continue_125": table(0.02, 0.02, "hold_last_position", (0.9, 1.1)),
     }
     said = recorded.summarise("What was recorded.", tables, {})
-    assert said[0].startswith("In 1 of 3 comparisons with simple answers") and "1 worse" in said[0]
+    assert said[0].startswith("In 2 of 4 comparisons with simple answers") and "1 worse" in said[0]
     assert said[1] == "What was recorded."
     assert said[2:] == [
+        "The mean of many answers given the press edges (MSE 0.00300): the model is better than "
+        "straight lines (0.00600).",
         "Many answers given the press edges (energy score 0.0200): the model is worse than "
         "straight lines (0.0100).",
         "Going on after 50 frames (energy score 0.0200): the model is better than "

@@ -46,6 +46,8 @@ The metrics, over the answers of each gesture first, then over gestures:
   where the distribution is not known, of all but the rivals:
     energy_to_{rival}      energy_score over the rival's: interpolation, hold_last_position,
                            nearest_training_item, regression, and nearest_training_items
+    mse_of_mean            of the mean of the answers, which has the least if they are right
+    mse_of_mean_to_interpolation
   with the exact posterior, for touch_down:
     diversity_ratio        to that of exact_posterior
     mean_rms               distance of the mean answer from exact_mean; with K draws it cannot
@@ -69,6 +71,7 @@ from evaluation.figures import BLUE, ORANGE, new_figure, strip
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.rivals import find_regression, nearest_by_known_frames
 from evaluation.samples import ks_distance
+from evaluation.scores import sequence_mse
 from evaluation.touch_down import (
     duration_distribution,
     posterior_mean_gesture,
@@ -101,6 +104,7 @@ ENERGY_COLUMNS = {
     "energy_score": "energy score",
     "distance": "mean distance",
     "mse": "MSE",
+    "mse_of_mean": "MSE of their mean",
     "temporal_iou": "temporal IoU",
     "diversity": "diversity",
 }
@@ -232,14 +236,20 @@ def energy_table(
     """
     table: Table = {}
     energy: dict[str, FloatArray] = {}
+    of_mean: dict[str, FloatArray] = {}
     for name in progress(list(answers), title):
         answered = answers[name]()
         table[name] = score_answers(answered, x_0, known_mask, None)
         energy[name], _ = energy_score(answered, x_0)
+        of_mean[name] = sequence_mse(x_0, answered.mean(dim=1))
+        table[name]["mse_of_mean"] = bootstrap(of_mean[name])
     for name, row in table.items():
         for rival in (*RIVALS, ENSEMBLE):
             if rival in energy and name not in (rival, *RIVALS):
                 row[f"energy_to_{rival}"] = bootstrap(energy[name], energy[rival])
+        if "interpolation" in table and name not in RIVALS:
+            ratio = bootstrap(of_mean[name], of_mean["interpolation"])
+            row["mse_of_mean_to_interpolation"] = ratio
     return table
 
 
