@@ -1459,7 +1459,7 @@ STUDENT: dict[str, Any] = {  # of --distill, where its teacher's are not its own
 
 FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how far a step goes
     *(knobs_of(MinimalDiffusionTransformer, TrainConfig()).keys() - {"dropout"}),
-    *("num_timesteps", "prediction_type", "optimizer", "batch_size"),
+    *("num_timesteps", "prediction_type", "optimizer", "batch_size", "max_contacts", "shapes"),
 }
 
 

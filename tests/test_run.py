@@ -73,7 +73,7 @@ def test_files_of_the_user_in_the_run_folder_are_left_alone(cli, tiny_flags, tmp
 
 OTHER_MODELS = {
     **{"d_model": 32, "num_layers": 2, "nhead": 4, "seq_len": 10, "dim_feedforward": 8},
-    **{"patch_size": 10, "adaln": False, "rotary": False},
+    **{"patch_size": 10, "adaln": False, "rotary": False, "max_contacts": 2, "shapes": 3},
     **{"num_timesteps": 60, "beta_schedule": "linear", "prediction_type": "epsilon"},
     **{"optimizer": "adamw", "batch_size": 5},
 }
