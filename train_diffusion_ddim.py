@@ -703,7 +703,7 @@ class ContactHead(nn.Module):
         self.chain = ContactChain(table.shape[1], S)
         self.place = zero_init(Linear(d_model, axes))  # x, y of the token if it is pressed
         self.curves = CurveDenoiser(d_model, axes, table.shape[2])
-        self.shapes = table  # of curves; polynomials until `learn_shapes`, then with the weights
+        self.shapes = table  # of curves: polynomials, or kept with the weights and learnt
 
     def forward(
         self,
@@ -1215,7 +1215,7 @@ def train_step(
     if loss or gradient is not finite; the weights are then untouched.
     """
     config, scheduler, B = state.config, state.scheduler, len(x_0)
-    torch.manual_seed(state.seed)
+    torch.manual_seed(state.step_seed)
     if config.augment:
         x_0 = augment(x_0)
     drawn = drawn or draw(x_0, scheduler.num_timesteps, config.known_share, context)
@@ -1297,7 +1297,7 @@ def train_epochs(
         for batch in process.progress(state.batches(len(x_train)), f"epoch {epoch + 1}"):
             with failures_named(config, batch):
                 goals = None if context is None else context[batch]
-                drawn = lessons and draw_lesson(lessons, batch, T, state.seed)
+                drawn = lessons and draw_lesson(lessons, batch, T, state.step_seed)
                 scalars = train_step(state, x_train[batch], goals, drawn)
             state.loss_sum += scalars["train/loss"] * len(batch)
             is_last = state.step % state.steps_per_epoch == 0
@@ -1357,8 +1357,7 @@ def train_loop(
     config = replace(config, **{k: v for k, v in options.items() if hasattr(config, k)})
     config, more = decided_by_data(config, x_train.numpy())
     check_data(x_train.numpy(), x_val.numpy(), config)
-    if lessons is None:
-        learn_shapes(model, x_train.numpy())
+    learn_shapes(model, x_train.numpy(), bool(config.augment))
     steps_per_epoch = math.ceil(len(x_train) / config.batch_size)
     state = TrainState(model, scheduler, config, steps_per_epoch * config.num_epochs, NUM_TASKS)
     state.data_sha256 = hashlib.sha256(x_train.numpy().data).hexdigest()
@@ -1458,8 +1457,9 @@ STUDENT: dict[str, Any] = {  # of --distill, where its teacher's are not its own
 }
 
 FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how far a step goes
+    *("max_contacts", "shapes"),  # by the data
     *(knobs_of(MinimalDiffusionTransformer, TrainConfig()).keys() - {"dropout"}),
-    *("num_timesteps", "prediction_type", "optimizer", "batch_size", "max_contacts", "shapes"),
+    *("num_timesteps", "prediction_type", "optimizer", "batch_size"),
 }
 
 

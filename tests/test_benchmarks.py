@@ -14,7 +14,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import python
+from conftest import make_gestures, python
 
 from augmentation import generate_augmented_dataset
 from benchmarks import (
@@ -29,6 +29,7 @@ from benchmarks import (
     training,
     trainings,
 )
+from evaluation import recorded
 from evaluation.controls import interpolate
 from train_diffusion_ddim import (
     DiffusionActionDataset,
@@ -233,7 +234,7 @@ def test_a_mean_stands_below_several_trainings(straight_run, tmp_path):
 
 
 def test_trainings_on_human_like_gestures_are_scored_without_a_prior(tiny_config, tmp_path):
-    """Their curves have shapes of their own, in the weights; a mean errs less than its answers."""
+    """Their curves have shapes of their own, in the weights; of lines the MSE is by hand."""
     for split, num in (("train", 24), ("val", 12)):
         folder, seed = str(tmp_path / split), len(split)
         generate_augmented_dataset(output_dir=folder, num_sequences=num, seed=seed, style="human")
@@ -251,11 +252,33 @@ def test_trainings_on_human_like_gestures_are_scored_without_a_prior(tiny_config
     (table,) = trainings.measure(argparse.Namespace(runs=[str(run)], num=12, judged=12, seed=0))
     (row,) = table["rows"]
     assert row["training"] == "run, seed 0" and table["title"] == [*trainings.NOTES][1]
-    assert 0 < row["MSE of the mean"] < row["MSE of one"]
     x_0 = torch.from_numpy(DiffusionActionDataset(config.val_data_dir).sequences)
     x_0 = x_0[has_press_edge(x_0)]
     error = (interpolate(x_0, press_edges(x_0)) - x_0).square().mean()
     assert row["MSE (lines)"] == pytest.approx(error.item())
+
+
+def test_many_answers_are_scored_beside_the_window_that_they_answer(monkeypatch):
+    """Answers that are off by 0, 1, ... 15 hundredths everywhere: the mean is off by 0.075."""
+    x_0 = make_gestures(4)
+    off = 0.01 * torch.arange(trainings.NUM_ANSWERS)
+
+    def answer(model, scheduler, shape, *, known=None, **_):
+        if known is None:
+            return torch.zeros(shape)
+        return known + off.repeat(len(known) // len(off))[:, None, None]
+
+    found = recorded.Recorded(x_0.numpy(), x_0.numpy(), None, "")
+    monkeypatch.setattr(trainings.tdd, "generate", answer)
+    monkeypatch.setattr(trainings.tdd, "recreate", lambda model, scheduler, x, **_: x + 0.1)
+    monkeypatch.setattr(trainings, "read_recorded", lambda *_: found)
+    args = argparse.Namespace(judged=4, seed=0)
+    row = trainings.score_recorded(None, None, TrainConfig(), x_0, args)
+    assert row["MSE of the mean"] == pytest.approx(0.075**2, rel=1e-4)
+    assert row["MSE"] == pytest.approx(0.01, rel=1e-4)
+    pairs = [abs(i - j) for i in range(16) for j in range(16) if i != j]
+    energy = math.sqrt(2) * (0.075 - 0.01 * sum(pairs) / len(pairs) / 2)
+    assert row["energy"] == pytest.approx(energy, rel=1e-3)
 
 
 @pytest.mark.parametrize("num_layers", [1, 12])

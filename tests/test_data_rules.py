@@ -57,6 +57,7 @@ def test_contacts_that_polynomials_miss_have_shapes_of_their_own(bent):
         x[:, 2 : 2 + n, 0] = 0.3 + 0.3 * (np.arange(n) > 2 * n // 3)
     config, why = decided_by_data(TrainConfig(), x)
     assert config.shapes == (SHAPES if bent else 0)
+    assert decided_by_data(TrainConfig(contacts=False), x)[0].shapes == 0
     said = f"contacts are {'of 6 shapes of their own' if bent else 'polynomials'}: polynomials miss"
     assert why[3].startswith(said)
 

@@ -3,12 +3,16 @@
 python -m pytest tests/test_shapes.py
 """
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 import train_diffusion_ddim as tdd
-from trainlib.shapes import learn_shapes, missed_by_polynomials, shapes_of
+from trainlib.legendre import legendre_table
+from trainlib.run import config_of
+from trainlib.shapes import learn_shapes, missed_by, shapes_of
 
 L = 60
 
@@ -33,10 +37,8 @@ def windows(motions, count=40, seed=0):
     return x
 
 
-def left_by(table, xy):
-    """What the shapes of a table leave of places, (n, 2)."""
-    basis = table[len(xy), : len(xy)].double().numpy()
-    return xy - basis @ (basis.T @ xy) / len(xy)
+def places(x):
+    return [row[row[:, 2] > 0, :2].astype(np.float64) for row in x]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 20, L])
@@ -51,11 +53,13 @@ def test_shapes_are_orthogonal_on_every_number_of_frames(n):
 
 def test_contacts_are_made_of_what_they_have_in_common():
     """Three shapes hold what they were mixed from; as many polynomials, by far, do not."""
-    x = windows([late, wave])
-    table = shapes_of(x, 3)
-    contacts = [row[row[:, 2] > 0, :2].astype(np.float64) for row in windows([late, wave], seed=1)]
-    left = np.array([np.sqrt((left_by(table, xy) ** 2).mean()) for xy in contacts])
-    assert left.max() < missed_by_polynomials(contacts, 3).mean() / 20
+    table, others = shapes_of(windows([late, wave]), 3), windows([late, wave], seed=1)
+    missed = missed_by(table, places(others))
+    assert missed.max() < missed_by(legendre_table(L, 3), places(others)).mean() / 20
+    backwards = [xy[::-1] for xy in places(others)]
+    assert missed_by(table, backwards).mean() > 10 * missed.mean()
+    both = shapes_of(windows([late, wave]), 4, reversible=True)  # the wave is its own mirror image
+    assert missed_by(both, places(others) + backwards).max() < 3 * missed.max()
 
 
 @pytest.mark.parametrize("x", [windows([late])[:1], np.zeros((2, L, 3), np.float32)])
@@ -63,16 +67,23 @@ def test_few_contacts_or_none_are_followed_by_polynomials(x):
     table = shapes_of(x, 6)
     s = (2 * np.arange(L) + 1 - L) / L
     line = np.stack([s, 1 + s], axis=1)
-    assert np.abs(left_by(table, line)).max() < 0.05 and table.isfinite().all()
+    assert missed_by(table, [line]).max() < 0.03 and table.isfinite().all()
 
 
 def test_what_polynomials_miss_is_the_rest_of_a_fit():
     s = (2 * np.arange(50) + 1 - 50) / 50
     xy = np.stack([s**3, np.sign(s)], axis=1)
-    x, y = missed_by_polynomials([xy, xy[:4]], 4)[0]  # four frames are met by any four
+    missed = missed_by(legendre_table(L, 4), [xy, xy[:4], xy[:1]])
     fit = np.polyval(np.polyfit(s, np.sign(s), 3), s)
-    assert x < 1e-12 and y == pytest.approx(np.sqrt(((fit - np.sign(s)) ** 2).mean()))
-    assert missed_by_polynomials([], 4).shape == (0, 2)
+    assert missed[0, 1] == pytest.approx(np.sqrt(((fit - np.sign(s)) ** 2).mean()), rel=1e-5)
+    assert missed[0, 0] < 1e-6 and missed[1:].max() < 1e-6  # four frames are met by any four
+    assert missed_by(legendre_table(L, 4), []).shape == (0, 2)
+
+
+def test_the_run_of_a_time_without_shapes_has_none():
+    kept = {k: v for k, v in asdict(tdd.TrainConfig(seed=3)).items() if k != "shapes"}
+    config = config_of({"path": "old.pth", "config": kept}, tdd.TrainConfig)
+    assert config.shapes == 0 and config.seed == 3
 
 
 OPTIONS = {"seq_len": L, "d_model": 16, "num_layers": 1, "nhead": 2, "patch_size": 5}
@@ -82,13 +93,14 @@ OPTIONS |= {"dim_feedforward": 16, "beta_schedule": "cosine", "contacts": True}
 def test_shapes_come_with_the_weights_and_polynomials_do_not():
     model = tdd.MinimalDiffusionTransformer(**OPTIONS, shapes=3)
     x = windows([late, wave])
-    learn_shapes(model, x)
+    learn_shapes(model, x, False)
     torch.testing.assert_close(model.output_projection.shapes, shapes_of(x, 3))
     other = tdd.MinimalDiffusionTransformer(**OPTIONS, shapes=3)
     other.load_state_dict(model.state_dict())
+    learn_shapes(other, windows([wave]), False)  # a student, or a run that goes on
     torch.testing.assert_close(other.output_projection.shapes, shapes_of(x, 3))
     plain = tdd.MinimalDiffusionTransformer(**OPTIONS)
     before = plain.output_projection.shapes.clone()
-    learn_shapes(plain, x)
+    learn_shapes(plain, x, False)
     assert torch.equal(plain.output_projection.shapes, before)
     assert "output_projection.shapes" not in plain.state_dict()

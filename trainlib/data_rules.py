@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from trainlib.contacts import contacts_of
-from trainlib.shapes import MISSED, missed_by_polynomials
+from trainlib.legendre import legendre_table
+from trainlib.shapes import MISSED, missed_by
 
 SEEN = 2000  # gestures that are looked at
 SAME = 1e-6  # less than this is rounding
@@ -23,11 +24,11 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         max_contacts  as many as windows hold, but for RARE ones, in [1, MOST_CONTACTS]
         sigma_min     a tenth of the 10th percentile of motions, in [FINEST, COARSEST]. A motion is
                       how far a contact reaches along an axis that it does not rest on
-        shapes        0, curves are polynomials, unless these miss a tenth of the contacts by more
-                      than MISSED; then SHAPES, those that the contacts have in common
+        shapes        SHAPES, those that the contacts have in common, if polynomials miss a tenth of
+                      these by more than MISSED; else 0, and curves are polynomials
 
     Args:
-        config: with these options, and context_dim.
+        config: with these options, contacts and context_dim.
         x_train: (N, L, 3), data units.
     """
     if None not in (config.augment, config.max_contacts, config.shapes, config.sigma_min):
@@ -58,8 +59,11 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         config = replace(config, sigma_min=sigma_min)
         cause = f"a tenth of the motions are below {smallest:.2g} of the screen"
         why.append(f"the steps end at sigma {sigma_min:g}: {cause}")
-    if config.shapes is None:
-        missed = missed_by_polynomials([contact.xy for contact in contacts], POLYNOMIALS)
+    if config.shapes is None and not config.contacts:
+        config = replace(config, shapes=0)
+    elif config.shapes is None:
+        polynomials = legendre_table(x_train.shape[1], POLYNOMIALS)
+        missed = missed_by(polynomials, [contact.xy for contact in contacts])
         most_missed = float(np.quantile(missed.max(axis=1), 0.9)) if len(missed) else 0.0
         config = replace(config, shapes=SHAPES if most_missed > MISSED else 0)
         made = f"of {SHAPES} shapes of their own" if config.shapes else "polynomials"

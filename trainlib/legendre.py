@@ -30,7 +30,7 @@ def split_contacts(pressed: Tensor, table: Tensor, max_contacts: int) -> tuple[T
     """Split windows, (B, L) bool, into their contacts, runs of pressed frames.
 
     Returns:
-        whose each frame is, (B, L, max_contacts) bool, and the polynomials of `table` there,
+        whose each frame is, (B, L, max_contacts) bool, and the shapes of `table` there,
         (B, L, degrees). Frames of contacts beyond max_contacts are nobody's.
     """
     starts = pressed & ~F.pad(pressed, (1, 0))[:, :-1]
@@ -51,9 +51,9 @@ def mean_over(member: Tensor) -> Tensor:
 
 
 def coefficients(mean: Tensor, basis: Tensor, xy: Tensor) -> Tensor:
-    """Project x and y, (B, L, axes), on each contact's polynomials; (B, S, axes * degrees).
+    """Project x and y, (B, L, axes), on each contact's shapes; (B, S, axes * degrees).
 
-    mean is `mean_over` of the contacts, basis the polynomials of each frame's, (B, L, degrees).
+    mean is `mean_over` of the contacts, basis the shapes of each frame's, (B, L, degrees).
     """
     return torch.cat([mean @ (x * basis) for x in xy.split(1, dim=-1)], dim=-1)
 

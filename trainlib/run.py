@@ -128,7 +128,7 @@ def failures_named(config: Any, batch: Tensor) -> Iterator[None]:
 def config_of(content: dict[str, Any], config_class: type) -> Any:
     """Return the config of a loaded checkpoint; UserError if this version has no such run."""
     with fitting(content["path"]):
-        return config_class(**content["config"])
+        return config_class(**({"shapes": 0} | content["config"]))  # older runs had none
 
 
 def resume_run(

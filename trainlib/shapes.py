@@ -8,27 +8,29 @@ import torch
 from torch import Tensor
 
 from trainlib.contacts import FloatArray, contacts_of
+from trainlib.legendre import legendre_table
 
-SEEN = 10_000  # gestures that are looked at
+SEEN = 10_000  # gestures that are looked at, about
 MISSED = 1e-4  # of the screen, a tenth of a pixel
 SMOOTH = 1e-6  # share of the motion that is taken to be polynomials, each a tenth of the one before
 
 
-def missed_by_polynomials(contacts: list[FloatArray], degrees: int) -> FloatArray:
-    """Return what polynomials of so many degrees, from 0 on, leave of each axis of contacts, RMS.
+def missed_by(table: Tensor, contacts: list[FloatArray]) -> FloatArray:
+    """Return what shapes leave of each axis of contacts, RMS, (contacts, 2).
 
-    contacts are places, (n, 2) each; the result is (contacts, 2), those of no more frames left out.
+    Args:
+        table: as of `shapes_of`, or `legendre_table`.
+        contacts: places, (n, 2) each.
     """
-    missed = [np.zeros((0, 2))]
-    for xy in contacts:
-        if len(xy) > degrees:
-            basis = np.polynomial.legendre.legvander(_middles(len(xy)), degrees - 1)
-            rest = xy - basis @ np.linalg.lstsq(basis, xy, rcond=None)[0]
-            missed.append(np.sqrt((rest**2).mean(axis=0, keepdims=True)))
-    return np.concatenate(missed)
+    missed, shapes = np.zeros((len(contacts), 2)), table.double().numpy()
+    for row, xy in zip(missed, contacts, strict=True):
+        basis = shapes[len(xy), : len(xy)]
+        rest = xy - basis @ (basis.T @ xy) / len(xy)
+        row[:] = np.sqrt((rest**2).mean(axis=0))
+    return missed
 
 
-def shapes_of(x_0: npt.NDArray[np.floating], num: int) -> Tensor:
+def shapes_of(x_0: npt.NDArray[np.floating], num: int, reversible: bool = False) -> Tensor:
     """Return the principal shapes of the motions of contacts, on n points for every n.
 
     A motion is x or y over the time of its contact, less its mean. The first shape is constant, the
@@ -39,6 +41,7 @@ def shapes_of(x_0: npt.NDArray[np.floating], num: int) -> Tensor:
     Args:
         x_0: gestures, (N, L, 3), data units.
         num: of shapes.
+        reversible: whether a motion is as likely as the same backwards.
 
     Returns:
         (L + 1, L, num): row n has them at the middles of n equal parts of the contact, of mean
@@ -47,11 +50,13 @@ def shapes_of(x_0: npt.NDArray[np.floating], num: int) -> Tensor:
     L = x_0.shape[1]
     s = _middles(L)
     motions = [np.zeros(L)]
-    for contact in contacts_of(x_0[:: 1 + len(x_0) // SEEN]):
+    for contact in contacts_of(x_0[:: max(1, len(x_0) // SEEN)]):
         for y in (contact.xy - contact.xy.mean(axis=0)).T:
             y = np.interp(s, _middles(len(y)), y)
             motions.append(y / np.sqrt(np.sqrt((y**2).mean()) + MISSED))
     together = np.stack(motions).T @ np.stack(motions)
+    if reversible:
+        together = together + together[::-1, ::-1]
     polynomials = np.polynomial.legendre.legvander(s, num - 1)[:, 1:]
     smooth = polynomials * 10.0 ** (-np.arange(num - 1) / 2)
     together += SMOOTH * max(np.trace(together), 1.0) / L * smooth @ smooth.T
@@ -65,11 +70,17 @@ def shapes_of(x_0: npt.NDArray[np.floating], num: int) -> Tensor:
     return torch.from_numpy(table).float()
 
 
-def learn_shapes(model: Any, x_0: npt.NDArray[np.floating]) -> None:
-    """Give a denoiser whose curves are made of shapes those of gestures, (N, L, 3), data units."""
+def learn_shapes(model: Any, x_0: npt.NDArray[np.floating], reversible: bool) -> None:
+    """Give a denoiser whose curves are made of shapes those of gestures; see `shapes_of`.
+
+    Once: of a trained denoiser, or a student with its teacher's weights, they stay what they are.
+    """
     options = getattr(model, "options", {})
     if options.get("contacts") and options.get("shapes"):
-        model.output_projection.shapes.copy_(shapes_of(x_0, options["shapes"]))
+        table = model.output_projection.shapes
+        untouched = legendre_table(table.shape[1], table.shape[2]).to(table)
+        if torch.equal(table, untouched):
+            table.copy_(shapes_of(x_0, options["shapes"], reversible))
 
 
 def _middles(n: int) -> FloatArray:

@@ -71,7 +71,7 @@ class TrainState:
         self.step += 1
 
     @property
-    def seed(self) -> int:
+    def step_seed(self) -> int:
         """The seed of all that the next step draws."""
         return int(self.config.seed) * 1_000_003 + self.step
 

@@ -35,6 +35,8 @@ The metrics, over the answers of each gesture first, then over gestures:
     valid                  `validity`, and its factors; consistent_and_valid: both in one answer
     press_softness         `deviations`
     mse                    against the gesture that the frames were taken from
+    mse_of_mean            of the mean of the answers, which has the least if they are right; where
+                           the distribution is not known
     energy_score           `energy_score`, share of the screen: how far the answers are from the
                            gesture, less half of how far they are from each other. The distribution
                            of the gestures has the least (Gneiting & Raftery 2007, JASA 102)
@@ -46,7 +48,6 @@ The metrics, over the answers of each gesture first, then over gestures:
   where the distribution is not known, of all but the rivals:
     energy_to_{rival}      energy_score over the rival's: interpolation, hold_last_position,
                            nearest_training_item, regression, and nearest_training_items
-    mse_of_mean            of the mean of the answers, which has the least if they are right
     mse_of_mean_to_interpolation
   with the exact posterior, for touch_down:
     diversity_ratio        to that of exact_posterior
