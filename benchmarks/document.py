@@ -102,6 +102,13 @@ RECORDED_BY = {
     "real, of the same people": ("", "validation_data"),
     "real, of others": ("", "other_users"),
 }
+TIMELINE = RECORDED | {
+    f"going on after {n} frames: energy score": (f"continue_{n}", "energy_score") for n in (50, 125)
+}
+TIMELINE_BY = RECORDED_BY | {
+    "holding the last position": ("hold_last_position", ""),
+    "the 16 nearest training gestures": ("nearest_training_items", ""),
+}
 HUMAN_BY = {name: RECORDED_BY[name] for name in ("model", "straight lines")}
 HUMAN_BY["real"] = ("", "validation_data")  # the generator has no other people
 INFILL = {
@@ -251,11 +258,15 @@ def realism() -> str:
     return grid(default["realism"] | rows, REALISM, REALISM_BY, metric_first)
 
 
-def recorded(name: str, columns: Mapping[str, tuple[str, str]]) -> str:
+def recorded(
+    name: str,
+    columns: Mapping[str, tuple[str, str]],
+    rows: Mapping[str, tuple[str, str]] = RECORDED,
+) -> str:
     """Return what the default recipe makes of gestures that people made, or nearly so."""
     tables = read_report(name)["protocols"]
     cells = []
-    for words, (protocol, metric) in RECORDED.items():
+    for words, (protocol, metric) in rows.items():
         settings = (pair[protocol == "realism"] for pair in columns.values())
         cells.append([words, *(one(tables[protocol], s, metric, interval=True) for s in settings)])
     return markdown_table(["", *columns], cells)
@@ -332,6 +343,8 @@ def blocks() -> dict[str, str]:
     others |= {"realism": realism(), "made_by_games": made_by("games")}
     others |= {"recorded": recorded("games", RECORDED_BY), "made_by_human": made_by("human")}
     others["human_like"] = recorded("human", HUMAN_BY)
+    others |= {"timeline": recorded("timeline", TIMELINE_BY, TIMELINE)}
+    others["made_by_timeline"] = made_by("timeline")
     others["human_gestures"] = shown(json.loads(HUMAN.read_text("utf-8")))
     others["frontier"] = table([describe(row) for row in read_rows(FRONTIER)])
     return made | others | reported_blocks()
