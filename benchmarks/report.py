@@ -114,6 +114,7 @@ def quality_table(rows: list[dict[str, Any]]) -> str:
     shown = []
     for row in better_rows(rows):
         cells = {"CPU s": int(row["seconds"]), "recipe": row["name"], "lr": row["lr"]}
+        cells["drawn"] = row["num"]
         cells |= {f"valid, {steps} steps": share for steps, share in row["valid"].items()}
         cells["RMS from the line"] = row["line_rms"]
         cells |= {f"R at {sigma}": r for sigma, r in row["r"].items() if float(sigma) < 0.5}
