@@ -23,10 +23,11 @@ from benchmarks.measure import Row, main
 from evaluation.bayes import GesturePrior
 from evaluation.controls import interpolate
 from evaluation.family import read_prior, validity
-from evaluation.protocols.infill import energy_score
+from evaluation.protocols.infill import energy_score, network_answers
 from evaluation.protocols.realism import find_classifier, realism_table
 from evaluation.recorded import read_recorded
 from evaluation.samples import type_shares
+from evaluation.scores import sequence_mse
 from trainlib.gestures import GESTURE_TYPES
 from trainlib.metrics import compute_reconstruction_metrics, compute_spatial_accuracy
 
@@ -40,14 +41,15 @@ CONTACTS = {  # scores of the realism test: columns
 NUM_DENOISED = 400
 NUM_ASKED, NUM_ANSWERS = 250, 16  # windows whose press edges are given, answers to each
 MORE_STEPS = 20
+STRAIGHT, OTHER = "From noise alone", "Gestures of an unknown distribution"
 NOTES = {
-    "From noise alone": (
+    STRAIGHT: (
         "Shares are of all drawn. AUC: of a classifier against as many real gestures. Still "
         "clicks: over real ones' share. Shake: thousandths of the screen a frame. Deviation: of "
         "swipes from their chord, median and 90th percentile. R: mean squared error of one-shot "
         "denoising over the Bayes optimum."
     ),
-    "Gestures of an unknown distribution": (
+    OTHER: (
         "AUC: of a classifier against as many real windows, those of the people trained on that "
         "were kept out of training, if there are any; shake of swipes over what real ones allow. "
         "The rest: 250 windows, given their press edges, and of straight lines between these in "
@@ -95,14 +97,12 @@ def score_recorded(
     lines = interpolate(x_0, tdd.press_edges(x_0))
     answers = {"": tdd.recreate(model, scheduler, x_0, **config.sampling), " (lines)": lines}
     for name, answer in answers.items():
-        row[f"MSE{name}"] = (answer - x_0).square().mean().item()
+        row[f"MSE{name}"] = float(sequence_mse(x_0, answer).mean())
         row[f"within .1{name}"] = compute_spatial_accuracy(x_0, answer)
-    asked = x_0.repeat_interleave(NUM_ANSWERS, dim=0)
-    shape, known_mask = tuple(asked.shape), tdd.press_edges(asked)
-    given = {"known": asked, "known_mask": known_mask, "seed": args.seed}
-    many = tdd.generate(model, scheduler, shape, **given, **config.sampling)
-    many = many.unflatten(0, (-1, NUM_ANSWERS))
-    row["MSE of the mean"] = (many.mean(dim=1) - x_0).square().mean().item()
+    given = config.sampling | {"seed": args.seed}
+    asked = model, None, scheduler, x_0, tdd.press_edges(x_0)
+    many = network_answers(*asked, num_samples=NUM_ANSWERS, sampling=given)["model"]()
+    row["MSE of the mean"] = float(sequence_mse(x_0, many.mean(dim=1)).mean())
     for name, several in (("", many), (" (lines)", lines[:, None])):
         row[f"energy{name}"] = float(energy_score(several, x_0)[0].mean())
     return row
@@ -114,8 +114,10 @@ def score(run: str, args: argparse.Namespace) -> tuple[str, Row]:
     val = tdd.DiffusionActionDataset(config.val_data_dir, config.seq_len)
     x_val = torch.from_numpy(val.sequences)
     prior, given = read_prior(config.val_data_dir, x_val), (model, scheduler, config, x_val)
-    title = [*NOTES][prior is None]
-    scores = score_recorded(*given, args) if prior is None else score_straight(*given, prior, args)
+    if prior is None:
+        title, scores = OTHER, score_recorded(*given, args)
+    else:
+        title, scores = STRAIGHT, score_straight(*given, prior, args)
     return title, {"training": f"{Path(run).name}, seed {config.seed}"} | scores
 
 

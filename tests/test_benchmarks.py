@@ -31,6 +31,7 @@ from benchmarks import (
 )
 from evaluation import recorded
 from evaluation.controls import interpolate
+from evaluation.protocols import infill
 from train_diffusion_ddim import (
     DiffusionActionDataset,
     MinimalDiffusionTransformer,
@@ -251,7 +252,7 @@ def test_trainings_on_human_like_gestures_are_scored_without_a_prior(tiny_config
 
     (table,) = trainings.measure(argparse.Namespace(runs=[str(run)], num=12, judged=12, seed=0))
     (row,) = table["rows"]
-    assert row["training"] == "run, seed 0" and table["title"] == [*trainings.NOTES][1]
+    assert row["training"] == "run, seed 0" and table["title"] == trainings.OTHER
     x_0 = torch.from_numpy(DiffusionActionDataset(config.val_data_dir).sequences)
     x_0 = x_0[has_press_edge(x_0)]
     error = (interpolate(x_0, press_edges(x_0)) - x_0).square().mean()
@@ -269,7 +270,8 @@ def test_many_answers_are_scored_beside_the_window_that_they_answer(monkeypatch)
         return known + off.repeat(len(known) // len(off))[:, None, None]
 
     found = recorded.Recorded(x_0.numpy(), x_0.numpy(), None, "")
-    monkeypatch.setattr(trainings.tdd, "generate", answer)
+    for module in (trainings.tdd, infill):
+        monkeypatch.setattr(module, "generate", answer)
     monkeypatch.setattr(trainings.tdd, "recreate", lambda model, scheduler, x, **_: x + 0.1)
     monkeypatch.setattr(trainings, "read_recorded", lambda *_: found)
     args = argparse.Namespace(judged=4, seed=0)

@@ -86,6 +86,16 @@ def test_the_run_of_a_time_without_shapes_has_none():
     assert config.shapes == 0 and config.seed == 3
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_shapes_are_reversible_where_training_reverses_gestures(
+    augment, tiny_config, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(tdd, "learn_shapes", lambda model, x_0, reversible: seen.append(reversible))
+    tdd.train(tiny_config(augment=augment, num_epochs=1, save_dir=str(tmp_path)))
+    assert seen == [augment]
+
+
 OPTIONS = {"seq_len": L, "d_model": 16, "num_layers": 1, "nhead": 2, "patch_size": 5}
 OPTIONS |= {"dim_feedforward": 16, "beta_schedule": "cosine", "contacts": True}
 
