@@ -50,7 +50,9 @@ from trainlib.curves import STILL, CurveDenoiser
 from trainlib.data_gate import check_data
 from trainlib.data_rules import POLYNOMIALS, decided_by_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
-from trainlib.figures import visualize_action_sequences, visualize_noise_comparison
+from trainlib.figures import log_figures
+from trainlib.figures import visualize_action_sequences as visualize_action_sequences
+from trainlib.figures import visualize_noise_comparison as visualize_noise_comparison
 from trainlib.files import make_folder
 from trainlib.gesture_files import read_context, read_gestures, write_actions
 from trainlib.gestures import ACTION_DIM, PRESSED, SEQ_LEN
@@ -61,8 +63,8 @@ from trainlib.legendre import coefficients, curves_at, legendre_table, mean_over
 from trainlib.lessons import CurveLessons, curve_lessons
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
+from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_type_accuracy
 from trainlib.metrics import (
-    classify_gestures,
     compute_reconstruction_metrics,
     generation_metrics,
     gesture_metrics,
@@ -70,14 +72,13 @@ from trainlib.metrics import (
     recreation_rows,
     recreation_summary,
 )
-from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_type_accuracy
 from trainlib.metrics import compute_spatial_accuracy as compute_spatial_accuracy
 from trainlib.metrics import compute_temporal_iou as compute_temporal_iou
 from trainlib.returns import returned
 from trainlib.run import config_of, failures_named, open_run, refuse_early, resume_run, save_if_due
 from trainlib.run_log import WANDB_MODES, NullLogger
 from trainlib.shapes import learn_shapes
-from trainlib.state import TrainState
+from trainlib.state import TrainState, lr_at
 from trainlib.summary import end_of_run, epoch_line, generation_line, log_keys
 from trainlib.tensors import modulate, zero_init
 
@@ -140,6 +141,7 @@ class TrainConfig(Knobs):
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
     sigma_max: float = flag(12.0, "noise where up to ten steps of log_sigma begin", low=0.1)
     sigma_min: float | None = flag(None, "noise where log_sigma ends", low=1e-5, high=1)
+    curve_steps: int | None = flag(None, "of the last step, for curves alone", low=0, high=100)
     lower_order_below: float = flag(0.1, "noise where dpmpp's second order ends", low=0)
     sampler: str = flag("dpmpp", "DDIM, or of second order: DPM-Solver++(2M)", choices=SAMPLERS)
     eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
@@ -167,8 +169,11 @@ class TrainConfig(Knobs):
         N, T = self.num_inference_steps, self.num_timesteps
         if N > T:
             raise UserError(f"--num_inference_steps must be at most --num_timesteps {T}, got {N}")
-        if self.context_dim and self.augment:
-            raise UserError("--context_dim needs --no-augment: a mirrored gesture has no goal")
+        if self.augment and (self.context_dim or self.distill):
+            owned = "--context_dim" if self.context_dim else "--distill"
+            raise UserError(f"{owned} needs --no-augment: it belongs to a gesture as it is")
+        if self.curve_steps and not self.contacts:
+            raise UserError(f"--curve_steps {self.curve_steps} needs --contacts")
         if self.contacts and self.prediction_type != "x0":
             predicted = f"--prediction_type x0, got {self.prediction_type}"
             raise UserError(f"--contacts needs {predicted}; add --no-contacts")
@@ -244,6 +249,8 @@ class DDIMScheduler(nn.Module):
         sigma_min: where it ends; what moves less is not told from rest.
         lower_order_below: noise where steps of second order end, data units: what is decided
             there, extrapolated, would be decided too soon.
+        curve_steps: if not 0, the last step is at ten times sigma_min, and the curves of contacts
+            go on from there in so many steps without the rest of the model; see ContactHead.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
@@ -261,6 +268,7 @@ class DDIMScheduler(nn.Module):
         sigma_max: float = 12.0,
         sigma_min: float = 0.005,
         lower_order_below: float = 0.0,
+        curve_steps: int = 0,
         clip_sample: bool = True,
     ) -> None:
         super().__init__()
@@ -275,6 +283,7 @@ class DDIMScheduler(nn.Module):
         self.sigma_max = checked("sigma_max", sigma_max, float, low=1e-6)
         self.sigma_min = checked("sigma_min", sigma_min, float, low=1e-6)
         self.lower_order_below = checked("lower_order_below", lower_order_below, float, low=0)
+        self.curve_steps = checked("curve_steps", curve_steps, int, low=0)
 
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         if beta_schedule == "linear":
@@ -335,7 +344,7 @@ class DDIMScheduler(nn.Module):
             ts = [round((T - 1) * (1 - i / max(N - 1, 1))) for i in range(N)]
         else:
             high = min(self.sigma_max * max(N, 10) / 10, self.sigma(T - 1))
-            low = min(self.sigma_min, 0.1 * high)
+            low = min(self.sigma_min * (10 if self.curve_steps else 1), 0.1 * high)
             sigmas = [high * (low / high) ** (i / max(N - 1, 1)) for i in range(N)]
             ts = [self.timestep_at(sigma) for sigma in sigmas]
         if start_t is not None:
@@ -475,7 +484,8 @@ class DDIMScheduler(nn.Module):
                 given[0] = to_model_units(given[0])
             ts = torch.tensor(pairs).to(device, non_blocking=True)[:, :1].expand(-1, len(x_t))
             for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
-                x_0_pred = self.predict_x_0(model(x_t, t_batch, *given), x_t, t)
+                last = {"curve_steps": self.curve_steps} if t_prev < 0 < self.curve_steps else {}
+                x_0_pred = self.predict_x_0(model(x_t, t_batch, *given, **last), x_t, t)
                 if cost_fn is not None:
                     x_0_pred = self.apply_guidance(x_0_pred, cost_fn, guidance_scale)
                 if given:
@@ -681,8 +691,9 @@ class ContactHead(nn.Module):
     made of `shapes` that the training set has in common. In x_t their coefficients are those of x_0
     in noise of variance (1 - ᾱ_t)/n, n frames; a CurveDenoiser says what they are in x_0. So errors
     shrink with the noise, and none makes a curve shake. At the last step the likelier answers are
-    taken for true: an average of two gestures is none. What samples in one step must be `decisive`:
-    there, outside of training, they are taken at any noise, of presses, too.
+    taken for true: an average of two gestures is none. With `curve_steps` the presses are decided
+    there, and curves go on to sigma_min by themselves: what rests is settled little by little. What
+    samples in one step must be `decisive`: outside of training all is decided, at any noise.
     """
 
     SURE = 30.0  # log odds of a frame that is known; sums of more are rounded too far
@@ -713,6 +724,7 @@ class ContactHead(nn.Module):
         known: Tensor | None,
         known_mask: Tensor | None,
         made_of: tuple[Any, ...] | None = None,
+        curve_steps: int = 0,
     ) -> tuple[Tensor, Decisions]:
         """Return x_0, (B, L, C), model units, and the decisions that it rests on.
 
@@ -725,7 +737,7 @@ class ContactHead(nn.Module):
         own = own + press_evidence(x_t, place, alpha_bar_t).clamp(-self.SURE, self.SURE)
         if known is not None and known_mask is not None:
             own = torch.where(known_mask, self.SURE * known[..., -1], own)
-        is_sure = self.decisive and not self.training
+        is_sure = curve_steps > 0 or (self.decisive and not self.training)
         log_odds = self.chain(own, down, up, self.window(tokens.mean(dim=1)), is_sure)
         split = split_contacts(log_odds > 0, self.shapes, self.max_contacts)
         member, basis = (x.to(x_t.dtype) for x in split)
@@ -734,8 +746,9 @@ class ContactHead(nn.Module):
         c_t = coefficients(mean, basis, x_t[..., :-1])
         of_contact = mean.unflatten(2, (-1, self.patch_size)).sum(dim=3) @ tokens
         n = member.sum(dim=1)[..., None]
-        decided_below = 2.0 if is_sure else self.certain
-        c, gates, returns = self.curves(c_t, of_contact, log_snr, n, decided_below, known_mask)
+        decided_below = 2.0 if is_sure and not curve_steps else self.certain
+        asked = c_t, of_contact, log_snr, n, decided_below, known_mask
+        c, gates, returns = self.curves.walk(*asked, steps=max(curve_steps, 1))
 
         xy = curves_at(c, member, basis) + place * (1 - member.sum(dim=2, keepdim=True))
         if known is not None and known_mask is not None:
@@ -744,9 +757,7 @@ class ContactHead(nn.Module):
         if is_sure:
             probability = (probability > 0.5).to(xy.dtype)
         x_0 = torch.cat([probability * (xy + 1), 2 * probability], dim=-1) - 1  # zero while idle
-        practice = torch.zeros_like(log_odds[:, 0])
-        if made_of is not None:
-            practice = self.practise(t, *made_of)
+        practice = self.practise(t, *made_of) if made_of else torch.zeros_like(log_odds[:, 0])
         return x_0, Decisions(log_odds, gates, member, basis, returns, practice)
 
     def practise(
@@ -846,6 +857,7 @@ class MinimalDiffusionTransformer(nn.Module):
         context: Tensor | None = None,
         *,
         made_of: tuple[Any, ...] | None = None,
+        curve_steps: int = 0,
     ) -> Any:
         """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t): (B, L, C).
 
@@ -857,6 +869,7 @@ class MinimalDiffusionTransformer(nn.Module):
             context: (B, context_dim); None, or a row of zeros, = no goal.
             made_of: x_0, model units, and eps of x_t, perhaps CurveLessons: also return the
                 Decisions, to be trained; with `contacts`.
+            curve_steps: of the last step of a sample, see ContactHead.
         """
         tensors.check_inputs(self, x_t, known, context)
         B, L, C = x_t.shape
@@ -886,7 +899,8 @@ class MinimalDiffusionTransformer(nn.Module):
         wide = torch.promote_types(x_t.dtype, torch.float32)  # contacts need it
         with tensors.full_precision(x_t):
             x, wide_x_t = x.to(wide), x_t.to(wide)
-            output, decisions = self.output_projection(x, wide_x_t, t, known, known_mask, made_of)
+            more = known, known_mask, made_of, curve_steps
+            output, decisions = self.output_projection(x, wide_x_t, t, *more)
         output = output.to(x_t.dtype)
         return output if made_of is None else (output, decisions)
 
@@ -1085,7 +1099,6 @@ def comprehensive_evaluation(
 # Learning rate, data order and every random draw are pure functions of (seed, epoch, step), so
 # a resumed run repeats the uninterrupted one without any saved random state.
 
-WARMUP_STEPS = 200  # at most a tenth of the run
 GRAD_CLIP = 1.0  # largest gradient norm
 NUM_T_BINS = 20  # of t, in which the loss is balanced
 DECISION_WEIGHT = 2.0  # of their cross-entropy, beside the squared error
@@ -1094,15 +1107,6 @@ LESSON_STEPS = 20  # in which a teacher makes a gesture of noise
 CONTEXT_DROPOUT = 0.1  # share of a batch that sees no context
 VAL_SEQUENCES = 64  # gestures validated each epoch; all at the end
 FIGURE_EVERY = 10  # epochs between figures
-
-
-def lr_at(step: int, total_steps: int, peak: float, warmup_steps: int = WARMUP_STEPS) -> float:
-    """Return the learning rate of a step: linear warm-up to `peak`, then cosine to 0."""
-    warmup = min(warmup_steps, total_steps // 10)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(total_steps - warmup, 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Drawn(NamedTuple):
@@ -1256,17 +1260,6 @@ def train_step(
     return scalars | ({"train/decision_loss": entropy.detach().mean()} if config.contacts else {})
 
 
-def log_figures(log: NullLogger, step: int, title: str, x_0: Tensor, recreated: Tensor) -> None:
-    """Log the plan's two figures, with one gesture of each type."""
-    types = classify_gestures(x_0)
-    first_of_type = [int((types == kind).int().argmax()) for kind in types.unique()]
-    noisy = x_0 + DENOISE_SIGMAS[1] * noise_bank(x_0.shape).to(x_0)
-    *three, known = (a[first_of_type] for a in (x_0, recreated, noisy, press_edges(x_0)))
-    drawn = *three, title
-    log.figure(step, "val/reconstructions", visualize_action_sequences, *drawn, known_mask=known)
-    log.figure(step, "val/noise_comparison", visualize_noise_comparison, *drawn)
-
-
 def validate_epoch(
     state: TrainState, x_val: Tensor, log: NullLogger, scalars: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
@@ -1316,7 +1309,8 @@ def train_epochs(
                 log.table(state.step, recreation_rows(x_0, recreated, epoch))
         save_if_due(state, log)
         if log.folder and draws:
-            log_figures(log, state.step, f"epoch {epoch}:", x_0, recreated)
+            noisy = x_0 + DENOISE_SIGMAS[1] * noise_bank(x_0.shape).to(x_0)
+            log_figures(log, state.step, f"epoch {epoch}:", x_0, recreated, noisy)
 
 
 def finish_run(state: TrainState, x_val: Tensor, log: NullLogger) -> None:
@@ -1423,7 +1417,8 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
     if config.context_dim:
         context = torch.from_numpy(read_context(config.data_dir, len(x_train), config.context_dim))
     if config.distill:
-        teacher, levels, _ = load_model(config.distill, device)
+        teacher, _, theirs = load_model(config.distill, device)
+        levels = build_scheduler(replace(theirs, curve_steps=0)).to(device)
         with fitting(Path(config.distill)):
             model.load_state_dict(teacher.state_dict())
         say(f"{config.distill} makes {len(x_train)} gestures of noise, in {LESSON_STEPS} steps")
@@ -1453,7 +1448,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
 STUDENT: dict[str, Any] = {  # of --distill, where its teacher's are not its own
     **{"num_inference_steps": 1, "sampler": "ddim", "eta": 0.0, "decisive": True, "sigma_min": 0.3},
     **{"augment": False, "known_share": 0.25, "batch_size": 64, "num_epochs": 12, "lr": 2e-3},
-    "save_dir": "",
+    **{"curve_steps": 0, "save_dir": ""},
 }
 
 FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how far a step goes
@@ -1482,8 +1477,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def student_of(teacher: str, given: dict[str, Any]) -> TrainConfig:
-    """Return the config of a run that another one teaches: its steps begin where those do."""
+def new_config(given: dict[str, Any]) -> TrainConfig:
+    """Return the config of a new run; where another teaches it, its steps begin where those do."""
+    teacher = given.get("distill")
+    if not teacher:
+        return TrainConfig(**given)
     theirs = config_of(load_checkpoint(teacher), TrainConfig)
     start = {"sigma_max": theirs.sigma_max * LESSON_STEPS / 10}
     return changed(theirs, STUDENT | start | given, FIXED - STUDENT.keys(), teacher)
@@ -1494,6 +1492,8 @@ def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
     num = args.sample
     if "checkpoint" not in args or "output_dir" not in args or num < 1:
         raise UserError("--sample N needs N >= 1, --checkpoint and --output_dir")
+    if "known_strategy" in args and "known_data_dir" not in args:
+        raise UserError("--known_strategy needs --known_data_dir")
     path = make_folder(args.output_dir) / "samples_actions.npy"
     if path.exists():
         raise UserError(f"{path} exists; choose another --output_dir")
@@ -1527,11 +1527,10 @@ def run_command_line(argv: list[str] | None) -> None:
     elif stray:
         raise UserError(f"--{min(stray)} goes with --sample N; add it or drop the flag")
     elif "resume" in args:
-        train(*resume_run(TrainConfig, given, args.resume, FIXED))
-    elif given.get("distill"):
-        train(student_of(given["distill"], given))
+        config, content = resume_run(TrainConfig, given, args.resume, FIXED)
+        train(config or new_config(given), content)
     else:
-        train(TrainConfig(**given))
+        train(new_config(given))
     process.leave_processes()
 
 

@@ -57,7 +57,9 @@ class WholeSampler(nn.Module):
 
         def predict(x_t: Tensor, step: dict[str, Any]) -> Tensor:
             t = torch.full((x_t.shape[0],), step["t"], device=x_t.device)
-            x_0_pred = self.scheduler.predict_x_0(self.model(x_t, t, *given), x_t, step["t"])
+            last = {"curve_steps": step["curve_steps"]} if step["curve_steps"] else {}
+            output = self.model(x_t, t, *given, **last)
+            x_0_pred = self.scheduler.predict_x_0(output, x_t, step["t"])
             return torch.where(given[1][..., None], given[0], x_0_pred) if given else x_0_pred
 
         return tdd.to_data_units(runtime.walk(predict, self.steps, noise))
@@ -80,6 +82,7 @@ def describe_steps(
         extrapolate = scheduler.extrapolation(t, t_prev, t_last) if sampler == "dpmpp" else 0.0
         step = {"t": t, "alpha_bar_t": now, "extrapolate": extrapolate, "of_aim": then**0.5}
         step |= {"of_eps": abs(1 - then - variance) ** 0.5, "of_noise": variance**0.5}
+        step["curve_steps"] = scheduler.curve_steps if t_prev < 0 else 0
         steps.append(step)
         t_last = t
     return steps
@@ -193,20 +196,34 @@ def optional(engine: str, cure: str) -> Iterator[None]:
         say(f"note: no {runtime.FILES[engine]}; {cure} ({type(e).__name__}: {first_line(e)})")
 
 
-def write_denoiser(model: nn.Module, folder: Path) -> None:
-    """Write denoiser.pt2 and, where it can be, denoiser.onnx."""
-    noise, *given = example_inputs(model, 2)
+class LastStep(nn.Module):
+    """A denoiser as the last step of a sample asks it, where its curves take steps alone."""
+
+    def __init__(self, model: nn.Module, curve_steps: int) -> None:
+        super().__init__()
+        self.model, self.curve_steps = model, curve_steps
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        """Map the denoiser's arguments to its output."""
+        return self.model(*arguments, curve_steps=self.curve_steps)
+
+
+def write_denoiser(model: nn.Module, folder: Path, prefix: str = "") -> None:
+    """Write denoiser.pt2 and, where it can be, denoiser.onnx; names begin with the prefix."""
+    noise, *given = example_inputs(getattr(model, "model", model), 2)
     inputs = (noise[:, 0], torch.tensor([1, 0]), *given)
     batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.export.export(model, inputs, dynamic_shapes=({0: batch},) * len(inputs))
-    write(partial(torch.export.save, program), folder / runtime.FILES["torch"])
+    sizes: Any = ({0: batch},) * len(inputs)
+    is_last = isinstance(model, LastStep)
+    program = torch.export.export(model, inputs, dynamic_shapes=(sizes,) if is_last else sizes)
+    write(partial(torch.export.save, program), folder / (prefix + runtime.FILES["torch"]))
     with optional("onnx", "it needs onnx and onnxscript"):
         plain = program.run_decompositions(plain_operators())
         names = ("x_t", "t", "known", "known_mask")[: len(inputs)]
         onnx: Any = torch.onnx.export(
             plain, input_names=names, output_names=["output"], dynamo=True, verbose=False
         )
-        write(partial(onnx.save), folder / runtime.FILES["onnx"])
+        write(onnx.save, folder / (prefix + runtime.FILES["onnx"]))
 
 
 def write_sampler(whole: WholeSampler, folder: Path, batch_size: int) -> None:
@@ -277,6 +294,8 @@ def export(
             write_json(made / "schedule.json", schedule)
             write_whole(made / "runtime.py", Path(runtime.__file__).read_bytes())
             write_denoiser(model, made)
+            if last := schedule["steps"][-1]["curve_steps"]:
+                write_denoiser(LastStep(model, last), made, runtime.LAST)
             if compiled:
                 write_sampler(WholeSampler(model, scheduler, **sampling).eval(), made, batch_size)
         except OSError as e:

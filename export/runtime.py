@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 FILES = {"compiled": "sampler.pt2", "onnx": "denoiser.onnx", "torch": "denoiser.pt2"}
+LAST = "last_"  # + a denoiser's file: as it is asked in a step with curve_steps
 BATCHED = "sampler_batch.pt2"  # as sampler.pt2, for schedule["batch_size"] gestures at a time
 BATCH = 256  # gestures at a time of a denoiser, to bound the memory
 
@@ -113,20 +114,26 @@ def walk(
 
 
 def sample_by(
-    denoise: Callable[..., np.ndarray], schedule: dict[str, Any], noise: np.ndarray, *given: Any
+    denoise: Callable[..., np.ndarray],
+    denoise_last: Callable[..., np.ndarray],
+    schedule: dict[str, Any],
+    noise: np.ndarray,
+    *given: Any,
 ) -> np.ndarray:
     """Denoise step by step, noise → actions (B, L, C), data units.
 
     Args:
         denoise: maps x_t (B, L, C) float32, t (B,) int64 and, if the schedule says so, known
             frames in [-1, 1] and their mask to the network's output (B, L, C).
+        denoise_last: likewise, in a step with curve_steps.
         schedule: the content of schedule.json.
         noise: as of `plain_arrays`.
         *given: likewise, known frames and their mask.
     """
 
     def predict(x_t: np.ndarray, step: dict[str, Any]) -> np.ndarray:
-        output = denoise(x_t, np.full(len(x_t), step["t"], np.int64), *given)
+        network = denoise_last if step["curve_steps"] else denoise
+        output = network(x_t, np.full(len(x_t), step["t"], np.int64), *given)
         x_0_pred = predict_x_0(schedule, output, x_t, step["alpha_bar_t"])
         return np.where(given[1][..., None], given[0], x_0_pred) if given else x_0_pred
 
@@ -169,7 +176,9 @@ class Sampler:
         """Return functions from `plain_arrays` to actions by the most gestures that each takes."""
         program = self._load((folder / FILES[self.engine]).read_bytes(), threads)
         if self.engine != "compiled":
-            return {BATCH: lambda *arrays: sample_by(program, self.schedule, *arrays)}
+            last = folder / (LAST + FILES[self.engine])
+            both = program, self._load(last.read_bytes(), threads) if last.exists() else program
+            return {BATCH: lambda *arrays: sample_by(*both, self.schedule, *arrays)}
         programs = {1: program}
         if (folder / BATCHED).exists():
             many = self._load((folder / BATCHED).read_bytes(), threads)

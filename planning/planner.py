@@ -69,9 +69,9 @@ def with_goal(model: Model, context: Tensor, scale: float = 1.0) -> Model:
     (1 - w)·output(no goal) + w·output(goal): classifier-free guidance, arXiv:2207.12598.
     """
 
-    def guided(*arguments: Tensor) -> Tensor:
-        output = model(*arguments, context=context)
-        return output if scale == 1 else torch.lerp(model(*arguments), output, scale)
+    def guided(*arguments: Tensor, **more: Any) -> Tensor:
+        output = model(*arguments, context=context, **more)
+        return output if scale == 1 else torch.lerp(model(*arguments, **more), output, scale)
 
     return guided
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import L, make_gestures
 
 from train_diffusion_ddim import TrainConfig
-from trainlib.data_rules import COARSEST, FINEST, SHAPES, decided_by_data
+from trainlib.data_rules import COARSEST, CURVE_STEPS, FINEST, SHAPES, decided_by_data
 
 
 def swipes(angle, length=0.3, count=8):
@@ -31,13 +31,16 @@ def test_half_of_the_swipes_along_an_axis_turn_augmentation_on(axis_swipes, augm
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_was_asked_for_is_kept(asked):
-    config = TrainConfig(augment=asked, sigma_min=0.002, max_contacts=2, shapes=4)
+    config = TrainConfig(augment=asked, sigma_min=0.002, max_contacts=2, shapes=4, curve_steps=3)
     assert decided_by_data(config, swipes(0.0)) == (config, [])
 
 
-def test_a_goal_has_no_mirrored_gesture():
-    config, why = decided_by_data(TrainConfig(context_dim=2), swipes(0.0))
-    assert config.augment is False and "a mirrored gesture has no goal" in why[0]
+@pytest.mark.parametrize(
+    ("given", "owned"), [({"context_dim": 2}, "goal"), ({"distill": "x"}, "lesson")]
+)
+def test_what_belongs_to_a_gesture_is_not_mirrored(given, owned):
+    config, why = decided_by_data(TrainConfig(**given), swipes(0.0))
+    assert config.augment is False and f"a mirrored gesture has no {owned}" in why[0]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,10 @@ def test_contacts_that_polynomials_miss_have_shapes_of_their_own(bent):
         x[:, 2 : 2 + n, 0] = 0.3 + 0.3 * (np.arange(n) > 2 * n // 3)
     config, why = decided_by_data(TrainConfig(), x)
     assert config.shapes == (SHAPES if bent else 0)
-    assert decided_by_data(TrainConfig(contacts=False), x)[0].shapes == 0
+    assert config.curve_steps == (0 if bent else CURVE_STEPS)
+    assert any("curves end in 8 steps of their own" in line for line in why) is not bent
+    plain, _ = decided_by_data(TrainConfig(contacts=False), x)
+    assert plain.shapes == plain.curve_steps == 0
     said = f"contacts are {'of 6 shapes of their own' if bent else 'polynomials'}: polynomials miss"
     assert why[3].startswith(said)
 

@@ -209,12 +209,13 @@ def test_a_decisive_network_decides_outside_of_training():
 def test_the_command_line_distils_samples_and_resumes(straight_run, tmp_path, capsys):
     student = tmp_path / "student"
     flags = ["--distill", str(straight_run), "--save_dir", str(student), "--num_epochs", "2"]
-    assert tdd.main([*flags, "--save_every", "1", "--batch_size", "2"]) == 0
+    assert tdd.main([*flags, "--save_every", "1", "--batch_size", "2", "--resume"]) == 0
     out = capsys.readouterr().out
     assert f"{straight_run} makes 10 gestures of noise, in 20 steps" in out
     _, scheduler, config = tdd.load_model(student)
     assert (config.num_inference_steps, config.sampler, config.eta) == (1, "ddim", 0)
     assert config.decisive and config.d_model == TINY["d_model"]
+    assert config.augment is False and config.curve_steps == scheduler.curve_steps == 0
     _, theirs, _ = tdd.load_model(straight_run)
     begins = theirs.timestep_pairs(tdd.LESSON_STEPS)[0][0]
     assert scheduler.timestep_pairs(1) == [(begins, -1)]
@@ -234,6 +235,8 @@ def test_a_student_has_the_network_of_its_teacher(straight_run, tmp_path, capsys
     flags = ["--save_dir", str(tmp_path / "x")]
     assert tdd.main(["--distill", str(straight_run), "--d_model", "32", *flags]) == 2
     assert "--d_model contradicts" in capsys.readouterr().err
+    assert tdd.main(["--distill", str(straight_run), "--augment", *flags]) == 2
+    assert "--distill needs --no-augment" in capsys.readouterr().err
     assert tdd.main(["--distill", str(tmp_path / "none"), *flags]) == 2
     err = capsys.readouterr().err
     assert "none" in err and err.count("\n") == 1

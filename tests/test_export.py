@@ -68,7 +68,9 @@ def test_the_numpy_loop_agrees_with_the_scheduler(
     arrays = runtime.plain_arrays(schedule, noise, *(given or [None, None]))
     known = dict(zip(("known", "known_mask"), given, strict=False))
     ours = sample_like(model, scheduler, 3, 7, **sampling, **known)
-    assert np.abs(runtime.sample_by(denoise, schedule, *arrays) - ours.numpy()).max() < 1e-5
+    assert (
+        np.abs(runtime.sample_by(denoise, denoise, schedule, *arrays) - ours.numpy()).max() < 1e-5
+    )
 
 
 @pytest.mark.parametrize("spacing", tdd.SPACINGS)
@@ -89,7 +91,8 @@ def test_steps_keep_the_marginals_of_the_forward_process(spacing, sampler, eta):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A tiny model, its scheduler, and the folder with both denoisers but no compiled sampler."""
-    model, scheduler = tiny_model(contacts=True, prediction_type="x0")
+    curves: dict = {"sigma_min": 0.05, "curve_steps": 3, "spacing": "log_sigma"}
+    model, scheduler = tiny_model(contacts=True, prediction_type="x0", **curves)
     folder = tmp_path_factory.mktemp("export") / "exported"
     export(model, scheduler, folder, **SAMPLING, compiled=False)
     return model, scheduler, folder
@@ -108,6 +111,14 @@ def test_parity_sees_a_wrong_schedule(exported, tmp_path):
     schedule["steps"][0]["of_noise"] *= 0.9
     path.write_text(json.dumps(schedule))
     assert min(check_parity(model, scheduler, path.parent, **SAMPLING).values()) > 1e-4
+
+
+def test_parity_sees_curves_without_their_last_steps(exported, tmp_path):
+    model, scheduler, folder = exported
+    shutil.copytree(folder, tmp_path / "short")
+    for file in (tmp_path / "short").glob("last_*"):
+        file.unlink()
+    assert min(check_parity(model, scheduler, tmp_path / "short", **SAMPLING).values()) > 1e-4
 
 
 def test_parity_sees_lost_known_frames(exported, monkeypatch):

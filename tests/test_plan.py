@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 import train_diffusion_ddim as tdd
 from augmentation.click_aug import generate_augmented_dataset
 from trainlib.gestures import GESTURE_TYPES
+from trainlib.metrics import classify_gestures
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -402,7 +403,7 @@ def test_the_plans_data_reach_the_loader(tmp_path, action_type):
         max_delta_t=40,
     )
     x = torch.stack(list(tdd.DiffusionActionDataset(tmp_path / "set", seq_len=250)))
-    kinds = {GESTURE_TYPES[i] for i in tdd.classify_gestures(x)}
+    kinds = {GESTURE_TYPES[i] for i in classify_gestures(x)}
     if action_type == "click":
         assert kinds == {"click"}
     else:

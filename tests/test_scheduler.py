@@ -192,6 +192,25 @@ def test_spacings_by_definition():
     np.testing.assert_allclose(sigmas, np.geomspace(2 * high, low, 20), rtol=0.15)
 
 
+@pytest.mark.parametrize("num", [1, 2, 10])
+def test_the_last_step_alone_asks_for_steps_of_curves(num):
+    """At ten times sigma_min; what the model is asked for, and where."""
+    scheduler = DDIMScheduler(
+        beta_schedule="wide_cosine", spacing="log_sigma", sigma_min=0.005, curve_steps=8
+    )
+    asked = []
+
+    def model(x_t, t, **more):
+        asked.append((int(t[0]), more))
+        return torch.zeros_like(x_t)
+
+    scheduler.sample(model, SHAPE, "cpu", num)
+    assert [t for t, _ in asked] == [t for t, _ in scheduler.timestep_pairs(num)]
+    assert [more for _, more in asked] == [{}] * (num - 1) + [{"curve_steps": 8}]
+    end = scheduler.sigma(asked[-1][0])
+    assert end == pytest.approx(12 if num == 1 else 0.05, rel=0.03)
+
+
 @pytest.mark.parametrize("sigma_min", [3e-4, 0.002, 0.05])
 def test_the_steps_end_where_the_scheduler_is_told(sigma_min):
     scheduler = DDIMScheduler(beta_schedule="wide_cosine", spacing="log_sigma", sigma_min=sigma_min)

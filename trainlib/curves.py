@@ -96,6 +96,32 @@ class CurveDenoiser(nn.Module):
             c, gates = (torch.where(told, x, x.detach()) for x in (c, gates))
         return c, gates, returns
 
+    def walk(
+        self,
+        c_t: Tensor,
+        tokens: Tensor | None,
+        log_snr: Tensor,
+        n: Tensor,
+        decided_below: float,
+        known_mask: Tensor | None = None,
+        *,
+        steps: int = 1,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Denoise in steps of DDIM, eta 0, from the noise given to half of that which decides.
+
+        Arguments and result are those of `forward`, which is the same in one step. Steps are even
+        in log SNR.
+        """
+        end = log_snr.clamp(min=math.log(4 / decided_below))
+        result = self(c_t, tokens, log_snr, n, decided_below, known_mask)
+        for i in range(1, steps):
+            now, log_snr = log_snr, torch.lerp(log_snr, end, 1 / (steps - i))
+            c_0 = result[0]
+            eps = (c_t - torch.sigmoid(now).sqrt() * c_0) / torch.sigmoid(-now).sqrt()
+            c_t = torch.sigmoid(log_snr).sqrt() * c_0 + torch.sigmoid(-log_snr).sqrt() * eps
+            result = self(c_t, tokens, log_snr, n, decided_below, known_mask)
+        return result
+
     def waves(self, c_t: Tensor, own: Tensor, alpha_bar_t: Tensor) -> Tensor:
         """Return E[sin ωy], E[cos ωy] of places y = c_t/√ᾱ in their noise, (B, S, axes*2*WAVES)."""
         omega = math.pi * 2.0 ** torch.arange(self.WAVES, device=c_t.device, dtype=c_t.dtype)

@@ -5,9 +5,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainlib.gestures import CHANNELS, PRESSED
+from trainlib.known import press_edges
+from trainlib.metrics import classify_gestures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from trainlib.run_log import NullLogger
 
 
 def as_array(x: Any) -> np.ndarray:
@@ -78,3 +83,15 @@ def visualize_noise_comparison(
         ax.set_yticks(range(len(CHANNELS)), CHANNELS)
     figure.colorbar(image, ax=figure.axes, label="|error|, share of the screen")
     return figure
+
+
+def log_figures(
+    log: "NullLogger", step: int, title: str, x_0: "Tensor", recreated: "Tensor", noisy: "Tensor"
+) -> None:
+    """Log the plan's two figures, with one gesture of each type; (B, L, C), data units."""
+    types = classify_gestures(x_0)
+    first_of_type = [int((types == kind).int().argmax()) for kind in types.unique()]
+    *three, known = (a[first_of_type] for a in (x_0, recreated, noisy, press_edges(x_0)))
+    drawn = *three, title
+    log.figure(step, "val/reconstructions", visualize_action_sequences, *drawn, known_mask=known)
+    log.figure(step, "val/noise_comparison", visualize_noise_comparison, *drawn)

@@ -128,7 +128,7 @@ def failures_named(config: Any, batch: Tensor) -> Iterator[None]:
 def config_of(content: dict[str, Any], config_class: type) -> Any:
     """Return the config of a loaded checkpoint; UserError if this version has no such run."""
     with fitting(content["path"]):
-        return config_class(**({"shapes": 0} | content["config"]))  # older runs had none
+        return config_class(**({"shapes": 0, "curve_steps": 0} | content["config"]))  # older runs
 
 
 def resume_run(
@@ -136,15 +136,15 @@ def resume_run(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the config of a resumed run, its own but for what is given, and its checkpoint.
 
-    {} in place of the checkpoint where `path` is the given save_dir and holds none yet. UserError
-    if one of the `fixed` options is given another value.
+    None and {} where `path` is the given save_dir and holds no run yet. UserError if one of the
+    `fixed` options is given another value.
     """
     path = path or given.get("save_dir", "")
     if not path:
         raise UserError("--resume needs a PATH, or a --save_dir to look in")
     if path == given.get("save_dir") and not find_checkpoints(path):
         say(f"note: nothing to resume in {path}; starting from the beginning")
-        return config_class(**given), {}
+        return None, {}
     content = newest_valid(path)
     folder = content["path"].parent
     saved = replace(config_of(content, config_class), save_dir=str(folder))

@@ -1,6 +1,7 @@
 """What is trained, its average, its optimizers, and where the run stands."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +16,17 @@ from trainlib.muon import make_optimizers
 from trainlib.process import StopSignal, process_rank
 
 WEIGHT_DECAY = 1e-4  # decoupled, times the learning rate
+WARMUP_STEPS = 200  # at most a tenth of the run
 EMA_DECAY = 0.999  # of the average of the weights, less on short runs
+
+
+def lr_at(step: int, total_steps: int, peak: float, warmup_steps: int = WARMUP_STEPS) -> float:
+    """Return the learning rate of a step: linear warm-up to `peak`, then cosine to 0."""
+    warmup = min(warmup_steps, total_steps // 10)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(total_steps - warmup, 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def ema_decay_at(step: int, total_steps: int, ema_decay: float = EMA_DECAY) -> float:
