@@ -22,7 +22,7 @@ SEES = """\
     diffusion_one_shot  the checkpoint: x_t, one evaluation, no sampling
     regression          two networks of the checkpoint's size that answer in one evaluation and
                         minimise the MSE of x_0. In keyframes, infill and generate: the given
-                        frames alone, drawn in training as for the checkpoint; x_t is zero, t is
+                        frames alone, drawn in training as for the checkpoint; x_t is a ramp, t is
                         T - 1. In denoise: x_t at a known, in training random, t; no loss weights
     vae_beta_*          encodes the whole original, decodes a sample of the latent; in generate
                         it decodes noise of the prior

@@ -33,6 +33,7 @@ from train_diffusion_ddim import (
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.errors import UserError, say
 from trainlib.process import progress, timer
+from trainlib.shapes import learn_shapes
 from trainlib.state import TrainState, epoch_order
 from trainlib.tensors import eval_mode, in_batches
 
@@ -80,7 +81,7 @@ class GestureVAE(nn.Module):
         config = replace(config, known_frames=False, rotary=False, augment=False)
         layers = max(1, config.num_layers // 2)
         rest = max(1, config.num_layers - layers)
-        plain = replace(config, num_layers=layers, contacts=False, context_dim=0)
+        plain = replace(config, num_layers=layers, contacts=False, curve_steps=0, context_dim=0)
         self.encoder = build_model(plain)
         self.decoder = build_model(replace(config, num_layers=rest, context_dim=LATENT_DIM))
         if config.contacts:  # z comes by way of tokens alone, which at first tell curves nothing
@@ -179,9 +180,13 @@ def find_regression(
             continue
         network = Regression(build_model(config))
         network.load_state_dict(content["ema_state_dict"])
-        scheduler = build_scheduler(replace(config, prediction_type="x0"))
-        return network.to(device).eval().requires_grad_(False), scheduler.to(device)
+        return network.to(device).eval().requires_grad_(False), mean_scheduler(config, device)
     return None
+
+
+def mean_scheduler(config: TrainConfig, device: str | torch.device) -> DDIMScheduler:
+    """Return the scheduler of regressions beside a run: they predict x_0, and decide nothing."""
+    return build_scheduler(replace(config, prediction_type="x0", curve_steps=0)).to(device)
 
 
 # ----------------------------------------------------------------------------------------
@@ -211,6 +216,8 @@ def fit(
         FloatingPointError: the loss is not finite.
     """
     device = x_train.device
+    for part in model.modules():
+        learn_shapes(part, x_train.cpu().numpy(), bool(config.augment))
     scheduler = build_scheduler(config).to(device)
     state = TrainState(model.to(device), scheduler, config, num_steps, NUM_TASKS)
     state.model.train()
@@ -239,7 +246,7 @@ def vae_step(state: TrainState, x_0: Tensor, beta: float) -> None:
         FloatingPointError: loss or gradient is not finite.
     """
     config = state.config
-    torch.manual_seed(config.seed * 1_000_003 + state.step)
+    torch.manual_seed(state.step_seed)
     if config.augment:
         x_0 = augment(x_0)
     with torch.autocast(x_0.device.type, torch.bfloat16, enabled=config.amp):

@@ -27,6 +27,8 @@ from evaluation.estimates import Estimate
 from trainlib.checkpoint import load_checkpoint, save_checkpoint
 from trainlib.errors import UserError
 from trainlib.known import touch_down
+from trainlib.muon import make_optimizers
+from trainlib.shapes import shapes_of
 from trainlib.state import TrainState
 
 EXACT = {"prediction_type": "x0", "augment": False, "lr": 1e-2, "dropout": 0.0}
@@ -36,7 +38,7 @@ def regression(config, x_train, num_steps, name="regression_from_known_frames"):
     """A trained baseline, and the scheduler that asks it."""
     model, own_config, step = rivals.recipes(config)[name]
     trained = rivals.fit(model, step, x_train, own_config, num_steps, name)
-    return trained, tdd.build_scheduler(replace(config, prediction_type="x0"))
+    return trained, rivals.mean_scheduler(config, "cpu")
 
 
 # ----------------------------------------------------------------------------------------
@@ -66,6 +68,27 @@ def test_regression_answers_an_ambiguous_question_with_the_mean(tiny_config, con
     # a contact is one polynomial, which the mean of two contacts is not
     assert error.mean() < (0.03 if contacts else 0.01) and error.max() < (0.3 if contacts else 0.08)
     assert (pair[0] - pair[1]).abs().max() > 0.5  # neither of the two is near
+
+
+@pytest.mark.parametrize("name", ["regression_from_known_frames", "vae_beta_0.02"])
+def test_baselines_have_the_checkpoints_shapes_and_optimizer(tiny_config, name):
+    """Shapes that its contacts have in common, and Muon for the same matrices of the denoiser."""
+    x_train = make_gestures(20, seed=3)
+    x_train[..., :2] = x_train[..., :2] ** 3
+    given = {"contacts": True, "shapes": 4, "optimizer": "muon", "curve_steps": 0}
+    config = tiny_config(**EXACT | given)
+    model, _ = regression(config, x_train, 1, name)
+    network = model.decoder if "vae" in name else model.network
+    shapes = shapes_of(x_train.numpy(), 4, reversible=False)
+    torch.testing.assert_close(network.output_projection.shapes, shapes)
+
+    def stepped_by_muon(model):
+        muon = make_optimizers(model, 0.1, 0.0, muon=True)[-1]
+        return [p.shape for group in muon.param_groups for p in group["params"]]
+
+    whole = tdd.build_model(replace(config, context_dim=network.options["context_dim"]))
+    assert stepped_by_muon(network) == stepped_by_muon(whole)
+    assert len(stepped_by_muon(model)) == len(stepped_by_muon(whole)) + 4 * ("vae" in name)
 
 
 def test_regression_sees_the_given_frames_alone(tiny_config):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from trainlib.errors import UserError
 
 FLOOR = 1e-8  # keeps the zero matrix finite
-# Weights inside blocks, and those of curves that see no tokens.
+# Weights inside blocks, and those of curves that see no tokens; of a denoiser within another, too.
 MATRICES = re.compile(
-    r"^(blocks\.(?!.*modulation)|output_projection\.curves\.(from_x_t|hidden|out)\.)"
+    r"(?:^|\.)(blocks\.(?!.*modulation)|output_projection\.curves\.(from_x_t|hidden|out)\.)"
 )
 
 
