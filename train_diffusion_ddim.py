@@ -1134,7 +1134,7 @@ def draw(x_0: Tensor, T: int, known_share: float, context: Tensor | None = None)
 
 
 def draw_lessons(
-    teacher: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, drawn: Drawn
+    teacher: nn.Module, scheduler: DDIMScheduler, x_0: Tensor, drawn: Drawn, seed: int = 0
 ) -> tuple[Tensor, Drawn]:
     """Let a trained denoiser make a gesture of all noise drawn: one is a function of the other.
 
@@ -1145,13 +1145,13 @@ def draw_lessons(
     """
 
     def make(x_T: Tensor, known: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
-        given: dict[str, Any] = {"x_T": x_T, "known": known, "known_mask": mask}
+        given: dict[str, Any] = {"known": known, "known_mask": mask} if mask.any() else {}
         start = partial(teacher, context=context), tuple(x_T.shape), x_T.device, LESSON_STEPS
-        return to_gesture(scheduler.sample(*start, sampler="dpmpp", **given))
+        return to_gesture(scheduler.sample(*start, sampler="dpmpp", x_T=x_T, **given))
 
     goals = [] if drawn.context is None else [drawn.context]
     made = tensors.in_batches(make, drawn.eps, x_0, drawn.known_mask, *goals)
-    made, curves = curve_lessons(teacher, scheduler, LESSON_STEPS, made, drawn)
+    made, curves = curve_lessons(teacher, scheduler, LESSON_STEPS, made, drawn, seed)
     start_t, _ = scheduler.timestep_pairs(LESSON_STEPS)[0]
     eps = scheduler.eps_from_x_0(to_model_units(made), drawn.eps, start_t)
     return made, drawn._replace(t=torch.full_like(drawn.t, start_t), eps=eps, curves=curves)
@@ -1424,7 +1424,7 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
         say(f"{config.distill} makes {len(x_train)} gestures of noise, in {LESSON_STEPS} steps")
         x_train, context = x_train.to(device), None if context is None else context.to(device)
         drawn = draw(x_train, levels.num_timesteps, config.known_share, context)
-        x_train, lessons = draw_lessons(teacher, levels, x_train, drawn)
+        x_train, lessons = draw_lessons(teacher, levels, x_train, drawn, config.seed)
     return train_loop(model, scheduler, x_train.cpu(), x_val, config, resume, context, lessons, why)
 
 
@@ -1447,8 +1447,8 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
 
 STUDENT: dict[str, Any] = {  # of --distill, where its teacher's are not its own
     **{"num_inference_steps": 1, "sampler": "ddim", "eta": 0.0, "decisive": True, "sigma_min": 0.3},
-    **{"augment": False, "known_share": 0.25, "batch_size": 64, "num_epochs": 12, "lr": 2e-3},
-    **{"curve_steps": 0, "save_dir": ""},
+    **{"augment": False, "curve_steps": 0, "batch_size": 64, "num_epochs": 12, "lr": 2e-3},
+    "save_dir": "",
 }
 
 FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how far a step goes
@@ -1483,7 +1483,8 @@ def new_config(given: dict[str, Any]) -> TrainConfig:
     if not teacher:
         return TrainConfig(**given)
     theirs = config_of(load_checkpoint(teacher), TrainConfig)
-    start = {"sigma_max": theirs.sigma_max * LESSON_STEPS / 10}
+    start: dict[str, Any] = {"known_share": 0.25 * theirs.known_frames}
+    start["sigma_max"] = theirs.sigma_max * LESSON_STEPS / 10
     return changed(theirs, STUDENT | start | given, FIXED - STUDENT.keys(), teacher)
 
 
@@ -1494,21 +1495,20 @@ def sample_to_file(args: argparse.Namespace, given: dict[str, Any]) -> None:
         raise UserError("--sample N needs N >= 1, --checkpoint and --output_dir")
     if "known_strategy" in args and "known_data_dir" not in args:
         raise UserError("--known_strategy needs --known_data_dir")
-    path = make_folder(args.output_dir) / "samples_actions.npy"
-    if path.exists():
-        raise UserError(f"{path} exists; choose another --output_dir")
     device = process.pick_device(given.get("device", "auto"))
     model, _, trained = load_model(args.checkpoint, device)
     config = changed(trained, given, FIXED, args.checkpoint)
     known: dict[str, Any] = {}
     if "known_data_dir" in args:
-        known_set = DiffusionActionDataset(args.known_data_dir, config.seq_len)
-        x_0 = torch.from_numpy(known_set.sequences)
+        x_0 = torch.from_numpy(read_gestures(args.known_data_dir, config.seq_len))
         if len(x_0) < num:
             raise UserError(f"{args.known_data_dir} holds {len(x_0)} gestures, not {num}")
         torch.manual_seed(config.seed)
         strategy, _ = KNOWN_STRATEGIES[getattr(args, "known_strategy", "press_edges")]
         known = {"known": x_0[:num], "known_mask": strategy(x_0[:num])}
+    path = make_folder(args.output_dir) / "samples_actions.npy"
+    if path.exists():
+        raise UserError(f"{path} exists; choose another --output_dir")
     scheduler, shape = build_scheduler(config).to(device), (num, config.seq_len, ACTION_DIM)
     with memory_named(f"--sample {num}", "it"):
         samples = generate(model, scheduler, shape, seed=config.seed, **config.sampling, **known)

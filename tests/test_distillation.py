@@ -153,7 +153,7 @@ def test_curves_are_taught_by_curves_without_the_choice_of_their_noise():
     known_mask = torch.arange(600)[:, None].expand(-1, L) == 7  # all of the seventh
     choice = torch.tensor([2.0, 0.5, 0.0]) / 8**0.5
     drawn = drawn._replace(eps=drawn.eps + choice, known_mask=known_mask)
-    made, lessons = curve_lessons(teacher, FINE, 20, x_0, drawn)
+    made, lessons = curve_lessons(teacher, FINE, 20, x_0, drawn, seed=0)
     assert torch.equal(made[[5, 7]], x_0[[5, 7]]) and torch.equal(made[..., 2], x_0[..., 2])
     assert not made[:, 11:].any()
 
@@ -189,7 +189,7 @@ def test_curves_that_depend_on_more_than_noise_are_left_as_they_are():
     cases += [(1, torch.zeros_like(x_0), drawn)]
     for most, gestures, given in cases:
         teacher.max_contacts = most
-        made, lessons = curve_lessons(teacher, SCHEDULER, 20, gestures, given)
+        made, lessons = curve_lessons(teacher, SCHEDULER, 20, gestures, given, seed=0)
         assert lessons is None and torch.equal(made, gestures)
 
 
@@ -231,10 +231,22 @@ def test_the_command_line_distils_samples_and_resumes(straight_run, tmp_path, ca
         assert torch.equal(again["ema_state_dict"][name], tensor), name
 
 
+def test_a_teacher_without_known_frames_teaches_without_them(tiny_flags, tmp_path, cli):
+    teacher = {"known_frames": False, "save_dir": tmp_path / "teacher", "num_epochs": 1}
+    assert cli(*tiny_flags(**teacher))[0] == 0
+    flags = ["--distill", tmp_path / "teacher", "--save_dir", tmp_path / "run"]
+    code, _, err = cli(*flags, "--num_epochs", 1)
+    assert code == 0, err
+    assert tdd.load_model(tmp_path / "run")[2].known_share == 0
+
+
 def test_a_student_has_the_network_of_its_teacher(straight_run, tmp_path, capsys):
     flags = ["--save_dir", str(tmp_path / "x")]
     assert tdd.main(["--distill", str(straight_run), "--d_model", "32", *flags]) == 2
     assert "--d_model contradicts" in capsys.readouterr().err
+    ordinary = ["--resume", str(straight_run), "--distill", str(straight_run)]
+    assert tdd.main([*ordinary, "--num_epochs", "99"]) == 2
+    assert "a run is a student from its first step" in capsys.readouterr().err
     assert tdd.main(["--distill", str(straight_run), "--augment", *flags]) == 2
     assert "--distill needs --no-augment" in capsys.readouterr().err
     assert tdd.main(["--distill", str(tmp_path / "none"), *flags]) == 2

@@ -26,7 +26,7 @@ class CurveLessons(NamedTuple):
 
 
 def curve_lessons(
-    teacher: Any, scheduler: Any, steps: int, made: Tensor, drawn: Any
+    teacher: Any, scheduler: Any, steps: int, made: Tensor, drawn: Any, seed: int
 ) -> tuple[Tensor, CurveLessons | None]:
     """Let the CurveDenoiser of a teacher, without tokens, make curves of noise.
 
@@ -40,6 +40,7 @@ def curve_lessons(
         steps: that it takes.
         made: gestures that it made, (N, L, 3), data units.
         drawn: of this noise, `eps`, given what `known_mask` and `context` say.
+        seed: of the noise of further lessons.
 
     Returns:
         The gestures, those that were made of noise alone with curves that are made of it like this;
@@ -73,7 +74,7 @@ def curve_lessons(
     curved = torch.cat([xy.clamp(0, 1) * pressed, pressed], dim=-1)
 
     M = max(1, min(PER_GESTURE, IN_ALL // len(made)))
-    generator = torch.Generator().manual_seed(len(made))
+    generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(int(free.sum()), (len(made) * M,), generator=generator)
     n = n[free][rows]
     z = draw_eps((*n.shape[:2], z.shape[2]), z.device, generator).to(z)

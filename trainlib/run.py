@@ -149,6 +149,10 @@ def resume_run(
     folder = content["path"].parent
     saved = replace(config_of(content, config_class), save_dir=str(folder))
     config = changed(saved, given, fixed, content["path"])
+    if bool(config.distill) != bool(saved.distill):
+        raise UserError(
+            f"a run is a student from its first step; --resume {path} without --distill"
+        )
     other = Path(config.save_dir)
     if (other / METRICS).exists() and not other.samefile(folder):
         raise UserError(f"{other} holds another run; choose a new --save_dir")
