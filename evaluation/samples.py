@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from evaluation.bayes import GesturePrior
 from evaluation.estimates import SEED, Estimate, FloatArray, bootstrap, shifted
 from evaluation.family import TOLERANCE, deviations, fit_lines
-from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.gestures import CLICK_DISTANCE, GESTURE_TYPES, PRESSED
 from trainlib.metrics import classify_gestures, has_one_press
 
-CLICK_DISTANCE = 0.05  # of `classify_gestures`: a shorter move is a click
 NUM_GAPS = 1000  # training gestures, at most, whose nearest neighbour is sought
 BLOCK = 500  # of a two-sample comparison, on either side
 SHUFFLES = 199

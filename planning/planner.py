@@ -43,10 +43,10 @@ from train_diffusion_ddim import (
     to_model_units,
 )
 from trainlib.checkpoint import newest_checkpoint
-from trainlib.errors import UserError, first_line
+from trainlib.errors import first_line
 from trainlib.files import sha256_of
 from trainlib.gestures import PRESSED, SEQ_LEN
-from trainlib.tensors import as_tensor, describe, device_of, dtype_of
+from trainlib.tensors import as_device, as_tensor, describe, device_of, dtype_of
 
 Array = Tensor | np.ndarray  # of any real dtype, strides and device; it is copied
 PlanCost = Callable[[Tensor], Tensor]  # actions (B, L, 3), data units → (B,), lower is better
@@ -248,10 +248,7 @@ class Planner:
         require(is_path, "checkpoint must be a path", describe(checkpoint))
         named = isinstance(device, str | torch.device)
         require(named, "device must be a name or torch.device", describe(device))
-        try:
-            torch.zeros(1, device=device).cpu()
-        except (AssertionError, RuntimeError) as e:
-            raise UserError(f"device {str(device)!r} cannot be used ({first_line(e)})") from None
+        device = as_device(device)
         num = integer("bank", bank, 0)
         model, scheduler, config = load_model(checkpoint, device)
         wanted = f"{checkpoint} cannot plan: its gestures must have {SEQ_LEN} frames"

@@ -239,17 +239,6 @@ def test_table_counts_gestures(asked):
     assert table["model"]["duration_ks"].n == 5 * 8
 
 
-@pytest.mark.parametrize("strategy", ["prefix", "random_frames"])
-def test_other_given_frames_have_no_posterior(asked, strategy):
-    state = torch.get_rng_state()
-    table = asked(draw(6), strategy=strategy)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert "exact_posterior" not in table and "diversity_ratio" not in table["model"]
-    assert table["model"]["consistent"].value == 1
-    mask = infill.draw_known_mask(strategy, draw(6))
-    assert torch.equal(mask, infill.draw_known_mask(strategy, draw(6))) and mask.any()
-
-
 def test_gestures_outside_the_family_have_no_posterior(asked):
     bent = draw(4)
     bent[..., :2] = bent[..., :2] ** 3

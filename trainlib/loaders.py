@@ -37,8 +37,8 @@ def all_sequences(loader: DataLoader) -> Tensor:
         fits = False
     if not fits:
         raise UserError("a loader must give gestures [B, L, 3], floats, all of one length")
-    rows = x_0.detach().cpu().float().clone().reshape(-1, 3).numpy()
-    return torch.from_numpy(as_data_units("a loader", rows)).reshape(x_0.shape)
+    frames = x_0.detach().cpu().float().clone().reshape(-1, 3).numpy()
+    return torch.from_numpy(as_data_units("a loader", frames)).reshape(x_0.shape)
 
 
 def _length_of(dataset: Any) -> int:

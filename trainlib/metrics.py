@@ -86,10 +86,10 @@ def compute_reconstruction_metrics(
     error = original - reconstructed
     active = (original[..., 2] > PRESSED) | (reconstructed[..., 2] > PRESSED)
     agree = (original[..., 2] > PRESSED) == (reconstructed[..., 2] > PRESSED)
-    variance = mean_variance
-    orig_variance, recon_variance = variance(original), variance(reconstructed)
+    orig_variance, recon_variance = mean_variance(original), mean_variance(reconstructed)
     variance_ratio = _ratio(recon_variance, orig_variance)
-    smoothness_ratio = _ratio(variance(reconstructed.diff(dim=1)), variance(original.diff(dim=1)))
+    jumps = (mean_variance(x.diff(dim=1)) for x in (reconstructed, original))
+    smoothness_ratio = _ratio(*jumps)
     snr_db = 10 * torch.log10(_ratio((original**2).mean(dim=(1, 2)), (error**2).mean(dim=(1, 2))))
     any_active = bool(active.any())
     scores = {

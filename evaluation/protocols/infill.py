@@ -80,7 +80,6 @@ from evaluation.touch_down import (
     read_touch_down,
 )
 from train_diffusion_ddim import (
-    KNOWN_STRATEGIES,
     DDIMScheduler,
     generate,
     has_press_edge,
@@ -257,13 +256,6 @@ def energy_table(
 # ----------------------------------------------------------------------------------------
 # ANSWERS — K to each condition, (n, K, L, C), data units
 # ----------------------------------------------------------------------------------------
-
-
-def draw_known_mask(strategy: str, x_0: Tensor) -> Tensor:
-    """Return the given frames of each gesture, (n, L) bool: always the same draw."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        return KNOWN_STRATEGIES[strategy][0](x_0.cpu()).to(x_0.device)
 
 
 def network_answers(
@@ -476,7 +468,6 @@ def infill(
     *,
     prior: GesturePrior,
     sampling: dict[str, Any],
-    strategy: str = "touch_down",
     num_conditions: int = 32,
     num_samples: int = 16,
 ) -> Table:
@@ -491,8 +482,6 @@ def infill(
         x_train: (N, L, C), data units.
         prior: the distribution of the gestures.
         sampling: the arguments of `DDIMScheduler.sample` that the model is judged with.
-        strategy: a key of KNOWN_STRATEGIES: which frames are given. Only of touch_down the
-            posterior is known.
         num_conditions: most gestures, n.
         num_samples: answers to each, K.
 
@@ -505,21 +494,17 @@ def infill(
     if not rows.any() or not takes_known_frames(model):
         return {}
     x_0 = x_0[rows][:num_conditions]
-    known_mask = draw_known_mask(strategy, x_0)
+    known_mask = touch_down(x_0)
     answers = network_answers(
         model, untrained, scheduler, x_0, known_mask, num_samples=num_samples, sampling=sampling
     )
     answers |= trivial_answers(x_0, known_mask, x_train, num_samples)
-    posterior = (
-        make_posterior(x_0, prior, num_samples)
-        if family.any() and strategy == "touch_down"
-        else None
-    )
+    posterior = make_posterior(x_0, prior, num_samples) if family.any() else None
     if posterior:
         mean = posterior.mean[:, None].expand_as(posterior.samples)
         answers |= {"exact_posterior": lambda: posterior.samples, "exact_mean": lambda: mean}
     table: Table = {}
-    for name in progress(list(answers), f"infill: {strategy}"):
+    for name in progress(list(answers), "infill"):
         answered = answers[name]()
         table[name] = score_answers(answered, x_0, known_mask, prior)
         if posterior:
