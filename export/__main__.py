@@ -186,14 +186,14 @@ def write(save: Callable[[io.BytesIO], Any], path: Path) -> None:
 
 
 @contextmanager
-def optional(engine: str, cure: str) -> Iterator[None]:
-    """Do without an engine that cannot be made here, aloud; a full disk is a fault all the same."""
+def optional(file: str, cure: str) -> Iterator[None]:
+    """Do without a file that cannot be made here, aloud; a full disk is a fault all the same."""
     try:
         yield
     except (OSError, MemoryError):
         raise
     except Exception as e:  # a package or a compiler that is missing, or broken in any way
-        say(f"note: no {runtime.FILES[engine]}; {cure} ({type(e).__name__}: {first_line(e)})")
+        say(f"note: no {file}; {cure} ({type(e).__name__}: {first_line(e)})")
 
 
 class LastStep(nn.Module):
@@ -217,13 +217,14 @@ def write_denoiser(model: nn.Module, folder: Path, prefix: str = "") -> None:
     is_last = isinstance(model, LastStep)
     program = torch.export.export(model, inputs, dynamic_shapes=(sizes,) if is_last else sizes)
     write(partial(torch.export.save, program), folder / (prefix + runtime.FILES["torch"]))
-    with optional("onnx", "it needs onnx and onnxscript"):
+    onnx_file = prefix + runtime.FILES["onnx"]
+    with optional(onnx_file, "it needs onnx and onnxscript"):
         plain = program.run_decompositions(plain_operators())
         names = ("x_t", "t", "known", "known_mask")[: len(inputs)]
         onnx: Any = torch.onnx.export(
             plain, input_names=names, output_names=["output"], dynamo=True, verbose=False
         )
-        write(onnx.save, folder / (prefix + runtime.FILES["onnx"]))
+        write(onnx.save, folder / onnx_file)
 
 
 def write_sampler(whole: WholeSampler, folder: Path, batch_size: int) -> None:
@@ -231,7 +232,7 @@ def write_sampler(whole: WholeSampler, folder: Path, batch_size: int) -> None:
 
     Programs for one number of gestures each, whatever the denoiser does with their number.
     """
-    with optional("compiled", "it needs a C++ compiler"):
+    with optional(runtime.FILES["compiled"], "it needs a C++ compiler"):
         for batch in {1, batch_size}:
             inputs = example_inputs(whole.model, batch, num_noises(whole.steps))
             program, buffer = torch.export.export(whole, inputs), io.BytesIO()

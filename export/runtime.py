@@ -176,8 +176,10 @@ class Sampler:
         """Return functions from `plain_arrays` to actions by the most gestures that each takes."""
         program = self._load((folder / FILES[self.engine]).read_bytes(), threads)
         if self.engine != "compiled":
-            last = folder / (LAST + FILES[self.engine])
-            both = program, self._load(last.read_bytes(), threads) if last.exists() else program
+            both = program, program
+            if self.schedule["steps"][-1]["curve_steps"]:
+                last = (folder / (LAST + FILES[self.engine])).read_bytes()
+                both = program, self._load(last, threads)
             return {BATCH: lambda *arrays: sample_by(*both, self.schedule, *arrays)}
         programs = {1: program}
         if (folder / BATCHED).exists():
