@@ -6,8 +6,9 @@ The sampler, its steps and its eta are the run's own unless flags say otherwise;
 input. What is written: schedule.json, denoiser.pt2 (torch.export, any batch size), denoiser.onnx
 where onnxscript is installed, where a C++ compiler is sampler.pt2 and sampler_batch.pt2 (all steps
 as one compiled program, for one gesture and for --batch_size at a time), and runtime.py, which
-samples from them without this project. Each is compared with `DDIMScheduler.sample` first; the
-folder appears when all is written and agrees.
+samples from them without this project. A denoiser whose last step is its curves' alone is also
+written as it is asked then, last_denoiser.*. Each is compared with `DDIMScheduler.sample` first;
+the folder appears when all is written and agrees.
 """
 
 import argparse
