@@ -6,9 +6,11 @@ be while it still has the structure that is tested: 20 frames, 16 features, one 
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 os.environ["WANDB_MODE"] = "disabled"
@@ -51,6 +53,20 @@ TINY = {
     "dropout": 0.1,  # so that its random numbers are part of what resume must repeat
 }
 WALL_CLOCK = {"train/epoch_s", "val/epoch_s", "sampling/time_per_sample"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each worker of `pytest -n` a whole part of the tests, of which idle ones steal.
+
+    The default hands them out in pairs in the end: each worker then makes every fixture of a
+    module, imports every package, and starts a browser of its own.
+    """
+    if config.getvalue("dist") != "load":  # another one was asked for
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def make_gestures(num, length=L, seed=0):
@@ -133,6 +149,28 @@ def python(*argv, timeout=120, **env):
         env=environ,
         stdin=subprocess.DEVNULL,
     )
+
+
+def in_a_child(run):
+    """Run run(say) in a fork of this process, which has torch already; (exit code, what it said).
+
+    To locks and signals it is as much another process as `python` starts, in a hundredth of the
+    time.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        code = 70
+        try:
+            os.close(reader)
+            run(lambda text: os.write(writer, f"{text}\n".encode()))
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        text = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
 
 
 def assert_same_tree(a, b, path="root"):
@@ -244,6 +282,21 @@ def cli(capsys):
         code = tdd.main([str(a) for a in argv])
         out, err = capsys.readouterr()
         return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def run_module(capsys, monkeypatch):
+    """Return f(name, *argv): `python -m name argv` in this process; (exit code, stdout, stderr)."""
+
+    def run(name, *argv):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+            warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+            runpy.run_module(name, run_name="__main__")
+        return (stop.value.code, *capsys.readouterr())
 
     return run
 

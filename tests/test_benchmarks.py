@@ -14,7 +14,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_gestures, python
+from conftest import make_gestures
 
 from augmentation import generate_augmented_dataset
 from benchmarks import (
@@ -124,15 +124,15 @@ def test_a_child_that_fails_is_a_fault(capfd):
 
 
 @pytest.mark.parametrize("name", ["ablations", "frontier"])
-def test_committed_rows_are_shown_without_training(name):
+def test_committed_rows_are_shown_without_training(run_module, name):
     rows = json.loads((measure.RESULTS / f"{name}.json").read_text())
-    done = python("-m", f"benchmarks.{name}", "--only")
-    assert done.returncode == 0 and done.stdout.count("\n") == 2 + len(rows), done.stderr
+    code, out, err = run_module(f"benchmarks.{name}", "--only")
+    assert code == 0 and out.count("\n") == 2 + len(rows), err
 
 
-def test_unknown_benchmarks_are_named():
-    done = python("-m", "benchmarks", "speed", "sampling")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "got speed" in done.stderr
+def test_unknown_benchmarks_are_named(run_module):
+    code, _, err = run_module("benchmarks", "speed", "sampling")
+    assert code == 2 and err.count("\n") == 1 and "got speed" in err
 
 
 def test_ratios_are_formed_within_a_round():
@@ -234,7 +234,9 @@ def test_a_mean_stands_below_several_trainings(straight_run, tmp_path):
     assert sum(shares) == pytest.approx(1)
 
 
-def test_trainings_on_human_like_gestures_are_scored_without_a_prior(tiny_config, tmp_path):
+def test_trainings_on_human_like_gestures_are_scored_without_a_prior(
+    no_figures, tiny_config, tmp_path
+):
     """Their curves have shapes of their own, in the weights; of lines the MSE is by hand."""
     for split, num in (("train", 24), ("val", 12)):
         folder, seed = str(tmp_path / split), len(split)

@@ -95,12 +95,14 @@ def test_a_sampling_flag_without_sample_does_not_start_a_training(refused, flag)
     assert flag in refused(flag, "x")
 
 
-def test_no_stdout_and_stderr_cost_lines_and_not_the_run(tiny_flags, tmp_path):
-    """Closed; the fault lab has them full, and a pipe that nobody reads."""
+def test_no_stdout_and_stderr_cost_lines_and_not_the_run(replace_package, tiny_flags, tmp_path):
+    """Closed; the fault lab has them full, and a pipe that nobody reads. A warning is lost, too."""
+    path = replace_package("matplotlib", "raise ImportError('no figures')")
     argv = [str(a) for a in tiny_flags(save_dir=tmp_path / "run", num_epochs=1)]
     shell = ["bash", "-c", '"$@" >&- 2>&-', "bash"]
     script = [sys.executable, str(ROOT / "train_diffusion_ddim.py")]
-    done = subprocess.run([*shell, *script, *argv], env=os.environ | {"WANDB_MODE": "disabled"})
+    env = os.environ | {"WANDB_MODE": "disabled", "PYTHONPATH": str(path)}
+    done = subprocess.run([*shell, *script, *argv], env=env)
     assert done.returncode == 0
     assert list((tmp_path / "run").glob("diffusion_checkpoint_epoch_*.pth"))
 
@@ -123,7 +125,7 @@ def test_an_ascii_terminal_is_enough(tmp_path, tiny_flags):
 
 
 def test_data_that_moves_while_idle_is_refused_unless_the_recipe_allows_it(
-    refused, cli, tiny_flags, tmp_path
+    refused, cli, no_figures, tiny_flags, tmp_path
 ):
     x_0 = make_gestures(4).numpy()
     x_0[0, 0, 0] = 0.5  # hovers

@@ -12,10 +12,10 @@ import re
 import shlex
 import subprocess
 import tokenize
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 
-import pytest
 from conftest import ROOT, SCRIPT, python, read_jsonl
 
 import evaluation.__main__
@@ -36,6 +36,22 @@ def product_files():
         names = [str(path.relative_to(ROOT)) for path in ROOT.rglob("[!.]*.py")]
     names = [name for name in names if not name.startswith(("tests/", ".")) and "/." not in name]
     return sorted(name for name in names if (ROOT / name).exists())
+
+
+@cache
+def sources():
+    """The text of each product file, by its name."""
+    files = {name: (ROOT / name).read_text("utf-8") for name in product_files()}
+    assert len(files) > 50
+    return files
+
+
+def nodes(kind):
+    """Every node of a kind in the syntax trees of the product files: (name, node)."""
+    for name, source in sources().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, kind):
+                yield name, node
 
 
 def documents():
@@ -111,16 +127,16 @@ def imports(tree):
     return found
 
 
-@pytest.mark.parametrize("name", product_files())
-def test_imports_go_one_way(name):
-    top = name.split("/")[0].removesuffix(".py")
-    used = {m.split(".")[0] for m in imports(ast.parse((ROOT / name).read_text("utf-8")))}
-    assert used & {*SEES, "tests"} <= {top, *SEES[top].split()}
+def test_imports_go_one_way():
+    for name, source in sources().items():
+        top = name.split("/")[0].removesuffix(".py")
+        used = {m.split(".")[0] for m in imports(ast.parse(source))} & {*SEES, "tests"}
+        assert used <= {top, *SEES[top].split()}, f"{name} imports {used}"
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    names = [name.removesuffix(".py").replace("/", ".") for name in product_files()]
-    trees = [at_top(ast.parse((ROOT / name).read_text("utf-8"))) for name in product_files()]
+    names = [name.removesuffix(".py").replace("/", ".") for name in sources()]
+    trees = [at_top(ast.parse(source)) for source in sources().values()]
     graph = {name: imports(tree) & {*names} for name, tree in zip(names, trees, strict=True)}
     order = list(TopologicalSorter(graph).static_order())  # CycleError names a cycle
     assert set(order) == set(names)
@@ -152,20 +168,18 @@ def test_the_script_is_read_in_one_sitting():
     assert code_lines(example) == {1, 8, 9}
 
 
-@pytest.mark.parametrize("name", product_files())
-def test_functions_fit_a_screen(name):
-    for node in ast.walk(ast.parse((ROOT / name).read_text("utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = node.end_lineno - node.lineno + 1
-            assert length <= 60, f"{name}:{node.lineno} {node.name} has {length} lines"
+def test_functions_fit_a_screen():
+    for name, node in nodes(ast.FunctionDef | ast.AsyncFunctionDef):
+        length = node.end_lineno - node.lineno + 1
+        assert length <= 60, f"{name}:{node.lineno} {node.name} has {length} lines"
 
 
-@pytest.mark.parametrize("name", product_files())
-def test_checkpoints_and_arrays_are_never_unpickled(name):
-    source = (ROOT / name).read_text("utf-8")
-    assert not re.search(r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|import pickle", source)
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load"):
+def test_checkpoints_and_arrays_are_never_unpickled():
+    unsafe = r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|import pickle"
+    for name, source in sources().items():
+        assert not re.search(unsafe, source), name
+    for name, node in nodes(ast.Call):
+        if ast.unparse(node.func) in ("torch.load", "np.load"):
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
             safe = keywords.get("weights_only") == "True" or keywords.get("allow_pickle") == "False"
             assert safe, f"{name}:{node.lineno}"

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import python
 
 import train_diffusion_ddim as tdd
 from planning import (
@@ -233,18 +232,18 @@ def test_only_what_a_denoiser_had_a_part_in_is_dropped(tmp_path, stale, kept):
     assert cached == {"bank.npy", "human_bank.npy", "objects_60k_0.pt"} - {gone}
 
 
-def test_the_command_runs_on_a_tiny_set(tmp_path, untrained_run):
-    done = python(
-        *("-m", "planning", "--quick", "--checkpoint", untrained_run, "--output_dir", tmp_path),
+def test_the_command_runs_on_a_tiny_set(run_module, tmp_path, untrained_run):
+    code, out, err = run_module(
+        *("planning", "--quick", "--checkpoint", untrained_run, "--output_dir", tmp_path),
         *("--only", "shoot_true", "ddim_select", "line_cem", "--instances", 1),
         *("--stage", "main", "temperature", "learned", "courses"),
     )
-    assert done.returncode == 0, done.stderr
-    assert "| DDIM, select " in done.stdout
+    assert code == 0, err
+    assert "| DDIM, select " in out
     rows = benchmark.read_rows(tmp_path / "results.jsonl")
     assert {row["method"] for row in rows} == {"shoot_true", "ddim_select", "line_cem"}
     assert {row["stage"] for row in rows} == {"main", "temperature", "learned", "courses"}
     assert {row["instances"] for row in rows} == {1}
-    assert "| tokens, 60 k " in done.stdout, "how right it is"
+    assert "| tokens, 60 k " in out, "how right it is"
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["machine"]["torch"] and about["command"].startswith("python -m planning --quick")

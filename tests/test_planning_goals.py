@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPT, make_gestures, python, read_jsonl
+from conftest import make_gestures, read_jsonl
 
 import train_diffusion_ddim as tdd
 from planning import goals
@@ -46,13 +46,15 @@ def test_the_policy_gives_the_denoiser_the_ends_that_the_regression_answers():
     assert torch.equal(seen[0], expected.repeat_interleave(3, dim=0))
 
 
-def test_the_goals_train_a_denoiser_of_its_own(tmp_path, untrained_run):
+def test_the_goals_train_a_denoiser_of_its_own(
+    run_module, cli, no_figures, tmp_path, untrained_run
+):
     """The command as users type it, then the command that it prints."""
     data = tmp_path / "data"
     tiny = ("--pairs", 40, "--epochs", 1, "--steps", 5)
     flags = ("--checkpoint", untrained_run, "--output_dir", tmp_path / "goals", *tiny)
-    done = python("-m", "planning.goals", *flags, "--data_dir", data)
-    assert done.returncode == 0, done.stderr
+    code, out, err = run_module("planning.goals", *flags, "--data_dir", data)
+    assert code == 0, err
     policy = goals.load_policy(tmp_path / "goals")
     ends, gestures = goals.as_goal(policy.to_ends_net(policy.context)), policy.gestures
     for split, rows in (("train", torch.arange(40) % 10 > 0), ("val", torch.arange(40) % 10 == 0)):
@@ -62,12 +64,12 @@ def test_the_goals_train_a_denoiser_of_its_own(tmp_path, untrained_run):
         context = torch.from_numpy(read_context(data / split, num, goals.ENDS))
         assert torch.allclose(context, ends[rows], atol=0.05)
 
-    command = re.search(r"python (train_diffusion_ddim\.py .*)", done.stdout)[1]
+    command = re.search(r"python (train_diffusion_ddim\.py .*)", out)[1]
     flags = shlex.split(command)[1:]
     tiny = "--d_model 16 --num_layers 1 --nhead 2 --patch_size 25 --num_timesteps 50 --num_epochs 1"
     tiny += f" --batch_size 9 --device cpu --wandb_mode disabled --save_dir {tmp_path / 'run'}"
-    done = python(SCRIPT, *flags, *shlex.split(tiny))
-    assert done.returncode == 0, done.stderr
+    code, _, err = cli(*flags, *shlex.split(tiny))
+    assert code == 0, err
     assert tdd.load_model(tmp_path / "run")[2].context_dim == goals.ENDS
     assert max(row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 4
 

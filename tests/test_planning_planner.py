@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import ROOT, make_gestures, python
 
+import planning.planner
 import train_diffusion_ddim as tdd
 from planning import bank, goals, tasks, world
 from planning.planner import Planner, with_goal
@@ -40,6 +41,12 @@ def begin_cost(actions):
 @pytest.fixture(scope="module")
 def planner(untrained_run):
     return Planner.load(untrained_run)
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Let refinement end early, where how far it comes is not the question."""
+    monkeypatch.setattr(planning.planner, "MOST_STEPS", 6)
 
 
 def test_the_planner_stands_alone():
@@ -231,10 +238,10 @@ def test_init_and_strength():
     assert planned.cost <= begin_cost(init[None]).item() + 1e-6
 
 
-def test_the_last_plan_is_a_start_until_reset(planner, monkeypatch):
-    stub(planner, monkeypatch, make_gestures(40, L))
-    first = planner.plan(begin_cost, num_plans=16, budget_ms=1500)
-    monkeypatch.undo()
+def test_the_last_plan_is_a_start_until_reset(planner, monkeypatch, few_steps):
+    with monkeypatch.context() as patch:
+        stub(planner, patch, make_gestures(40, L))
+        first = planner.plan(begin_cost, num_plans=16, budget_ms=1500)
     second = planner.plan(begin_cost, num_plans=1, budget_ms=50)
     assert second.cost <= first.cost + 1e-6
     planner.reset()
@@ -320,7 +327,7 @@ def in_place(actions):
         lambda a: torch.where(begin_cost(a) > 0.1, math.nan, begin_cost(a)),
     ],
 )
-def test_costs_of_all_kinds(planner, monkeypatch, cost_fn):
+def test_costs_of_all_kinds(planner, monkeypatch, few_steps, cost_fn):
     stub(planner, monkeypatch, make_gestures(40, L))
     result = planner.plan(cost_fn, num_plans=16, budget_ms=2000)
     assert result.cost == pytest.approx(cost_fn(result.actions[None].clone()).item(), abs=1e-5)
@@ -490,7 +497,7 @@ def exact_gesture():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_array_plans_alike(kind, monkeypatch):
+def test_every_kind_of_array_plans_alike(kind, few_steps):
     """The same plan as for plain copies, and what was given is as it was."""
     of, gesture = KINDS[kind], exact_gesture()
     planner, mask = noise_planner(), torch.arange(L) < 120
@@ -535,7 +542,7 @@ def test_a_budget_of_any_size(planner):
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16])
-def test_the_default_dtype_of_the_process(untrained_run, monkeypatch, default):
+def test_the_default_dtype_of_the_process(untrained_run, monkeypatch, few_steps, default):
     """Loaded or called under another one, the planner plans in float32 as ever."""
     gestures = make_gestures(8, L)
     options = {"num_plans": 8, "budget_ms": math.inf}
@@ -916,13 +923,13 @@ def test_late_by_one_call_at_most(planner, monkeypatch, busy_machine, ms, serial
         return begin_cost(actions)
 
     late = []
-    for _ in range(3):
+    while sum(beyond < 60 for beyond in late) < 2:  # of three, so that the median is
+        assert len(late) < 3, f"{late} ms: a gradient, or our own steps on the busy machine"
         calls.clear()
         result = planner.plan(cost_fn, budget_ms=500)
         late.append(result.milliseconds - 500 - 1000 * max(calls))
         assert result.evaluations >= 2
         assert ms < 150 or result.reason.startswith("not refined: a gradient takes")
-    assert sorted(late)[1] < 60, "of a gradient, or of our own steps when the machine is busy"
 
 
 def test_a_cost_that_becomes_slow_is_late_by_that_call(planner, monkeypatch):
@@ -1050,14 +1057,14 @@ def test_classifier_free_guidance_by_its_formula():
         assert torch.allclose(x_0, torch.full_like(x_0, (1 + 0.25 * w) / 2))
 
 
-def test_training_with_goals_uses_them(tmp_path, tiny_config):
+def test_training_with_goals_uses_them(no_figures, tmp_path, tiny_config):
     """Two goals, two gestures: after a short run the goal says which, and dropping it works."""
-    gestures = make_gestures(2, 20).repeat(16, 1, 1)
-    context = torch.eye(2)[torch.arange(32) % 2]
+    gestures = make_gestures(2, 20).repeat(160, 1, 1)
+    context = torch.eye(2)[torch.arange(320) % 2]
     config = tiny_config(
-        context_dim=2, augment=False, num_epochs=200, batch_size=16, dropout=0.0,
+        context_dim=2, augment=False, num_epochs=20, batch_size=16, dropout=0.0,
         save_dir=str(tmp_path), wandb_mode="disabled", prediction_type="x0", known_share=0.0,
-        save_every=200, allow_overlap=True,
+        save_every=20, log_interval=20, allow_overlap=True,
     )  # fmt: skip
     torch.manual_seed(0)
     model, scheduler = tdd.build_model(config), tdd.build_scheduler(config)

@@ -97,8 +97,15 @@ def test_batches_keep_to_the_limit():
     assert [seen[0] for seen in predictor.seen] == [8, 8, 4] and torch.allclose(whole, parts)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("kind", [lambda x: x, lambda x: x.numpy(), made_in_inference_mode])
+@pytest.mark.parametrize(
+    ("dtype", "kind"),  # what is given is made a tensor first, of the predictor's dtype then
+    [
+        (torch.float64, lambda x: x),
+        (torch.bfloat16, lambda x: x),
+        (torch.bfloat16, lambda x: x.numpy()),
+        (torch.bfloat16, made_in_inference_mode),
+    ],
+)
 def test_tokens_and_actions_take_the_predictors_dtype(planner, dtype, kind, few_steps):
     """The costs are float32 and near to those of float32."""
     predictor, (tokens, goal) = Predictor(), screens()

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import python
+from conftest import in_a_child
 from filelock import FileLock
 
 from trainlib import process
@@ -80,13 +80,13 @@ def test_a_signal_is_noted_and_its_handler_comes_back(number):
 
 
 def test_a_second_interrupt_ends_the_process():
-    code = (
-        "import os, signal; from trainlib.process import StopSignal\n"
-        "with StopSignal().caught():\n"
-        "    for i in range(2): os.kill(os.getpid(), signal.SIGINT); print(i, flush=True)"
-    )
-    done = python("-c", code)
-    assert done.returncode == -signal.SIGINT and done.stdout == "0\n"
+    def run(say):
+        with StopSignal().caught():
+            for i in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                say(i)
+
+    assert in_a_child(run) == (-signal.SIGINT, "0\n")
 
 
 def test_signals_that_are_ignored_or_of_another_library_are_left_alone(monkeypatch):
@@ -139,28 +139,32 @@ def test_a_progress_bar_is_quiet_without_a_terminal(capsys):
 
 
 def test_a_folder_is_locked_for_another_process_until_this_one_ends(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from trainlib.errors import UserError\n"
-        "from trainlib.process import locked_folder\n"
-        "try:\n    with locked_folder(Path(sys.argv[1])): print('free')\n"
-        "except UserError as e: print(e)"
-    )
     folder = tmp_path / "a" / "b"
+
+    def run(say):
+        try:
+            with locked_folder(folder):
+                say("free")
+        except UserError as e:
+            say(e)
+
     with locked_folder(folder):
         assert (folder / ".pid").read_text() == str(os.getpid())
-        done = python("-c", code, folder)
-        assert f"{folder} is in use by process {os.getpid()}" in done.stdout, done.stderr
+        code, said = in_a_child(run)
+        assert code == 0 and f"{folder} is in use by process {os.getpid()}" in said
         with pytest.raises(UserError, match="choose another --out"), locked_folder(folder, "--out"):
             pass
-    assert python("-c", code, folder).stdout == "free\n"
+    assert in_a_child(run) == (0, "free\n")
 
 
 def test_a_killed_process_frees_its_folder(tmp_path):
-    code = (
-        "import os, sys; from pathlib import Path; from trainlib.process import locked_folder\n"
-        "with locked_folder(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
-    )
-    assert python("-c", code, tmp_path).returncode == -9
+    def run(say):
+        with locked_folder(tmp_path):
+            say((tmp_path / ".pid").read_text())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    code, pid = in_a_child(run)
+    assert code == -signal.SIGKILL and int(pid) != os.getpid()
     with locked_folder(tmp_path):
         assert (tmp_path / ".pid").read_text() == str(os.getpid())
 

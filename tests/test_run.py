@@ -33,6 +33,7 @@ from train_diffusion_ddim import lr_at
 from trainlib import run
 from trainlib.checkpoint import load_checkpoint
 from trainlib.errors import UserError
+from trainlib.knobs import changed
 from trainlib.process import locked_folder
 from trainlib.run import failures_named, free_folder, save_if_due
 from trainlib.run_log import RunLogger
@@ -79,15 +80,20 @@ OTHER_MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHER_MODELS)
+@pytest.mark.parametrize("name", ["d_model", "adaln", "prediction_type"])
 def test_another_model_is_refused_with_both_values(refused, straight_run, name):
     was = json.loads((straight_run / "config.json").read_text())[name]
     message = refused("--resume", straight_run, *as_flags(**{name: OTHER_MODELS[name]}))
     assert f"--{name}" in message and f"{was} -> {OTHER_MODELS[name]}" in message
 
 
-def test_all_that_a_checkpoint_fixes_is_checked():
+def test_all_that_a_checkpoint_fixes_is_checked(tiny_config):
     assert tdd.FIXED == {*OTHER_MODELS, "known_frames", "contacts", "decisive", "context_dim"}
+    saved = tiny_config()
+    for name, value in OTHER_MODELS.items():
+        words = f"--{name} contradicts .*: {getattr(saved, name)} -> {value};"
+        with pytest.raises(UserError, match=words):
+            changed(saved, {name: value}, tdd.FIXED, "x.pth")
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr", 0.005), ("seed", 1), ("num_epochs", 7)])
@@ -220,8 +226,16 @@ def visible(folder):
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("left", ["metrics.jsonl", "diffusion_checkpoint_epoch_0.pth", "*"])
-@pytest.mark.parametrize("door", ["library", "train", "command line"])
+@pytest.mark.parametrize(
+    ("door", "left"),  # what is looked for is the same behind every door
+    [
+        ("library", "metrics.jsonl"),
+        ("library", "diffusion_checkpoint_epoch_0.pth"),
+        ("library", "*"),
+        ("train", "*"),
+        ("command line", "*"),
+    ],
+)
 def test_a_folder_that_holds_a_run_is_refused_by_every_door(
     used, tiny_config, tiny_flags, refused, tmp_path, left, door
 ):

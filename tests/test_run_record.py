@@ -151,7 +151,7 @@ def test_load_model_takes_the_ema_and_is_ready_to_sample(straight_run):
     assert scheduler.spacing == config.spacing
 
 
-def test_the_checkpoint_of_the_plans_own_model_loads(tmp_path):
+def test_the_checkpoint_of_the_plans_own_model_loads(no_figures, tmp_path):
     model = tdd.MinimalDiffusionTransformer(
         seq_len=L, d_model=16, nhead=2, num_layers=1, dim_feedforward=24, max_timesteps=100
     )

@@ -88,7 +88,7 @@ def test_the_run_of_a_time_without_shapes_has_none():
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_shapes_are_reversible_where_training_reverses_gestures(
-    augment, tiny_config, tmp_path, monkeypatch
+    augment, no_figures, tiny_config, tmp_path, monkeypatch
 ):
     seen = []
     monkeypatch.setattr(tdd, "learn_shapes", lambda model, x_0, reversible: seen.append(reversible))

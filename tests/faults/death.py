@@ -33,7 +33,7 @@ from trainlib.state import TrainState
 # ---- kill -9 -----------------------------------------------------------------------------
 
 
-@fault("kill -9 at a random moment; the resumed run is the same to the bit", quick=5, long=200)
+@fault("kill -9 at a random moment; the resumed run is the same to the bit", quick=2, long=200)
 def kill_anywhere(lab: Lab, num: int) -> Iterator[str]:
     for moment in lab.rng.uniform(0, lab.seconds, num):
         folder = lab.new()
@@ -57,7 +57,7 @@ def kill_a_real_process(lab: Lab, num: int) -> Iterator[str]:
         yield lab.resumed(folder)
 
 
-@fault("kill -9 after each step of a run, saved at every step", quick=3, long=STEPS - 1)
+@fault("kill -9 after each step of a run, saved at every step", quick=1, long=STEPS - 1)
 def kill_at_every_step(lab: Lab, num: int) -> Iterator[str]:
     real = tdd.train_step
     for step in lab.rng.permutation(range(1, STEPS))[:num]:
@@ -218,17 +218,17 @@ def stopped_often(lab: Lab, num: int, *numbers: int) -> Iterator[str]:
 
 
 @fault("SIGTERM at a random moment: exit code 143, no step lost, the same to the bit",
-       quick=3, long=40)  # fmt: skip
+       quick=1, long=40)  # fmt: skip
 def sigterm(lab: Lab, num: int) -> Iterator[str]:
     return stopped_often(lab, num, signal.SIGTERM)
 
 
-@fault("SIGINT, likewise: exit code 130", quick=2, long=20)
+@fault("SIGINT, likewise: exit code 130", quick=1, long=20)
 def sigint(lab: Lab, num: int) -> Iterator[str]:
     return stopped_often(lab, num, signal.SIGINT)
 
 
-@fault("SIGHUP and SIGUSR1, likewise: exit codes 129 and 138", quick=2, long=20)
+@fault("SIGHUP and SIGUSR1, likewise: exit codes 129 and 138", quick=1, long=20)
 def signals_of_batch_systems(lab: Lab, num: int) -> Iterator[str]:
     return stopped_often(lab, num, signal.SIGHUP, signal.SIGUSR1)
 
@@ -248,7 +248,7 @@ def sigterm_to_the_group(lab: Lab, num: int) -> Iterator[str]:
         yield "" if good else f"code {process.returncode}, {lost} steps lost, {err[-200:]}"
 
 
-@fault("a second SIGINT leaves at once, the folder stays valid", quick=2, long=10)
+@fault("a second SIGINT leaves at once, the folder stays valid", quick=1, long=10)
 def double_sigint(lab: Lab, num: int) -> Iterator[str]:
     for moment in lab.rng.uniform(0, 0.5 * lab.seconds, num):
         folder = lab.new()

@@ -1,4 +1,4 @@
-"""The quick part of the fault lab: each fault a few times; `make faults` tries them hundreds.
+"""The quick part of the fault lab: each fault once or a few times; `make faults` tries hundreds.
 
 Why: that a crash loses nothing is only known of a run that was killed. The faults are real and come
 from outside; see lab.py. Where strace, unshare or root is missing, a test says so and is skipped.
