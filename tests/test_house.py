@@ -23,6 +23,7 @@ import export.__main__
 import planning.__main__
 import planning.goals
 import train_diffusion_ddim as tdd
+import trainlib
 from augmentation.import_touch import parse_args as parse_import
 from trainlib.errors import UserError
 
@@ -140,6 +141,12 @@ def test_no_module_imports_itself_by_way_of_others():
     graph = {name: imports(tree) & {*names} for name, tree in zip(names, trees, strict=True)}
     order = list(TopologicalSorter(graph).static_order())  # CycleError names a cycle
     assert set(order) == set(names)
+
+
+def test_the_table_of_trainlib_has_every_module():
+    listed = re.findall(r"^    (\w+) {2,}\S", trainlib.__doc__, re.M)
+    modules = [path.stem for path in (ROOT / "trainlib").glob("[!_]*.py")]
+    assert sorted(listed) == sorted(modules)
 
 
 # ---- what can be read ------------------------------------------------------------------
