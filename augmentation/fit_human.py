@@ -184,7 +184,7 @@ def _fit_files(argv: Sequence[str] | None) -> None:
     parser.add_argument("--output", default=str(HABITS_FILE), help="default: %(default)s")
     options = parser.parse_args(argv)
     paths = [as_folder(file, "a file") for file in options.files]
-    recording = read_recording(paths, ImportOptions())
+    recording = read_recording(paths, ImportOptions(window="whole"))
     text = json.dumps(fit(recording.strokes), indent=1)
     in_rows = re.sub(r"\[[^][]*\]", lambda row: " ".join(row[0].split()), text)
     write_text(Path(options.output), in_rows + "\n")

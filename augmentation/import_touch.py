@@ -12,21 +12,24 @@ input, 130 Ctrl-C; every failure is one line on stderr.
 
 import argparse
 import hashlib
+import os
 import re
+import shutil
 import sys
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from augmentation.recordings import READERS, format_of
 from augmentation.recordings.axes import axes_used, described, screen_axes
-from augmentation.recordings.files import Recording
+from augmentation.recordings.files import Recording, check_source
 from augmentation.recordings.table import TIME_UNITS, parse_columns
 from augmentation.strokes import (
     DUPLICATE,
@@ -41,14 +44,24 @@ from augmentation.strokes import (
     without_overlaps,
 )
 from trainlib.errors import OneLineParser, UserError, run_program, say
-from trainlib.files import sha256_of
-from trainlib.gesture_files import GeneratedDataset, Render, as_folder, write_gestures
+from trainlib.files import make_folder, sha256_of
+from trainlib.gesture_files import (
+    ACTIONS,
+    MANIFEST_NAME,
+    GeneratedDataset,
+    Render,
+    as_folder,
+    read_manifest,
+    write_gestures,
+)
 from trainlib.gestures import SEQ_LEN
 from trainlib.knobs import Knobs, add_flags, as_type, flag
 from trainlib.memory import memory_named
 
 SPLITS = ("train", "val")
 HELD_OUT = "held_out"
+PARTS = (*SPLITS, HELD_OUT)
+_BYTES_PER_FRAME = 12  # three float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +139,7 @@ def import_touch(
     Args:
         sources: paths of the files.
         output_dir: made if missing.
-        overwrite: replace the data sets that are there.
+        overwrite: replace the data sets that are there, and remove those not written now.
         progress: show a bar while writing, on a terminal only.
         options: of ImportOptions.
 
@@ -135,48 +148,43 @@ def import_touch(
         nothing is to be kept out of training.
 
     Raises:
-        UserError: an option or a file is bad, nothing is left, or a folder is in use.
+        UserError: an option or a file is bad, nothing is left, or a folder is in use; nothing
+            has been written.
         OSError: the disk failed or is full.
     """
     chosen, folder = ImportOptions(**options), as_folder(output_dir, "output_dir")
     overwrite = as_type("overwrite", overwrite, bool)
     paths = [as_folder(source, "a source") for source in sources]
     with memory_named("the recordings", "the number of files"):
-        source = [{"name": path.name, "sha256": _sha256(path)} for path in paths]
-        digest = hashlib.sha256("".join(file["sha256"] for file in source).encode()).hexdigest()
+        source = described_sources(paths)
         recording = read_recording(paths, chosen)
+        digest = hashlib.sha256("".join(file["sha256"] for file in source).encode()).hexdigest()
         if chosen.window == "auto":
             chosen = replace(chosen, window="timeline" if recording.frames else "whole")
+        parts = split_and_cut(recording, chosen)
+        common = {**asdict(chosen), "source_sha256": digest}
+        sets = {
+            split: {**common, "split": split, "num_sequences": len(part.windows)}
+            for split, part in parts.items()
+        }
+        make_way(folder, sets, overwrite=overwrite)
         made = []
-        for split, part in split_and_cut(recording, chosen).items():
-            arguments = {
-                **asdict(chosen),
-                "source_sha256": digest,
-                "split": split,
-                "num_sequences": len(part.windows),
-            }
+        for split, part in parts.items():
 
             def draw(part: Part = part) -> tuple[Render, Mapping[str, Any]]:
                 notes = {"source": source, **part.notes}
                 return lambda rows: render(part.windows[rows], chosen.sequence_length), notes
 
             options = {"overwrite": overwrite, "progress": progress}
-            made.append(write_gestures(folder / split, arguments, draw, **options))
+            made.append(write_gestures(folder / split, sets[split], draw, **options))
     return made
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a source; UserError if it cannot be read."""
-    try:
-        return sha256_of(path)
-    except OSError as e:
-        raise UserError(f"cannot read {path} ({e.strerror})") from None
 
 
 def read_recording(paths: Sequence[Path], options: ImportOptions) -> Recording:
     """Return what files hold, in shares of the screen, held positions held."""
     recording = Recording()
     for path in paths:
+        check_source(path)
         READERS[format_of(path, options)](path, options, recording)
     used = axes_used(recording, options.screen)
     y_up, rotate = options.y_axis == "up", int(options.rotate)
@@ -190,6 +198,20 @@ def read_recording(paths: Sequence[Path], options: ImportOptions) -> Recording:
     ]
     recording.notes.update(dict.fromkeys(described(*known) for known in used.values()))
     return recording
+
+
+def described_sources(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Return the name and the SHA-256 of each file.
+
+    UserError if one is there twice: under two names, its people could be trained and validated on.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        check_source(path)
+        same = found.setdefault(sha256_of(path), path)
+        if same is not path:
+            raise UserError(f"{same} and {path} are the same, byte for byte; leave one out")
+    return [{"name": path.name, "sha256": digest} for digest, path in found.items()]
 
 
 # ---- who is validated on ----------------------------------------------------------------
@@ -312,6 +334,79 @@ def cut(
         contacts, left_out = contacts + too_long, Counter()
     contacts += Counter(stroke.fault for stroke in strokes if stroke.fault)
     return windows, {"contacts": +contacts, "windows": +left_out}  # + drops zeros
+
+
+# ---- the folder ----------------------------------------------------------------------------
+
+
+class _Ready(Exception):
+    """A data set may be written."""
+
+
+def make_way(folder: Path, sets: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> None:
+    """Check that all data sets can be written, then remove what an earlier import leaves beside.
+
+    Its val or held_out, not written now, may hold people who are trained on now.
+
+    Args:
+        folder: of train, val and held_out.
+        sets: their arguments for `write_gestures`, by name.
+        overwrite: whether data sets that are there may be replaced or removed.
+
+    Raises:
+        UserError: one cannot be written, or something would be left beside.
+        OSError: the disk is too small for all.
+    """
+    for split, arguments in sets.items():
+        check_writable(folder / split, arguments, overwrite=overwrite)
+    left = [files_of_import(folder / split) for split in PARTS if split not in sets]
+    left = [files for files in left if files]
+    if left and not overwrite:
+        what = f"{left[0][0].parent} is of an earlier import and is not written now"
+        raise UserError(f"{what}; pass --overwrite to remove it, or choose another folder")
+    make_folder(folder)
+    check_room(folder, sets.values())
+    for files in left:
+        for file in files:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is there
+            files[0].parent.rmdir()
+
+
+def check_writable(folder: Path, arguments: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Raise what `write_gestures` would raise before it changes a folder; a new one is not made."""
+
+    def stop() -> NoReturn:
+        raise _Ready
+
+    if os.path.lexists(folder):
+        with suppress(_Ready):
+            write_gestures(folder, arguments, stop, overwrite=overwrite)
+
+
+def files_of_import(folder: Path) -> list[Path]:
+    """Return the files of a data set that an import left, finished or not; the manifest first."""
+    try:
+        manifest = read_manifest(folder)
+    except UserError:  # damaged
+        manifest = None
+    if manifest is None:
+        names = [path.name for path in folder.glob("batch_" + 6 * "[0-9]" + ACTIONS)]
+    else:
+        arguments = manifest.get("arguments")
+        is_ours = isinstance(arguments, dict) and "source_sha256" in arguments
+        names = [file["name"] for file in manifest["files"] if is_ours]
+    return [folder / name for name in (MANIFEST_NAME, *names)] if names else []
+
+
+def check_room(folder: Path, sets: Iterable[Mapping[str, Any]]) -> None:
+    """Raise OSError if data sets do not fit on the disk in place of those that are there."""
+    needed = _BYTES_PER_FRAME * sum(s["num_sequences"] * s["sequence_length"] for s in sets)
+    old = [file for split in PARTS for file in (folder / split).glob(f"*{ACTIONS}")]
+    room = shutil.disk_usage(folder).free + sum(file.lstat().st_size for file in old)
+    if needed > room:
+        what = f"{needed} bytes needed for all data sets, {room} free"
+        raise OSError(f"cannot write into {folder}: {what}; make room or give fewer files")
 
 
 # ---- command line -----------------------------------------------------------------------

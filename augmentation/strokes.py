@@ -54,14 +54,15 @@ class Stroke(NamedTuple):
         t: ms since any moment of the session, (n,) float64, n at least 1; from touch-down to
             lift-off.
         xy: (n, 2) float64, in units of the device.
-        device: its name, perhaps ""; None if xy are shares of the screen.
+        device: its name, perhaps ""; its axes if the same file describes them; None if xy are
+            shares of the screen.
         fault: why it cannot be learned from; "" if it can.
     """
 
     session: str
     t: FloatArray
     xy: FloatArray
-    device: str | None = None
+    device: str | Axes | None = None
     fault: str = ""
 
 

@@ -359,6 +359,53 @@ def test_two_screens_that_are_described_need_a_device_column(tmp_path):
     assert first_places(tmp_path, [log])[0][0] == (0.2, 0.25)
 
 
+def test_a_log_that_describes_its_screen_has_its_axes(tmp_path):
+    """Two phones call their screens alike; each log begins with what its own one spans."""
+    lines, wide = protocol_b(TOUCHES[:1]), AXES["-lp"].replace("1100", "2100")
+    bare = [line.replace(" /dev/input/event2:", "") for line in lines]
+    for log in (lines, bare):
+        for name, described in (("a", AXES["-p"]), ("b", wide)):
+            (tmp_path / f"{name}.txt").write_text(described + "\n".join(log))
+        sources = [tmp_path / "a.txt", tmp_path / "b.txt"]
+        for order, due in ((sources, [0.2, 0.1]), (sources[::-1], [0.1, 0.2])):
+            places, how = first_places(tmp_path, order)
+            assert places == [(x, 0.25) for x in due]
+            assert "x 100 to 1100, " in how and "x 100 to 2100, " in how
+
+
+@pytest.mark.parametrize(
+    "sources", ["axes other log", "other axes log", "other log axes", "both log"]
+)
+def test_two_screens_of_one_name_are_refused(tmp_path, sources):
+    other = AXES["-p"].replace("1100", "2100")
+    files = {"axes": AXES["-lp"], "other": other, "both": other + AXES["-lp"]}
+    files["log"] = "\n".join(protocol_b(TOUCHES))
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(
+        UserError, match=r"screen.* called /dev/input/event2; import them one by one"
+    ):
+        first_places(tmp_path, [tmp_path / name for name in sources.split()], format="getevent")
+
+
+def test_a_screen_that_nothing_describes_does_not_get_the_axes_of_another(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text(AXES["-p"].replace("event2", "event7") + "\n".join(protocol_b(TOUCHES)))
+    with pytest.raises(
+        UserError, match=r"event7\? nothing describes /dev/input/event2; .*--screen"
+    ):
+        first_places(tmp_path, [log])
+    places, how = first_places(tmp_path, [log], screen="1001x2001")
+    assert places[0] == (0.3, 0.25) and "--screen" in how
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_description_of_too_many_digits_is_none(tmp_path, digits):
+    log = tmp_path / "log.txt"
+    log.write_text(AXES["-lp"].replace("1100", digits * "9") + "\n".join(protocol_b(TOUCHES)))
+    assert "largest seen" in first_places(tmp_path, [log])[1]
+
+
 # ---- lines as they occur ---------------------------------------------------------------
 
 

@@ -10,9 +10,12 @@ a timeline is put together again and compared with its session.
 import gzip
 import json
 import lzma
+import os
 import re
+import shutil
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -249,6 +252,7 @@ def test_dirty_strokes_are_counted(tmp_path):
         *('{"points": 3}', '{"points": []}', '{"points": [[0, 1]]}'),
         *('{"points": [[0, 1, 1], [0, 1]]}', '{"points": [[0, 1, NaN]]}'),
         *('{"points": [[0, 1, "a"]]}', '{"points": [[1e300, 1, 1]]}'),
+        *(f'{{"points": [[0, {number}, 1]]}}' for number in (400 * "9", 5000 * "9", "1e400")),
     ],
 )
 def test_an_unreadable_line_is_named_and_nothing_written(tmp_path, capsys, bad):
@@ -256,6 +260,17 @@ def test_an_unreadable_line_is_named_and_nothing_written(tmp_path, capsys, bad):
     code, out, err = run(tmp_path, capsys, path)
     assert code == 2 and out == "" and not (tmp_path / "out").exists()
     assert re.fullmatch(rf"error: {re.escape(str(path))}, line 3: .*\n", err)
+
+
+@pytest.mark.parametrize("scale, step", [(1e-3, "0.01"), (1e3, "")])
+def test_times_in_seconds_are_bad_input(tmp_path, capsys, scale, step):
+    rows = [json.loads(line(down=1000 * k)) for k in range(4)]
+    for row in rows:
+        row["points"] = [[scale * t, x, y] for t, x, y in row["points"]]
+    path = written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    code, _, err = run(tmp_path, capsys, path, "--val_share", "0", "--sequence_length", "60000")
+    assert err == (f"error: {path}: t must be in ms, but its median step is 0.01\n" if step else "")
+    assert code == (2 if step else 0)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
@@ -309,6 +324,8 @@ def test_unknown_users_are_split_by_session_and_it_is_said(tmp_path, capsys):
         (["--window", "half"], "window"),
         (["--held_out", "1.1"], "held_out"),
         (["--held_out", "0.9", "--val_users", "game-1,game-2,game-3,game-4"], "to train on"),
+        (["--screen", f"{400 * '9'}x9"], "--screen"),
+        (["--screen", f"9x{5000 * '9'}"], "--screen"),
         (["--sequence_length", "0"], "sequence_length"),
         (["--sequence_length", "49"], "longer than the window"),
         (["--format", "getevent.txt"], "format"),
@@ -387,6 +404,81 @@ def test_the_same_import_again_does_nothing_and_another_is_refused(tmp_path, cap
     code, _, err = run(tmp_path, capsys, path, "--seed", "1")
     assert code == 2 and "holds another data set (seed 0 -> 1" in err
     assert run(tmp_path, capsys, path, "--seed", "1", "--overwrite")[0] == 0
+
+
+def left_of(tmp_path):
+    return sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize("manifest", ["there", "none", "damaged"])
+def test_sets_of_an_earlier_import_are_not_left_beside_a_new_one(tmp_path, capsys, manifest):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    assert run(tmp_path, capsys, path, "--held_out", "0.2")[0] == 0
+    shutil.rmtree(tmp_path / "out" / "train")
+    (tmp_path / "out" / "held_out" / "notes.txt").touch()
+    if manifest != "there":  # killed while it wrote val
+        (tmp_path / "out" / "val" / "dataset.json").unlink()
+    if manifest == "damaged":
+        (tmp_path / "out" / "val" / "dataset.json").write_text("{")
+    before = left_of(tmp_path)
+    code, _, err = run(tmp_path, capsys, path, "--val_share", "0")
+    assert code == 2 and f"{tmp_path / 'out' / 'val'} is of an earlier import" in err
+    assert err.count("\n") == 1 and left_of(tmp_path) == before
+    assert run(tmp_path, capsys, path, "--val_share", "0", "--overwrite")[0] == 0
+    train = ["train", "train/batch_000000_actions.npy", "train/dataset.json"]
+    assert left_of(tmp_path) == ["held_out", "held_out/notes.txt", *train]
+    assert users(tmp_path, "train")[1:] == (5, 20)
+
+
+def test_a_set_of_others_beside_is_left_alone(tmp_path, capsys):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    for name, manifest in (("val", None), ("held_out", {"seed": 3}), ("held_out", 3)):
+        (tmp_path / "out" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name / "x_actions.npy").touch()
+        if manifest:
+            content = {"sequence_length": L, "files": [{"name": "x_actions.npy", "sha256": ""}]}
+            content["arguments"] = manifest
+            (tmp_path / "out" / name / "dataset.json").write_text(json.dumps(content))
+        assert run(tmp_path, capsys, path, "--val_share", "0", "--overwrite")[0] == 0
+        assert f"{name}/x_actions.npy" in left_of(tmp_path)
+
+
+@pytest.mark.parametrize("argv", [[], ["--overwrite"]])
+def test_nothing_is_written_if_one_of_the_sets_cannot_be(tmp_path, capsys, argv):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    (tmp_path / "out" / "val").mkdir(parents=True)
+    (tmp_path / "out" / "val" / "x_actions.npy").touch()
+    code, out, err = run(tmp_path, capsys, path, *argv)
+    assert code == 2 and "val" in err and err.count("\n") == 1 and out == ""
+    assert left_of(tmp_path) == ["val", "val/x_actions.npy"]
+
+
+def test_the_disk_must_have_room_for_all_sets(tmp_path, capsys, monkeypatch):
+    path = written(tmp_path, "a.jsonl", "\n".join(players(5)))
+    free = 20 * L * 12 - 1  # the larger one alone would fit
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    code, _, err = run(tmp_path, capsys, path)
+    assert code == 1 and f"{20 * L * 12} bytes needed for all data sets, {free} free" in err
+    assert left_of(tmp_path) == []
+
+
+def test_the_same_bytes_under_two_names_are_refused(tmp_path, capsys):
+    text = "\n".join(players(5))
+    one, two = (written(tmp_path, f"{name}.jsonl", text) for name in "ab")
+    code = main([str(one), str(two), "--output_dir", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert err == f"error: {one} and {two} are the same, byte for byte; leave one out\n"
+
+
+@pytest.mark.parametrize("name", ["csv", "json", "getevent", "hdf5"])
+def test_a_pipe_must_be_saved_first(tmp_path, capsys, name):
+    end, other = os.pipe()
+    os.close(other)
+    code, _, err = run(tmp_path, capsys, f"/dev/fd/{end}", "--format", name)
+    os.close(end)
+    due = f"error: /dev/fd/{end} is not a regular file; save it to a file first\n"
+    assert (code, err) == (2, due)
 
 
 def test_the_manifest_names_source_arguments_and_counts(tmp_path):
@@ -469,6 +561,15 @@ def test_contacts_of_hdf5_as_whole_windows_go_on_from_segment_to_segment(tmp_pat
     x[0, 0, L - 20 :] = x[0, 1, :30] = [0.25, 0.5, 1]
     (found,), _ = imported(hdf5(tmp_path, x), tmp_path, window="whole")
     assert found[:, 2].sum() == 50 and (found[found[:, 2] == 1, :2] == [0.25, 0.5]).all()
+
+
+def test_contacts_that_a_session_of_hdf5_cuts_are_no_whole_ones(tmp_path):
+    x = np.zeros((4, L, 3), np.float32)
+    for segment, (first, stop) in zip(x, [(0, L), (100, L), (0, 30), (1, L - 1)], strict=True):
+        segment[first:stop] = [0.25, 0.5, 1]
+    (found,), manifest = imported(hdf5(tmp_path, x), tmp_path, window="whole")
+    assert found[:, 2].sum() == L - 2
+    assert manifest["refused"]["contacts"] == {"no touch-down": 2, "no lift-off": 1}
 
 
 def test_hdf5_rows_are_split_and_all_are_there(tmp_path):

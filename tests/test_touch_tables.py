@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from augmentation.import_touch import ImportOptions, import_touch, main, read_recording
+from augmentation.recordings import table as tables
 from augmentation.recordings.files import Recording
 from augmentation.recordings.table import read_table
 from trainlib.errors import UserError
@@ -186,9 +187,11 @@ def test_a_unit_is_seen_where_most_rows_share_their_time_with_another(tmp_path):
         ("ACTION_DOWN", "ACTION_MOVE", "ACTION_MOVE", "ACTION_UP"),
         ("pointerdown", "pointermove", "pointermove", "pointerup"),
         (1, 1, 1, 0),
+        ("1.0", "1.0", "1.0", "0.0"),
         ("True", "True", "True", "False"),
         ("down", "held", "Held", "up "),
         (0, 2, 2, 1),  # Android's MotionEvent
+        ("0.0", "2.0", "2.0", "1.0"),  # as pandas writes it
     ],
 )
 def test_words_and_numbers_of_the_touch_state(tmp_path, words):
@@ -201,6 +204,36 @@ def test_idle_rows_are_no_fault_and_a_lift_off_may_lack_its_place(tmp_path):
     rows = [(900, 0, 0, 0), *[(*row, 1) for row in TOUCH[:3]], (1025, "", "", 0), (1030, 0, 0, 0)]
     strokes, lines = read(tmp_path, table(rows))
     assert whole(strokes) == [[list(row) for row in TOUCH]] and not lines and not faults(strokes)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (-1, 9999), ("", ""), (30, 60)])
+@pytest.mark.parametrize("on, off", [(1, 0), ("1.0", "0.0"), ("true", "false")])
+def test_a_row_of_no_touch_has_no_place(tmp_path, on, off, place):
+    rows = [*[(*row, on) for row in TOUCH[:3]], (1025, *place, off), (1033, *place, off)]
+    strokes, lines = read(tmp_path, table(rows))
+    assert whole(strokes) == [[list(row) for row in TOUCH]] and not lines
+
+
+@pytest.mark.parametrize("down, move, up", [("DOWN", "MOVE", "UP"), (0, 2, 1)])
+def test_a_lift_off_has_its_place(tmp_path, down, move, up):
+    rows = [(*TOUCH[0], down), (*TOUCH[1], move), (1025, 40, 70, up)]
+    strokes, _ = read(tmp_path, table(rows))
+    assert whole(strokes) == [[*map(list, TOUCH[:2]), [1025, 40, 70]]]
+
+
+@pytest.mark.parametrize("zero, one, two", [(0, 1, 2), ("0.0", "1.0", "2.0"), (0, 1, 3)])
+def test_a_code_that_shows_too_late_that_all_were_codes(tmp_path, monkeypatch, zero, one, two):
+    monkeypatch.setattr(tables, "_HEAD", 4)
+    taps = [(8 * i, 1, 1, (zero, one)[i % 2]) for i in range(4)]
+    with pytest.raises(UserError, match=rf"a.csv, line 6: touch is {two}, a code of MotionEvent"):
+        read(tmp_path, table([*taps, (40, 1, 1, two)]))
+
+
+def test_what_is_taken_for_touched_is_said(tmp_path):
+    for words, due in (((1, 1, 1, 0), True), (WORDS, False), ((0, 2, 2, 1), False)):
+        rows = [(*row, word) for row, word in zip(TOUCH, words, strict=True)]
+        how = places(tmp_path, table(rows), screen="99x99")[1]
+        assert ("touch 1 is down, 0 is up" in how) == due
 
 
 @pytest.mark.parametrize(
@@ -318,7 +351,7 @@ def test_a_corner_is_turned_clockwise(tmp_path):
     "columns",
     [
         *("t", "=", "width=1", "t=a,x=b,y=c", "t=a,x=b,y=c,touch="),
-        "t=0,x=1,y=2,touch=3",
+        *("t=0,x=1,y=2,touch=3", "t=1,x=2,y=3,touch=00", f"t=1,x=2,y=3,touch={5000 * '9'}"),
         *("t=a,x=b,y=c,touch=d,z=e", "t=1,x=2,y=3,touch=4,width=5"),
     ],
 )
@@ -334,6 +367,9 @@ def test_bad_columns_are_one_line(columns):
         ("a,b\n1,2\n", "", "line 1: no column for t in a, b"),
         ("\n\nt,x,y\n1,2,3\n", "", "line 3: no column for touch"),
         ("t,x,y,touch\n1,2,3,UP\n", "t=T,x=x,y=y,touch=touch", "no column for t in"),
+        ("\n1,2,3\n4,5,6\n", "t=1,x=2,y=3,touch=9", "line 2: no column 9, only 3"),
+        ("", "t=1,x=2,y=3,touch=4", "line 1: no column 4, only 0"),
+        ("1,2,3,4\n", "t=1,x=2,y=3,touch=²", "line 1: no column for touch in 1, 2, 3, 4"),
     ],
 )
 def test_a_table_without_its_columns_is_named(tmp_path, capsys, text, columns, words):

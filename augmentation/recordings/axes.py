@@ -1,6 +1,7 @@
 """What the numbers of a device span: as described, as asked for, or as seen."""
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -11,29 +12,50 @@ from trainlib.errors import UserError
 KnownAxes = tuple[Axes, str]  # and how they are known
 
 
-def axes_used(recording: Recording, screen: str) -> dict[str | None, KnownAxes]:
-    """Return the axes of each device that strokes come from; None stands for shares.
+def axes_used(recording: Recording, screen: str) -> dict[str | Axes | None, KnownAxes]:
+    """Return the axes by the devices of the strokes.
 
     Args:
         recording: as read.
         screen: WIDTHxHEIGHT of a device that nothing describes; "" if that is not known either.
     """
-    used: dict[str | None, KnownAxes] = {}
+    used: dict[str | Axes | None, KnownAxes] = {}
     for device in dict.fromkeys(stroke.device for stroke in recording.strokes):
         if device is None:
             used[device] = SHARES, "shares of the screen"
-        elif device in recording.axes:
-            used[device] = recording.axes[device]
-        elif len(recording.axes) == 1:
-            used[device] = next(iter(recording.axes.values()))
-        elif recording.axes:
-            names = ", ".join(recording.axes)
-            raise UserError(f"which screen was touched: {names}? leave the others' axes out")
+        elif isinstance(device, Axes):
+            used[device] = device, "from getevent -p"
+        elif known := find_axes(device, recording.axes):
+            used[device] = known
         elif screen:
             used[device] = screen_axes(screen), "from --screen"
+        elif recording.axes:
+            names = ", ".join(name for name, _ in recording.axes)
+            why = f"nothing describes {device}" if device else "the log names no device"
+            cure = "leave the others' axes out, or pass --screen"
+            raise UserError(f"which screen was touched: {names}? {why}; {cure}")
         else:
             used[device] = seen_axes([s.xy for s in recording.strokes if s.device == device])
     return used
+
+
+def find_axes(device: str, axes: Mapping[tuple[str, Axes], str]) -> KnownAxes | None:
+    """Return the axes of a device: those under its name, or the only ones if a name is not known.
+
+    Args:
+        device: its name, perhaps "".
+        axes: as in a Recording.
+
+    Raises:
+        UserError: two devices of that name have different axes.
+    """
+    named = [(known, how) for (name, known), how in axes.items() if name == device]
+    if len(named) > 1:
+        raise UserError(f"two screens are called {device or 'nothing'}; import them one by one")
+    if not named and len(axes) == 1:
+        [((name, known), how)] = axes.items()
+        named = [(known, how)] if "" in (name, device) else []
+    return named[0] if named else None
 
 
 def described(axes: Axes, how: str) -> str:
@@ -43,9 +65,9 @@ def described(axes: Axes, how: str) -> str:
 
 def screen_axes(screen: str) -> Axes:
     """Return the axes of a screen WIDTHxHEIGHT, pixels from 0."""
-    match = re.fullmatch(r"(\d+)x(\d+)", screen)
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", screen)
     if not match or min(map(int, match.groups())) < 2:
-        raise UserError(f"--screen must be WIDTHxHEIGHT, as 1080x2400, got {screen!r}")
+        raise UserError(f"--screen must be WIDTHxHEIGHT, as 1080x2400, got {screen!r:.60}")
     return Axes(0, int(match[1]) - 1, 0, int(match[2]) - 1)
 
 

@@ -3,12 +3,15 @@
 import gzip
 import lzma
 import math
+import stat
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from augmentation.strokes import Axes, Stroke
 from trainlib.bars import bar
@@ -26,16 +29,26 @@ class Recording:
     Attributes:
         strokes: in the order of the files, in units of their device.
         refused: lines that were not taken, by reason.
-        axes: of each device that is described, by its name; and where it is.
+        axes: of the devices that are described, with their names; and where they are.
         notes: what was assumed, in words; a set in order.
         frames: the length of each session whose beginning and end are known; at 500 Hz, from 0 ms.
     """
 
     strokes: list[Stroke] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
-    axes: dict[str, tuple[Axes, str]] = field(default_factory=dict)
+    axes: dict[tuple[str, Axes], str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
+
+
+def check_source(path: Path) -> None:
+    """Raise UserError unless a file is there, and can be read more than once."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as e:
+        raise UserError(f"cannot read {path} ({e.strerror})") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is not a regular file; save it to a file first")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -69,6 +82,13 @@ def number_in(text: str) -> float:
     except ValueError:
         return math.nan
     return number if abs(number) < LARGEST else math.nan
+
+
+def median_step(strokes: Iterable[Stroke]) -> float:
+    """Return the median time between two samples that differ in it; NaN if there are none."""
+    steps = np.concatenate([[], *(np.diff(stroke.t) for stroke in strokes)])
+    steps = steps[steps > 0]
+    return float(np.median(steps)) if len(steps) else math.nan
 
 
 def without_compression(path: Path) -> Path:

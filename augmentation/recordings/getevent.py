@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from augmentation.recordings.axes import find_axes
 from augmentation.recordings.files import (
     Recording,
     number_in,
@@ -61,7 +62,7 @@ _EVENT = re.compile(
     r"(?:(/dev/[^:]+):\s*)?"
     r"(EV_[A-Z]+|[0-9a-f]{4})\s+(\w+)\s+([0-9a-f]{8}|UP|DOWN)\b"
 )
-_AXIS = re.compile(r"(\w+)\s*: value -?\d+, min (-?\d+), max (-?\d+)")
+_AXIS = re.compile(r"(\w+)\s*: value -?\d+, min (-?\d{1,10}), max (-?\d{1,10})\b")
 _DEVICE = re.compile(r"add device \d+: (\S+)")
 _HEADER = re.compile(r"\s|add device|remove device|could not get")
 
@@ -208,8 +209,11 @@ def read_getevent(path: Path, options: Any, recording: Recording) -> None:
             if added := _DEVICE.match(line):
                 described = added[1]
             elif axis := _AXIS.search(line):
-                kind = _KINDS.get(("EV_ABS", axis[1]), _KINDS.get(("0003", axis[1]), DROPPED))
-                ranges[described][kind] = int(axis[2]), int(axis[3])
+                kind = _KINDS.get(("EV_ABS", axis[1]), _KINDS.get(("0003", axis[1]), -1))
+                span = int(axis[2]), int(axis[3])
+                if ranges[described].setdefault(kind, span) != span and kind >= 0:
+                    why = f"another screen is called {described}; import them one by one"
+                    raise unreadable(path, number, why)
             elif line and not _HEADER.match(line):
                 recording.refused[NO_EVENT] += 1
             continue
@@ -232,13 +236,17 @@ def read_getevent(path: Path, options: Any, recording: Recording) -> None:
             device.feed(kind, _number(value), t)
     if not devices and not ranges:
         raise unreadable(path, 1, "holds no event of a touch screen as getevent prints it")
-    for name, device in devices.items():
-        device.end_all(NO_LIFT)
-        recording.strokes += (_stroke(c, session_name(path), name) for c in device.ended)
     multi = {name: known for name, known in ranges.items() if X in known}
+    own = {}
     for name, known in (multi or ranges).items():  # ABS_X may be of a sensor
         if axes := _axes(known):
-            recording.axes[name] = axes, "from getevent -p"
+            own[name, axes] = "from getevent -p"
+    recording.axes |= own
+    for name, device in devices.items():
+        device.end_all(NO_LIFT)
+        found = find_axes(name, own)
+        where = found[0] if found else name
+        recording.strokes += (_stroke(c, session_name(path), where) for c in device.ended)
 
 
 def _number(value: str) -> int:
@@ -259,7 +267,7 @@ def _milliseconds(stamp: str) -> float:
     return 1000 * seconds
 
 
-def _stroke(contact: _Contact, session: str, device: str) -> Stroke:
+def _stroke(contact: _Contact, session: str, device: str | Axes) -> Stroke:
     """Return a contact that has ended as a stroke."""
     xy = np.array(contact.xy)
     fault = contact.fault or (NO_POSITION if np.isnan(xy).any() else "")

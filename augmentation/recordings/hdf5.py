@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from augmentation.recordings.files import Recording, session_name
-from augmentation.strokes import FRAME_MS, Stroke
+from augmentation.strokes import FRAME_MS, NO_DOWN, NO_LIFT, Stroke
 from trainlib.bars import bar
 from trainlib.contacts import contacts_of
 from trainlib.errors import BROKEN, UserError, first_line
@@ -15,10 +15,11 @@ from trainlib.memory import is_out_of_memory
 _FRAMES_AT_ONCE = 1_000_000
 
 
-def read_hdf5(path: Path, _options: Any, recording: Recording) -> None:
+def read_hdf5(path: Path, options: Any, recording: Recording) -> None:
     """Read N sessions of T segments, one after the other in time; without T, of one segment.
 
     x and y are shares of the screen, press is 0 or 1. A contact goes on from segment to segment.
+    In whole windows, one that a session begins or ends in is none.
     """
     try:
         import h5py
@@ -30,7 +31,7 @@ def read_hdf5(path: Path, _options: Any, recording: Recording) -> None:
             if "actions" not in file:
                 names = ", ".join(map(str, file)) or "nothing"
                 raise UserError(f"{path} holds {names}, no dataset 'actions'")
-            _read_actions(path, file["actions"], recording)
+            _read_actions(path, file["actions"], options, recording)
     except UserError:
         raise
     except Exception as e:  # damage shows as many kinds of exception
@@ -39,7 +40,7 @@ def read_hdf5(path: Path, _options: Any, recording: Recording) -> None:
         raise UserError(f"cannot read {path} as HDF5 ({first_line(e)})") from None
 
 
-def _read_actions(path: Path, actions: Any, recording: Recording) -> None:
+def _read_actions(path: Path, actions: Any, options: Any, recording: Recording) -> None:
     """Read the sessions of a dataset, some at a time."""
     shape: tuple[int, ...] = getattr(actions, "shape", ())
     if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
@@ -62,6 +63,9 @@ def _read_actions(path: Path, actions: Any, recording: Recording) -> None:
         for row, onset, xy in contacts_of(x):
             frames = np.arange(onset, onset + len(xy) + 1, dtype=np.float64)  # lifts at the last
             stroke = Stroke(sessions[row], FRAME_MS * frames, np.concatenate([xy, xy[-1:]]))
+            if options.window == "whole":
+                fault = NO_LIFT if frames[-1] == num_frames else ""
+                stroke = stroke._replace(fault=fault if onset else NO_DOWN)
             recording.strokes.append(stroke)
     if stray:
         recording.notes[f"x and y set to 0 where press is 0, in {stray} rows of {path.name}"] = None

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from augmentation.recordings.files import (
+    LARGEST,
     Recording,
+    median_step,
     number_in,
     numbered_lines,
     session_name,
@@ -23,7 +26,7 @@ from augmentation.strokes import DUPLICATE, NO_DOWN, NO_LIFT, TIME_BACK, TWO_FIN
 from trainlib.errors import UserError
 
 FIELDS, NO_STATE, NO_NUMBER = "wrong number of fields", "no touch state", "not a number"
-CANCELLED = "cancelled"
+CANCELLED, MIXED = "cancelled", "a code of MotionEvent, where touch was 0 or 1 so far"
 
 NEEDED, OPTIONAL = ("t", "x", "y", "touch"), ("finger", "session", "width", "height")
 TIME_UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}  # in ms
@@ -36,11 +39,12 @@ _STATES = {
     **dict.fromkeys(("held", "hold", "move", "moved", "stationary"), HELD),
     **dict.fromkeys(("up", "end", "ended"), UP),
     **dict.fromkeys(("cancel", "canceled", "cancelled"), CANCEL),
-    **dict.fromkeys(("1", "1.0", "true"), ON),
-    **dict.fromkeys(("0", "0.0", "false"), OFF),
+    **dict.fromkeys(("1", "true"), ON),
+    **dict.fromkeys(("0", "false"), OFF),
     **dict.fromkeys(("action_pointer_down", "action_pointer_up"), SECOND),
 }
 _ACTIONS = {"0": DOWN, "1": UP, "2": HELD, "3": CANCEL, "5": SECOND, "6": SECOND}  # MotionEvent's
+_CODES = _ACTIONS.keys() - _STATES.keys()  # which tell them from 1 and 0
 _LIFTS = (UP, CANCEL, OFF)
 _PREFIX = re.compile(r"^(action|touch|pointer|mouse)_?")  # of touchstart, ACTION_MOVE, ...
 _HEAD = 1000  # rows that show how many fields a table has, and what its touch states are
@@ -59,8 +63,9 @@ def parse_columns(text: str) -> dict[str, str]:
         )
     if ("width" in columns) != ("height" in columns):
         raise UserError("--columns must name width and height, or neither")
-    if "0" in columns.values():
-        raise UserError("--columns counts columns from 1, got 0")
+    numbers = [name for name in columns.values() if name.isdecimal()]
+    if strange := [number for number in numbers if not 0 < float(number) < LARGEST]:
+        raise UserError(f"--columns counts columns from 1, got {strange[0]:.60}")
     if missing := [role for role in NEEDED if not columns.get(role)]:
         raise UserError(f"--columns must name t, x, y and touch; {missing[0]} is missing")
     return columns
@@ -109,6 +114,7 @@ class _Table:
         self, name: str, columns: Mapping[str, int], width: int, states: Mapping[str, str]
     ) -> None:
         self.ended: list[Stroke] = []
+        self.words: set[str] = set()  # for states, that were met
         self._name, self._columns, self._width, self._states = name, columns, width, states
         self._last_column = max(columns.values())
         self._sessions: dict[str, _Session] = {}
@@ -118,10 +124,12 @@ class _Table:
         if len(row) <= self._last_column:
             return FIELDS
         said = {role: row[column].strip() for role, column in self._columns.items()}
-        word = said["touch"].lower()
+        word = _word(said["touch"])
         state = self._states.get(word) or self._states.get(_PREFIX.sub("", word))
         if state is None:
-            return NO_STATE
+            is_mixed = word in _CODES and self.has_digits and len(row) == self._width
+            return MIXED if is_mixed else NO_STATE
+        self.words.add(word)
         session = self._sessions.setdefault(said.get("session", ""), _Session(said.get("finger")))
         sizes = [said[role] for role in ("width", "height") if role in said]
         if any(not number_in(size) > 1 for size in sizes):
@@ -138,6 +146,11 @@ class _Table:
         session.last_t, session.last_row = t, row
         self._apply(session, said, state, t, (x, y))
         return ""
+
+    @property
+    def has_digits(self) -> bool:
+        """Whether touch was 1 or 0, and not for MotionEvent's."""
+        return self._states is _STATES and not self.words.isdisjoint(("0", "1"))
 
     def end_all(self) -> None:
         """End the contacts that are left, as without lift-off."""
@@ -176,8 +189,10 @@ class _Table:
             device = "x".join(said[role] for role in ("width", "height") if role in said)
             fault = "" if state in (DOWN, ON) else NO_DOWN
             contact = session.contact = _Contact(name, device, fault)
+        # A row of no touch shows no finger: its place is zeros, the mouse's or anything.
+        is_unknown = state == OFF or math.isnan(sum(xy))
         contact.t.append(t)
-        contact.xy.append(contact.xy[-1] if math.isnan(sum(xy)) and contact.xy else xy)
+        contact.xy.append(contact.xy[-1] if is_unknown and contact.xy else xy)
         if state in _LIFTS:
             self._end(session, CANCELLED if state == CANCEL else "")
 
@@ -200,21 +215,29 @@ def read_table(path: Path, options: Any, recording: Recording) -> None:
     rows = _rows(path)
     number, first = next(rows, (1, []))
     columns = parse_columns(options.columns)
-    head = [row for _, row in islice(rows, _HEAD)]
-    if columns and all(name.isdigit() for name in columns.values()):
+    head = [*islice(rows, _HEAD)]
+    if columns and all(name.isdecimal() for name in columns.values()):
         columns_at = {role: int(name) - 1 for role, name in columns.items()}
-        head.insert(0, first)
-        width = Counter(map(len, head)).most_common(1)[0][0]
+        head.insert(0, (number, first))
+        width = Counter(len(row) for _, row in head).most_common(1)[0][0]
+        if (last := max(columns_at.values()) + 1) > width:
+            raise unreadable(path, number, f"no column {last}, only {width}; check --columns")
     else:
         columns_at = _named(columns, [name.strip() for name in first], path, number)
         width = len(first)
-    touches = {row[columns_at["touch"]].strip() for row in head if len(row) == width}
-    states = _ACTIONS if "2" in touches else _STATES
+    touches = {_word(row[columns_at["touch"]]) for _, row in head if len(row) == width}
+    states = _STATES if _CODES.isdisjoint(touches) else _ACTIONS
     table = _Table(session_name(path), columns_at, width, states)
-    for row in chain(head, (row for _, row in rows)):
-        if fault := table.take(row):
+    for number, row in chain(head, rows):
+        fault = table.take(row)
+        if fault == MIXED:
+            got = f"touch is {row[columns_at['touch']]}, {MIXED}"
+            raise unreadable(path, number, f"{got}; write DOWN, MOVE and UP instead")
+        if fault:
             recording.refused[fault] += 1
     table.end_all()
+    if table.has_digits:
+        recording.notes["touch 1 is down, 0 is up; no other code of MotionEvent is there"] = None
     unit = options.time_unit
     if unit == "auto":
         unit = _likely_unit(table.ended)
@@ -222,7 +245,7 @@ def read_table(path: Path, options: Any, recording: Recording) -> None:
     recording.strokes += (s._replace(t=TIME_UNITS[unit] * s.t) for s in table.ended)
     for size in {str(stroke.device) for stroke in table.ended} - {""}:
         x_size, y_size = map(float, size.split("x"))
-        recording.axes[size] = Axes(0, x_size - 1, 0, y_size - 1), "by the columns"
+        recording.axes[size, Axes(0, x_size - 1, 0, y_size - 1)] = "by the columns"
 
 
 def _named(
@@ -257,8 +280,16 @@ def _fields(line: str, delimiter: str) -> list[str]:
         return line.split(delimiter)
 
 
+@lru_cache(1000)
+def _word(text: str) -> str:
+    """Return a touch state as its tables have it: small letters, or digits for a whole number."""
+    number = number_in(text)
+    return str(int(number)) if number.is_integer() else text.strip().lower()
+
+
 def _likely_unit(strokes: list[Stroke]) -> str:
     """Return the unit in which the steps between samples are between 1 and 1000 ms."""
-    steps = np.concatenate([[], *(np.diff(stroke.t) for stroke in strokes)])
-    step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
+    step = median_step(strokes)
+    if math.isnan(step):
+        return "ms"
     return next((u for u, high in (("s", 1), ("ms", 1e3), ("us", 1e6)) if step < high), "ns")
