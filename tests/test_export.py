@@ -103,6 +103,23 @@ def test_exported_files_agree(exported):
     assert "torch" in differences and max(differences.values()) < 1e-5
 
 
+@pytest.mark.parametrize("off", [1, 2, 3])
+def test_parity_forgives_one_gesture_in_ten(exported, monkeypatch, off):
+    """Of 16, in batches of one and three; gestures that rounding sends elsewhere are that rare."""
+    right, left = runtime.sample_by, [off]
+
+    def sample_by(*arguments):
+        x_0 = right(*arguments)
+        x_0[:1] += 0.01 * (left[0] > 0)
+        left[0] -= 1
+        return x_0
+
+    monkeypatch.setattr(runtime, "sample_by", sample_by)
+    monkeypatch.setattr(runtime, "FILES", {"torch": runtime.FILES["torch"]})
+    (difference,) = check_parity(*exported, **SAMPLING).values()
+    assert difference < 1e-5 if off < 3 else difference > 5e-3
+
+
 def test_parity_sees_a_wrong_schedule(exported, tmp_path):
     model, scheduler, folder = exported
     shutil.copytree(folder, tmp_path / "wrong")
@@ -124,7 +141,7 @@ def test_parity_sees_curves_without_their_last_steps(exported, tmp_path):
 
 
 def test_parity_sees_lost_known_frames(exported, monkeypatch):
-    """The largest difference counts, and only the inputs with known frames have one."""
+    """They are half of the inputs, and only these have any."""
     kept = runtime.plain_arrays
 
     def lost(*arguments):
@@ -347,7 +364,7 @@ def test_the_command(straight_run, tmp_path, capsys):
     assert f"one gesture, {said}, one thread" in out
     schedule = json.loads((tmp_path / "x" / "schedule.json").read_text())
     assert schedule["sampling"] == default.sampling
-    assert re.search(r"torch +[\d.]+ ms, largest difference \d\.\de[+-]\d\d", out)
+    assert re.search(r"torch +[\d.]+ ms, difference \d\.\de[+-]\d\d", out)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
