@@ -216,8 +216,9 @@ def fit(
         FloatingPointError: the loss is not finite.
     """
     device = x_train.device
+    gestures = x_train.cpu().numpy()
     for part in model.modules():
-        learn_shapes(part, x_train.cpu().numpy(), bool(config.augment))
+        learn_shapes(part, gestures, bool(config.augment))
     scheduler = build_scheduler(config).to(device)
     state = TrainState(model.to(device), scheduler, config, num_steps, NUM_TASKS)
     state.model.train()
