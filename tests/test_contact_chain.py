@@ -8,7 +8,14 @@ import itertools
 import pytest
 import torch
 
-from trainlib.contact_chain import ContactChain, contact_chain, log_convolution, toeplitz
+from trainlib.contact_chain import (
+    ContactChain,
+    contact_chain,
+    lay_out,
+    log_convolution,
+    log_sum_exp,
+    toeplitz,
+)
 
 
 def weigh(states, log_odds, down, up, count, durations):
@@ -90,10 +97,24 @@ def test_a_convolution_in_logarithms_is_its_sum_at_any_scale(scale):
     x = scale * torch.randn(2, 40, dtype=torch.float64)
     x[1] = scale * torch.arange(40.0)
     weights = 40 * torch.randn(40, dtype=torch.float64).clamp(-1, 1)
-    y = log_convolution(x, toeplitz(weights))
+    y = log_convolution(x, lay_out(weights))
     for j in range(40):
         expected = torch.logsumexp(x[:, : j + 1] + weights[torch.arange(j, -1, -1)], dim=1)
         torch.testing.assert_close(y[:, j], expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_a_sum_in_logarithms_is_torchs_with_its_gradient(scale):
+    x = (scale * torch.randn(3, 40, 5)).requires_grad_()
+    ours, theirs = log_sum_exp(x, dim=1), torch.logsumexp(x, dim=1)
+    torch.testing.assert_close(ours, theirs)
+    gradients = (torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs))
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_a_toeplitz_matrix_holds_each_lag_on_its_diagonal():
+    matrix = toeplitz(torch.tensor([1.0, 2.0, 3.0]), -9.0)
+    assert matrix.tolist() == [[1, 2, 3], [-9, 1, 2], [-9, -9, 1]]
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])

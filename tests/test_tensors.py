@@ -420,3 +420,11 @@ def test_model_diagnostics_by_hand(tiny_config):
     model.forward = lambda x_t, t: model.output_projection(torch.full((5, 4, 16), -0.5))
     assert model_diagnostics(model, x_0)["model/activation_stats"] == pytest.approx(0.5)
     assert model.training and not model.output_projection._forward_pre_hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_exponential_that_underflows_is_a_normal_float(dtype):
+    """Smaller ones take a CPU fifty times as long, and nothing here can tell them from 0."""
+    x = torch.tensor([-1e6, -800.0, -95.0, -3.0, 0.0, 5.0], dtype=dtype)
+    y = tensors.exp(x)
+    assert (y >= torch.finfo(dtype).tiny).all() and (y - x.exp()).abs().max() < 1e-37

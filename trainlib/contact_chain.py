@@ -6,9 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainlib.tensors import exp
+
 NEVER = -1e6  # log weight of what cannot be
 CERTAIN = 1e-6  # probabilities nearer to 0 or 1 are rounding
 BLOCK = 12  # frames that are summed up at once
+
+
+def log_sum_exp(x: Tensor, dim: int) -> Tensor:
+    """Return log Σ exp(x) along a dimension, up to terms of less than the smallest float.
+
+    As torch.logsumexp, whose exp takes fifty times as long where it underflows, as it does here
+    nearly everywhere, and which evaluates it once more for the gradient.
+    """
+    peak = x.detach().amax(dim=dim, keepdim=True)
+    return exp(x - peak).sum(dim=dim).log() + peak.squeeze(dim)
 
 
 def press_evidence(x_t: Tensor, place: Tensor, alpha_bar_t: Tensor) -> Tensor:
@@ -71,80 +83,83 @@ def contact_chain(
             is where its frames are spread over places of which none has half of all odds.
     """
     B, K = log_odds.shape[0], count.shape[1] - 1  # not len: export traces it
-    press = torch.cat([log_odds, log_odds.flip(1)])
-    down, up = F.pad(down, (0, 1)), F.pad(up, (0, 1))  # before frame 0, ... L - 1, and after all
-    begin, end = torch.cat([down, up.flip(1)]), torch.cat([up, down.flip(1)])
-    total = F.pad(press.cumsum(dim=1), (1, 0))  # (2B, L + 1)
+    total = log_odds.cumsum(dim=1)  # up to the frame and with it
+    begin = down - (total - log_odds)  # (B, L), of a contact from this frame on
+    end = F.pad(up[:, 1:], (0, 1)) + total  # of one up to this frame
+    enter, leave = torch.cat([begin, end.flip(1)]), torch.cat([end, begin.flip(1)])  # (2B, L)
     never = torch.full_like(count, NEVER)
     never[:, 0] = 0  # without a contact before it the window begins idle
     first = torch.cat([never, count.flip(1)])[..., None]  # (2B, K + 1, 1)
-    cut_off, weights = durations[0], toeplitz(durations[1:])
+    cut_off, weights = durations[0], lay_out(durations[1:])
 
-    idle, before, after = first[:, 0].expand_as(total), [], []
+    idle, before, after = first[:, 0].expand_as(enter), [], []
     for n in range(1, K + 1):
-        before.append(idle[:, :-1])  # n - 1 contacts are over, (2B, L); touch-down is next
-        sums = contact_sums((idle + begin - total)[:, :-1], weights, cut_off)
-        left = sums + (end + total)[:, 1:]
-        after.append(left)  # the n-th is over, too, at frame 1, ... L
-        ended = F.pad(torch.logcumsumexp(left, dim=1)[:, :-1], (2, 0), value=NEVER)
-        idle = torch.logaddexp(first[:, n], ended)
+        if n > 1:
+            ended = F.pad(torch.logcumsumexp(after[-1], dim=1)[:, :-2], (2, 0), value=NEVER)
+            idle = torch.logaddexp(first[:, n - 1], ended)
+        before.append(idle)  # n - 1 contacts are over, (2B, L); touch-down is next
+        after.append(contact_sums(idle + enter, weights, cut_off) + leave)  # the n-th is over, too
     past, over = torch.stack(before), torch.stack(after)  # (K, 2B, L)
-    starts = past[:, :B] + over[:, B:].flip(0, 2)  # the n-th contact begins at frame 0, ... L - 1
-    ends = over[:, :B] + past[:, B:].flip(0, 2)  # it ends before frame 1, ... L
 
     # Of 0, 1, ... K contacts: a softmax rounds what is certain less than a ratio of two sums.
-    exactly = count.T + F.pad(over[:, :B].logsumexp(dim=2), (0, 0, 1, 0))  # (K + 1, B)
+    exactly = count.T + F.pad(log_sum_exp(over[:, :B], dim=2), (0, 0, 1, 0))  # (K + 1, B)
     exists = exactly.softmax(dim=0).flip(0).cumsum(dim=0).flip(0)[1:, :, None]  # the n-th
-    begun, ended = starts.softmax(dim=2), F.pad(ends.softmax(dim=2), (1, -1))
-    begun, ended = begun.cumsum(dim=2), ended.cumsum(dim=2)
+    starts = past[:, :B] + over[:, B:].flip(0, 2)  # the n-th contact begins at frame 0, ... L - 1
+    ends = over[:, :B] + past[:, B:].flip(0, 2)  # it ends before frame 1, ... L
+    passed = torch.stack([starts, ends]).softmax(dim=3).cumsum(dim=3)
     if decided:
-        exists, begun, ended = ((x > 0.5).to(x.dtype) for x in (exists, begun, ended))
+        exists, passed = ((x > 0.5).to(x.dtype) for x in (exists, passed))
+    begun, ended = passed[0], F.pad(passed[1], (1, -1))
     pressed = (exists * (begun - ended)).sum(dim=0)
     return pressed.clamp(CERTAIN, 1 - CERTAIN).logit()
 
 
-class Toeplitz(NamedTuple):
-    """Weights of lags, laid out for `log_convolution` in blocks of BLOCK frames."""
+class Lags(NamedTuple):
+    """Weights of lags, laid out for `log_convolution` of sequences of L in blocks of BLOCK."""
 
     inside: Tensor  # logarithms, from frame to frame of a block, (BLOCK, BLOCK)
-    across: Tensor  # over the largest, from all frames to a later block's, (blocks, L, BLOCK)
+    across: Tensor  # over the largest, from all frames to each block's, (blocks, L, BLOCK)
     largest: Tensor  # its logarithm
 
 
-def toeplitz(weights: Tensor) -> Toeplitz:
-    """Lay out the log weights of lags 0, 1, ... L - 1 for sequences of L."""
-    last = len(weights) - 1
-    frame = torch.arange(-(-len(weights) // BLOCK) * BLOCK, device=weights.device)
-    to, start = frame[:BLOCK], frame[::BLOCK, None, None]
-    lag = to[:, None] - to
-    inside = torch.where(lag >= 0, weights[lag.clamp(0, last)], NEVER)
-    lag, largest = start + to - frame[:, None], weights.detach().amax(dim=0)
-    across = (weights - largest).exp()[lag.clamp(0, last)]
-    return Toeplitz(inside, torch.where(frame[:, None] < start, across, 0), largest)
+def toeplitz(values: Tensor, otherwise: float) -> Tensor:
+    """Return the matrix of values[j - i], (n, n), and of `otherwise` where j < i."""
+    n = len(values)
+    return F.pad(values, (n - 1, 0), value=otherwise).unfold(0, n, 1).flip(0)
 
 
-def contact_sums(entered: Tensor, weights: Toeplitz, cut_off: Tensor) -> Tensor:
+def lay_out(weights: Tensor) -> Lags:
+    """Lay out the log weights of lags 0, 1, ... L - 1; L is filled up to whole blocks."""
+    missing, largest = -len(weights) % BLOCK, weights.detach().amax(dim=0)
+    inside = toeplitz(F.pad(weights, (0, missing))[:BLOCK], NEVER)
+    across = toeplitz(F.pad((weights - largest).exp(), (0, missing)), 0)
+    return Lags(inside, across.unflatten(1, (-1, BLOCK)).transpose(0, 1), largest)
+
+
+def contact_sums(entered: Tensor, weights: Lags, cut_off: Tensor) -> Tensor:
     """Sum over touch-downs at 0, ... L - 1, (N, L), weighed by duration, to lift-offs at 1, ... L.
 
     In logarithms; a contact from frame 0, or to the window's end, may be cut off.
     """
-    from_start, to_end = entered[:, :1], entered.logsumexp(dim=1, keepdim=True)
+    from_start, to_end = entered[:, :1], log_sum_exp(entered, dim=1)[:, None]
     cut = torch.cat([from_start.expand_as(entered)[:, 1:], to_end], dim=1)
     return torch.logaddexp(log_convolution(entered, weights), cut + cut_off)
 
 
-def log_convolution(x: Tensor, weights: Toeplitz) -> Tensor:
+def log_convolution(x: Tensor, weights: Lags) -> Tensor:
     """Return y_j = log Σ_{i<=j} exp(x_i + weights[j - i]) of x, (N, L).
 
     Whatever range x has: within a block of frames in logarithms, and all that comes from earlier
     blocks as one product of matrices, relative to the largest x there.
     """
-    length = x.shape[1]
-    blocks = F.pad(x, (0, weights.across.shape[1] - length), value=NEVER).unflatten(1, (-1, BLOCK))
-    near = (blocks[:, :, None] + weights.inside).logsumexp(dim=3)
+    length, size = x.shape[1], weights.across.shape[1]
+    blocks = F.pad(x, (0, size - length), value=NEVER).unflatten(1, (-1, BLOCK))
+    near = log_sum_exp(blocks[..., None] + weights.inside, dim=2)
     peak = blocks.detach().amax(dim=2).cummax(dim=1).values
     peak = F.pad(peak[:, :-1], (1, 0), value=NEVER)[..., None]  # of all earlier blocks
-    scaled = (blocks.flatten(1)[:, None] - peak).clamp(max=0).exp()  # (N, blocks, L)
-    far = (scaled.transpose(0, 1) @ weights.across).transpose(0, 1)
-    far = far.clamp(min=torch.finfo(far.dtype).tiny).log() + peak + weights.largest
+    frame = torch.arange(size, device=x.device)
+    earlier = (frame < frame[::BLOCK, None]).to(x.dtype)  # (blocks, L)
+    scaled = exp((blocks.flatten(1)[:, None] - peak).clamp(max=0)) * earlier
+    far = (scaled.transpose(0, 1) @ weights.across).transpose(0, 1)  # (N, blocks, BLOCK)
+    far = far.clamp(min=torch.finfo(far.dtype).tiny).log() + (peak + weights.largest)
     return torch.logaddexp(near, far).flatten(1)[:, :length]

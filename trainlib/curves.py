@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trainlib.contact_chain import NEVER
 from trainlib.lessons import CurveLessons
 from trainlib.returns import by_neighbours
-from trainlib.tensors import WideLinear, zero_init
+from trainlib.tensors import WideLinear, exp, zero_init
 
 STILL = 5e-5  # of the screen, a twentieth of a pixel; less is no motion
 
@@ -126,7 +126,7 @@ class CurveDenoiser(nn.Module):
         """Return E[sin ωy], E[cos ωy] of places y = c_t/√ᾱ in their noise, (B, S, axes*2*WAVES)."""
         omega = math.pi * 2.0 ** torch.arange(self.WAVES, device=c_t.device, dtype=c_t.dtype)
         places = c_t.unflatten(2, (self.axes, -1))[..., :1] / alpha_bar_t.sqrt()[..., None]
-        left = torch.exp(-(omega**2) * (own / alpha_bar_t)[..., None] / 2)
+        left = exp(-(omega**2) * (own / alpha_bar_t)[..., None] / 2)
         turned = places * omega
         return torch.cat([turned.sin() * left, turned.cos() * left], dim=-1).flatten(2)
 
