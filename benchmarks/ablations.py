@@ -4,12 +4,13 @@
     python -m benchmarks.ablations --run runs/RUN --name "no rotary attention"   # trained elsewhere
 
 Each variant is one run of the trainer's own command line, on one thread, scored on the whole
-validation set: 12 epochs, or with --full all of the recipe's. The rows go to
-benchmarks/results/ablations.json as they finish, and a variant that is there already is not run
-again. Short runs rank choices, only full ones show what a choice brings in the end; of a difference
-between two rows compare what another seed changes.
+validation set, and what it draws by the judge of benchmarks/trainings.py: 12 epochs, or with --full
+all of the recipe's. The rows go to benchmarks/results/ablations.json as they finish, and a variant
+that is there already is not run again. Short runs rank choices, only full ones show what a choice
+brings in the end; of a difference between two rows compare what another seed changes.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -17,18 +18,21 @@ from pathlib import Path
 
 from benchmarks.measure import Row, add_row, read_rows, run_trainer
 from benchmarks.report import RESULTS, table
+from benchmarks.trainings import score
 from train_diffusion_ddim import TrainConfig
 from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.run_log import read_metrics
 
 ABLATIONS = RESULTS / "ablations.json"
 SHORT, FULL = 12, TrainConfig().num_epochs
+DRAWN = argparse.Namespace(num=4000, judged=1000, seed=0)  # gestures, of them by a classifier
 
 VARIANTS = {
     "default": "",
     "no contacts": "--no-contacts",
     "no rotary attention": "--no-rotary",
     "no adaLN-zero": "--no-adaln",
+    "neither of the two": "--no-rotary --no-adaln",
     "patches of 10 frames": "--patch_size 10",
     "predicts v": "--prediction_type v --no-contacts",
     "linear schedule": "--beta_schedule linear",
@@ -47,18 +51,19 @@ COLUMNS = {
     "denoise .2": "final/denoise_mse_sigma_0.2",
     "denoise .4": "final/denoise_mse_sigma_0.4",
     "denoise .7": "final/denoise_mse_sigma_0.7",
-    "one press": "generate/one_press",
-    "clicks": "generate/share_click",
     "shake": "generate/shake",
 }
+JUDGED = ("valid", "click", "AUC", "still clicks", "R at 0.1", "R at 0.2", "R at 0.4", "R at 0.7")
 
 
 def read_run(name: str, folder: Path) -> Row:
-    """Return the row of a finished run: the scores of the last line of its metrics.jsonl."""
+    """Return the row of a finished run: of the last line of its metrics.jsonl, and the judge's."""
     config, rows = json.loads((folder / "config.json").read_text("utf-8")), read_metrics(folder)
     if not rows or "final/mse" not in rows[-1]:
         raise UserError(f"{folder} holds no finished run")
     scores = {column: rows[-1][key] for column, key in COLUMNS.items()}
+    judged = score(str(folder), DRAWN)[1]
+    scores |= {column: judged[column] for column in JUDGED}
     scores["train s"] = sum(row.get("train/epoch_s", 0.0) for row in rows)
     row = {key: config[key] for key in ("num_epochs", "seed")}
     return {"name": name, "commit": config["made_by"]["commit"], **row, "scores": scores}
@@ -78,6 +83,14 @@ def is_there(name: str, num_epochs: int, seed: int) -> bool:
     return any(wanted.items() <= row.items() for row in read_rows(ABLATIONS))
 
 
+def shown(num_epochs: int) -> str:
+    """Return the rows of so many epochs as a table of the scores that all of them have."""
+    rows = [row for row in read_rows(ABLATIONS) if row["num_epochs"] == num_epochs]
+    columns = [name for name in rows[0]["scores"] if all(name in row["scores"] for row in rows)]
+    named = [{"variant": row["name"], "seed": row["seed"]} | row["scores"] for row in rows]
+    return table([{name: row[name] for name in ("variant", "seed", *columns)} for row in named])
+
+
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = OneLineParser(prog="python -m benchmarks.ablations", description=__doc__)
@@ -95,9 +108,8 @@ def main() -> None:
     for name in [] if args.run else args.only:
         if not is_there(name, num_epochs, args.seed):
             add_row(ABLATIONS, train_variant(name, num_epochs, args.seed))
-    rows = read_rows(ABLATIONS)
-    names = ("name", "num_epochs", "seed")
-    say(table([{key: row[key] for key in names} | row["scores"] for row in rows]))
+    lengths = sorted({row["num_epochs"] for row in read_rows(ABLATIONS)})
+    say("\n\n".join(f"{length} epochs\n\n{shown(length)}" for length in lengths))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.ablations import ABLATIONS, SHORT
+from benchmarks import ablations
 from benchmarks.frontier import FRONTIER, describe
 from benchmarks.human import HUMAN, shown
 from benchmarks.measure import read_rows
@@ -284,12 +284,6 @@ def speed() -> str:
     return markdown_table(["asked", "measured", "quartiles, or range"], rows)
 
 
-def ablations() -> str:
-    """Return the variants of the default that were trained for a short time."""
-    rows = [row for row in read_rows(ABLATIONS) if row["num_epochs"] == SHORT]
-    return table([{"variant": row["name"], "seed": row["seed"]} | row["scores"] for row in rows])
-
-
 def baselines() -> Table:
     """Return the scores of regression, of the VAEs and of the default beside them."""
     tables = read_baselines(REPORTS / "default" / "baselines.json")["protocols"]
@@ -335,7 +329,8 @@ def blocks() -> dict[str, str]:
         made[f"made_by_{name}"] = made_by(report)
         made[f"criteria_{name}"] = criteria(report)
     others = {
-        "ablations": ablations(),
+        "ablations": ablations.shown(ablations.SHORT),
+        "ablations_full": ablations.shown(ablations.FULL),
         "train_log": train_log(),
         "recipes": recipes(),
         "speed": speed(),
