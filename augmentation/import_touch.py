@@ -12,7 +12,6 @@ input, 130 Ctrl-C; every failure is one line on stderr.
 
 import argparse
 import hashlib
-import os
 import re
 import shutil
 import sys
@@ -23,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +50,7 @@ from trainlib.gesture_files import (
     GeneratedDataset,
     Render,
     as_folder,
+    check_writable,
     read_manifest,
     write_gestures,
 )
@@ -339,10 +339,6 @@ def cut(
 # ---- the folder ----------------------------------------------------------------------------
 
 
-class _Ready(Exception):
-    """A data set may be written."""
-
-
 def make_way(folder: Path, sets: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> None:
     """Check that all data sets can be written, then remove what an earlier import leaves beside.
 
@@ -371,17 +367,6 @@ def make_way(folder: Path, sets: Mapping[str, Mapping[str, Any]], *, overwrite: 
             file.unlink(missing_ok=True)
         with suppress(OSError):  # something else is there
             files[0].parent.rmdir()
-
-
-def check_writable(folder: Path, arguments: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Raise what `write_gestures` would raise before it changes a folder; a new one is not made."""
-
-    def stop() -> NoReturn:
-        raise _Ready
-
-    if os.path.lexists(folder):
-        with suppress(_Ready):
-            write_gestures(folder, arguments, stop, overwrite=overwrite)
 
 
 def files_of_import(folder: Path) -> list[Path]:

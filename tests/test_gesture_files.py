@@ -24,6 +24,7 @@ from trainlib.errors import UserError
 from trainlib.files import sha256_of
 from trainlib.gesture_files import (
     action_files,
+    check_writable,
     read_actions,
     read_context,
     read_gestures,
@@ -329,10 +330,10 @@ def test_more_than_the_process_may_have_is_a_memory_error(tmp_path):
 # ---- names and dataset.json ------------------------------------------------------------
 
 
-def write(folder, x=None, per_file=2):
+def write(folder, x=None, per_file=2, **options):
     x = make_gestures(5).numpy() if x is None else x
     arguments = {"num_sequences": len(x), "sequence_length": L, "sequences_per_file": per_file}
-    return write_gestures(folder, arguments, lambda: (lambda rows: x[rows], {})).folder
+    return write_gestures(folder, arguments, lambda: (lambda rows: x[rows], {}), **options).folder
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -510,6 +511,39 @@ def test_a_folder_is_written_by_one_at_a_time(tmp_path):
     np.testing.assert_array_equal(read_gestures(tmp_path / "a", L), x)
     assert not write_gestures(tmp_path / "a", arguments, slow).written
     assert {p.suffix for p in (tmp_path / "a").iterdir()} == {".npy", ".json"}  # no lock is left
+
+
+WRITABLE = {
+    "nothing": lambda folder: None,
+    "an empty folder": lambda folder: folder.mkdir(),
+    "the same set": write,
+    "another set": lambda folder: write(folder, per_file=3),
+    "a file of others": lambda folder: (folder.mkdir(), (folder / "x_actions.npy").touch()),
+    "a file": lambda folder: folder.touch(),
+    "a link to nothing": lambda folder: folder.symlink_to("nowhere"),
+}
+
+
+def error_of(function, *args, **options):
+    try:
+        function(*args, **options)
+    except UserError as e:
+        return str(e)
+    return None
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", WRITABLE)
+def test_the_check_says_what_the_writer_says_and_changes_nothing(tmp_path, name, overwrite):
+    folder = tmp_path / "a"
+    WRITABLE[name](folder)
+    arguments = {"num_sequences": 5, "sequence_length": L, "sequences_per_file": 2}
+    there = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    said = error_of(check_writable, folder, arguments, overwrite=overwrite)
+    assert there == {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert said == error_of(write, folder, overwrite=overwrite)
+    is_refused = name.startswith(("a file", "a link")) or (name == "another set" and not overwrite)
+    assert (said is not None) == is_refused
 
 
 # ---- goals -----------------------------------------------------------------------------

@@ -342,16 +342,23 @@ def write_gestures(
     if not os.path.isdir(folder):
         make_folder(folder)
     with _locked(folder):
-        data_names = {name for name in os.listdir(folder) if _is_of_gestures(name)}
-        manifest = _check_free(folder, data_names, arguments, names, overwrite=overwrite)
+        manifest, old = _check_folder(folder, names, arguments, overwrite=overwrite)
         if manifest is not None:
             return GeneratedDataset(folder, manifest, written=False)
-        old = _check_replaceable(folder, data_names)
-        _check_room(folder, old, names, arguments)
         render, notes = draw()
         _remove(folder, old)
         manifest = _write_all(folder, names, arguments, render, notes, progress)
         return GeneratedDataset(folder, manifest, written=True)
+
+
+def check_writable(folder: Path, arguments: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Raise what `write_gestures` would raise before it changes a folder; a new one is not made."""
+    names = _batch_names(arguments)
+    if os.path.isdir(folder):
+        with _locked(folder):
+            _check_folder(folder, names, arguments, overwrite=overwrite)
+    elif os.path.lexists(folder):
+        make_folder(folder)  # says why a file is no folder
 
 
 def write_context(folder: str | Path, context: np.ndarray) -> None:
@@ -403,6 +410,22 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _check_folder(
+    folder: Path, names: list[str], arguments: Mapping[str, Any], *, overwrite: bool
+) -> tuple[Manifest | None, set[str]]:
+    """Return the manifest if the data set is there, else None and the names of files to replace.
+
+    Raises what `write_gestures` raises, and changes nothing.
+    """
+    data_names = {name for name in os.listdir(folder) if _is_of_gestures(name)}
+    manifest = _check_free(folder, data_names, arguments, names, overwrite=overwrite)
+    if manifest is not None:
+        return manifest, set()
+    old = _check_replaceable(folder, data_names)
+    _check_room(folder, old, names, arguments)
+    return None, old
 
 
 def _check_free(
