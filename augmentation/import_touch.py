@@ -28,7 +28,7 @@ import numpy as np
 
 from augmentation.recordings import READERS, format_of
 from augmentation.recordings.axes import axes_used, described, screen_axes
-from augmentation.recordings.files import Recording, check_source
+from augmentation.recordings.files import Recording, distinct_files
 from augmentation.recordings.table import TIME_UNITS, parse_columns
 from augmentation.strokes import (
     DUPLICATE,
@@ -43,7 +43,7 @@ from augmentation.strokes import (
     without_overlaps,
 )
 from trainlib.errors import OneLineParser, UserError, run_program, say
-from trainlib.files import make_folder, sha256_of
+from trainlib.files import make_folder
 from trainlib.gesture_files import (
     ACTIONS,
     MANIFEST_NAME,
@@ -156,8 +156,8 @@ def import_touch(
     overwrite = as_type("overwrite", overwrite, bool)
     paths = [as_folder(source, "a source") for source in sources]
     with memory_named("the recordings", "the number of files"):
-        source = described_sources(paths)
         recording = read_recording(paths, chosen)
+        source = recording.sources
         digest = hashlib.sha256("".join(file["sha256"] for file in source).encode()).hexdigest()
         if chosen.window == "auto":
             chosen = replace(chosen, window="timeline" if recording.frames else "whole")
@@ -183,8 +183,7 @@ def import_touch(
 def read_recording(paths: Sequence[Path], options: ImportOptions) -> Recording:
     """Return what files hold, in shares of the screen, held positions held."""
     recording = Recording()
-    for path in paths:
-        check_source(path)
+    for path in distinct_files(paths, recording):
         READERS[format_of(path, options)](path, options, recording)
     used = axes_used(recording, options.screen)
     y_up, rotate = options.y_axis == "up", int(options.rotate)
@@ -198,20 +197,6 @@ def read_recording(paths: Sequence[Path], options: ImportOptions) -> Recording:
     ]
     recording.notes.update(dict.fromkeys(described(*known) for known in used.values()))
     return recording
-
-
-def described_sources(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """Return the name and the SHA-256 of each file.
-
-    UserError if one is there twice: under two names, its people could be trained and validated on.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        check_source(path)
-        same = found.setdefault(sha256_of(path), path)
-        if same is not path:
-            raise UserError(f"{same} and {path} are the same, byte for byte; leave one out")
-    return [{"name": path.name, "sha256": digest} for digest, path in found.items()]
 
 
 # ---- who is validated on ----------------------------------------------------------------

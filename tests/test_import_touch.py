@@ -70,6 +70,12 @@ def written(tmp_path, name, text, encoding="utf-8"):
     return path
 
 
+def packed(name, content):
+    """Bytes as a file of this name holds them."""
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(name[-3:], bytes)
+    return pack(content)
+
+
 def imported(path, tmp_path, **options):
     """The gestures of all parts, and the manifest of the first."""
     options = {"val_share": 0.0} | options
@@ -219,9 +225,8 @@ def test_a_contact_that_ends_at_the_border_is_not_in_the_next_window():
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
 def test_json_lines_plain_and_compressed(tmp_path, suffix):
-    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix]
     text = "\r\n".join([*players(1, 3), "", ""]).encode()
-    path = written(tmp_path, f"a.jsonl{suffix}", pack(text))
+    path = written(tmp_path, f"a.jsonl{suffix}", packed(suffix, text))
     x, manifest = imported(path, tmp_path)
     assert x.shape == (3, L, 3) and manifest["refused"]["contacts"] == {}
     for gesture in x:
@@ -468,7 +473,40 @@ def test_the_same_bytes_under_two_names_are_refused(tmp_path, capsys):
     code = main([str(one), str(two), "--output_dir", str(tmp_path / "out")])
     err = capsys.readouterr().err
     assert code == 2 and not (tmp_path / "out").exists()
-    assert err == f"error: {one} and {two} are the same, byte for byte; leave one out\n"
+    assert err == f"error: {one} and {two} hold the same; leave one out\n"
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "a.jsonl.gz"), ("a.jsonl.xz", "a.jsonl.gz")])
+def test_a_file_and_its_packed_copy_beside_it_count_once(tmp_path, capsys, names):
+    text = "\n".join(players(5)).encode()
+    paths = [written(tmp_path, name, packed(name, text)) for name in names]
+    argv = [*map(str, paths), "--output_dir", str(tmp_path / "out")]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert f"assumed:  {names[1]} is left out, as {names[0]} holds the same\n" in out
+    assert "16 windows with 16 contacts" in out and "refused:  contacts: none" in out
+    manifest = json.loads((tmp_path / "out" / "train" / "dataset.json").read_text())
+    assert manifest["source"] == [{"name": names[0], "sha256": sha256_of(paths[0])}]
+
+
+def test_a_packed_file_that_holds_something_else_is_read_too(tmp_path):
+    lines = players(2)
+    paths = [
+        written(tmp_path, name, packed(name, "\n".join(lines[k::2]).encode()))
+        for k, name in enumerate(("a.jsonl", "a.jsonl.gz"))
+    ]
+    made = import_touch(paths, tmp_path / "out", val_share=0.0)
+    assert made[0].manifest["contacts"] == len(lines)
+    assert [file["name"] for file in made[0].manifest["source"]] == ["a.jsonl", "a.jsonl.gz"]
+
+
+@pytest.mark.parametrize("name", ["b.jsonl.gz", "old/a.jsonl.gz"])
+def test_a_packed_copy_under_another_name_is_refused(tmp_path, capsys, name):
+    text = "\n".join(players(5)).encode()
+    (tmp_path / "old").mkdir()
+    one, two = (written(tmp_path, name, packed(name, text)) for name in ("a.jsonl", name))
+    assert main([str(one), str(two), "--output_dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"error: {one} and {two} hold the same; leave one out\n"
 
 
 @pytest.mark.parametrize("name", ["csv", "json", "getevent", "hdf5"])

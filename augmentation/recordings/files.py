@@ -1,6 +1,7 @@
 """What the readers of all formats share: the recording that they fill, and the lines of a file."""
 
 import gzip
+import hashlib
 import lzma
 import math
 import stat
@@ -16,9 +17,11 @@ import numpy as np
 from augmentation.strokes import Axes, Stroke
 from trainlib.bars import bar
 from trainlib.errors import UserError, first_line
+from trainlib.files import sha256_of
 
 LARGEST = 1e19  # of all numbers in files: more than the ns since 1970
 _OPENERS: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open}
+_FAULTS = (OSError, EOFError, lzma.LZMAError, zlib.error)  # of opening and unpacking a file
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # as PowerShell redirects
 
 
@@ -32,6 +35,7 @@ class Recording:
         axes: of the devices that are described, with their names; and where they are.
         notes: what was assumed, in words; a set in order.
         frames: the length of each session whose beginning and end are known; at 500 Hz, from 0 ms.
+        sources: the name and the SHA-256 of each file that was read.
     """
 
     strokes: list[Stroke] = field(default_factory=list)
@@ -39,6 +43,7 @@ class Recording:
     axes: dict[tuple[str, Axes], str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
+    sources: list[dict[str, str]] = field(default_factory=list)
 
 
 def check_source(path: Path) -> None:
@@ -51,6 +56,46 @@ def check_source(path: Path) -> None:
         raise UserError(f"{path} is not a regular file; save it to a file first")
 
 
+def distinct_files(paths: Iterable[Path], recording: Recording) -> list[Path]:
+    """Return the files to read, each content once, and enter them as the sources of a recording.
+
+    Of a file and its .gz or .xz beside it, the first given is read, and a note names the other.
+
+    Raises:
+        UserError: another file holds the same: under two names, its people could be trained and
+            validated on; or a file is not there.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        check_source(path)
+        content = _sha256_unpacked(path)
+        same = found.get(content)
+        if same is None:
+            found[content] = path
+            recording.sources.append({"name": path.name, "sha256": sha256_of(path)})
+        elif same != path and without_compression(same) == without_compression(path):
+            recording.notes[f"{path.name} is left out, as {same.name} holds the same"] = None
+        else:
+            raise UserError(f"{same} and {path} hold the same; leave one out")
+    return [*found.values()]
+
+
+def _sha256_unpacked(path: Path) -> str:
+    """Return the SHA-256 of what a file holds, unpacked; of its bytes if that cannot be done."""
+    try:
+        with _opener(path)(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except _FAULTS:  # its reader will name the line
+        return sha256_of(path)
+
+
+def _opener(path: Path) -> Callable[..., Any]:
+    """Return the function that opens a file, plain, .gz or .xz by its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(6)
+    return next((_OPENERS[magic] for magic in _OPENERS if head.startswith(magic)), open)
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file, plain, .gz or .xz, each with its number, from 1.
 
@@ -58,15 +103,13 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with open(path, "rb") as file:
-            head = file.read(6)
-        opener = next((_OPENERS[magic] for magic in _OPENERS if head.startswith(magic)), open)
+        opener = _opener(path)
         with opener(path, "rb") as file:
             encoding = "utf-16" if file.read(2) in _UTF_16 else "utf-8-sig"
         with opener(path, "rt", encoding=encoding, errors="replace", newline="\n") as file:
             for number, line in enumerate(bar(file, f"reading {path.name}", " lines"), 1):
                 yield number, line.rstrip(" \r\n")
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
+    except _FAULTS as e:
         raise unreadable(path, number + 1, first_line(e)) from None
 
 
