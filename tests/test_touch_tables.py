@@ -236,6 +236,51 @@ def test_what_is_taken_for_touched_is_said(tmp_path):
         assert ("touch 1 is down, 0 is up" in how) == due
 
 
+def taps(num, codes=(0, 1), still=1):
+    """Taps of 90 ms, one second and at least 100 pixels apart, each with a down and an up."""
+    downs = [(1000 * i, 100 * i, 300 * (i % 2)) for i in range(num)]
+    ups = [(t + 90, x + still, y) for t, x, y in downs]
+    pairs = zip(downs, ups, strict=True)
+    return [(*row, code) for pair in pairs for row, code in zip(pair, codes, strict=True)]
+
+
+@pytest.mark.parametrize("codes", [(0, 1), ("0.0", "1.0")])
+@pytest.mark.parametrize("head", [1000, 6, 7])
+def test_taps_without_a_move_are_codes_of_motion_event(tmp_path, monkeypatch, codes, head):
+    monkeypatch.setattr(tables, "_HEAD", head)
+    text = table(taps(6, codes))
+    strokes, lines = read(tmp_path, text)
+    due = [
+        [[1000 * i, 100 * i, y], [1000 * i + 90, 100 * i + 1, y]]
+        for i, y in enumerate(3 * [0, 300])
+    ]
+    assert whole(strokes) == due and not faults(strokes) and not lines
+    how = places(tmp_path, text, screen="999x999")[1]
+    assert "touch 0 is down, 1 is up" in how and "touch 1 is down" not in how
+
+
+TAPS = taps(4)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        taps(4, (1, 0)),  # as states
+        taps(4, still=200),  # swipes from where the last one ended
+        TAPS[:-1],  # stopped while nothing touched
+        TAPS[1:],
+        [*TAPS, (5000, 0, 0, 0), (5010, 0, 0, 0)],  # idle rows
+        [*TAPS[:3], (1050, *TAPS[2][1:3], 1), *TAPS[3:]],  # two rows of one touch
+        taps(2),  # too few to tell
+        [(t, 5, 5, code) for t, _, _, code in TAPS],  # all at one place
+        [(t, "", "", code) for t, _, _, code in TAPS[:1]] + TAPS[1:],
+    ],
+)
+def test_ones_and_zeros_that_may_be_states_are(tmp_path, rows):
+    how = places(tmp_path, table(rows), screen="999x999")[1]
+    assert "touch 1 is down, 0 is up" in how and "touch 0 is down" not in how
+
+
 @pytest.mark.parametrize(
     "rows, reason",
     [

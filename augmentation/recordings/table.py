@@ -3,11 +3,11 @@
 import csv
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ _CODES = _ACTIONS.keys() - _STATES.keys()  # which tell them from 1 and 0
 _LIFTS = (UP, CANCEL, OFF)
 _PREFIX = re.compile(r"^(action|touch|pointer|mouse)_?")  # of touchstart, ACTION_MOVE, ...
 _HEAD = 1000  # rows that show how many fields a table has, and what its touch states are
+_STILL = 0.05  # a tap moves less than this share of the farthest way from tap to tap
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -225,8 +226,10 @@ def read_table(path: Path, options: Any, recording: Recording) -> None:
     else:
         columns_at = _named(columns, [name.strip() for name in first], path, number)
         width = len(first)
-    touches = {_word(row[columns_at["touch"]]) for _, row in head if len(row) == width}
-    states = _STATES if _CODES.isdisjoint(touches) else _ACTIONS
+    whole = [row for _, row in head if len(row) == width]
+    is_taps = _is_taps(whole, columns_at, is_cut=len(head) >= _HEAD)
+    has_codes = not _CODES.isdisjoint(_word(row[columns_at["touch"]]) for row in whole)
+    states = _ACTIONS if is_taps or has_codes else _STATES
     table = _Table(session_name(path), columns_at, width, states)
     for number, row in chain(head, rows):
         fault = table.take(row)
@@ -238,6 +241,8 @@ def read_table(path: Path, options: Any, recording: Recording) -> None:
     table.end_all()
     if table.has_digits:
         recording.notes["touch 1 is down, 0 is up; no other code of MotionEvent is there"] = None
+    if is_taps:
+        recording.notes["touch 0 is down, 1 is up: each 0 has a 1 after it at its place"] = None
     unit = options.time_unit
     if unit == "auto":
         unit = _likely_unit(table.ended)
@@ -246,6 +251,35 @@ def read_table(path: Path, options: Any, recording: Recording) -> None:
     for size in {str(stroke.device) for stroke in table.ended} - {""}:
         x_size, y_size = map(float, size.split("x"))
         recording.axes[size, Axes(0, x_size - 1, 0, y_size - 1)] = "by the columns"
+
+
+def _is_taps(rows: Sequence[Sequence[str]], columns: Mapping[str, int], *, is_cut: bool) -> bool:
+    """Tell whether 0 and 1 are MotionEvent's down and up, of taps alone, which have no other code.
+
+    Each 0 is then followed by a 1 at nearly its place, and the next 0 is elsewhere. As states of
+    touch they would be contacts that begin where the last one ended, without a row of a move.
+
+    Args:
+        rows: the first of a table, all whole.
+        columns: by role.
+        is_cut: whether more rows may follow, so that the last tap may lack its 1.
+    """
+    sessions: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
+    for row in rows:
+        word, x, y = (row[columns[role]] for role in ("touch", "x", "y"))
+        session = row[columns["session"]] if "session" in columns else ""
+        sessions[session].append((_word(word), number_in(x), number_in(y)))
+    moves: list[float] = []  # within a tap
+    ways: list[float] = []  # from a tap to the next
+    for samples in sessions.values():
+        if is_cut and samples[-1][0] == "0":
+            samples.pop()
+        if [word for word, *_ in samples] != ["0", "1"] * (len(samples) // 2):
+            return False
+        steps = [math.dist(a, b) for (_, *a), (_, *b) in pairwise(samples)]
+        moves += steps[::2]
+        ways += steps[1::2]
+    return len(ways) > 1 and all(move < _STILL * max(ways) for move in moves)
 
 
 def _named(
