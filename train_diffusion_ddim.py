@@ -63,8 +63,8 @@ from trainlib.legendre import coefficients, curves_at, legendre_table, mean_over
 from trainlib.lessons import CurveLessons, curve_lessons
 from trainlib.loaders import all_sequences, batch_size_of
 from trainlib.memory import memory_named
-from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_type_accuracy
 from trainlib.metrics import (
+    FLOOR,
     compute_reconstruction_metrics,
     generation_metrics,
     gesture_metrics,
@@ -72,6 +72,7 @@ from trainlib.metrics import (
     recreation_rows,
     recreation_summary,
 )
+from trainlib.metrics import compute_gesture_type_accuracy as compute_gesture_type_accuracy
 from trainlib.metrics import compute_spatial_accuracy as compute_spatial_accuracy
 from trainlib.metrics import compute_temporal_iou as compute_temporal_iou
 from trainlib.returns import returned
@@ -84,8 +85,6 @@ from trainlib.tensors import modulate, zero_init
 
 Model = Callable[..., Tensor]  # model(x_t, t), perhaps with known, known_mask, context
 Index = int | Tensor  # one t for the batch, or (B,) int64
-
-FLOOR = 1e-8  # keeps ratios and logarithms finite
 
 BETA_SCHEDULES = ("linear", "cosine", "wide_cosine")
 PREDICTION_TYPES = ("epsilon", "v", "x0")

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trainlib.gestures import SEQ_LEN
+from trainlib.gestures import FRAME_MS, SEQ_LEN
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -36,7 +36,6 @@ BoolArray = npt.NDArray[np.bool_]
 Shapes = dict[str, FloatArray]  # for each of FEATURES a number per leg
 Habits = Mapping[str, Any]
 
-FRAME_MS = 2.0  # 500 Hz
 LONG_MS = 500.0  # contacts longer than this are chains of legs
 
 KINDS = ("tap", "swipe")

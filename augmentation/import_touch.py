@@ -46,6 +46,8 @@ from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder
 from trainlib.gesture_files import (
     ACTIONS,
+    BYTES_PER_FRAME,
+    HELD_OUT,
     MANIFEST_NAME,
     GeneratedDataset,
     Render,
@@ -59,9 +61,7 @@ from trainlib.knobs import Knobs, add_flags, as_type, flag
 from trainlib.memory import memory_named
 
 SPLITS = ("train", "val")
-HELD_OUT = "held_out"
 PARTS = (*SPLITS, HELD_OUT)
-_BYTES_PER_FRAME = 12  # three float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +371,7 @@ def files_of_import(folder: Path) -> list[Path]:
 
 def check_room(folder: Path, sets: Iterable[Mapping[str, Any]]) -> None:
     """Raise OSError if data sets do not fit on the disk in place of those that are there."""
-    needed = _BYTES_PER_FRAME * sum(s["num_sequences"] * s["sequence_length"] for s in sets)
+    needed = BYTES_PER_FRAME * sum(s["num_sequences"] * s["sequence_length"] for s in sets)
     old = [file for split in PARTS for file in (folder / split).glob(f"*{ACTIONS}")]
     room = shutil.disk_usage(folder).free + sum(file.lstat().st_size for file in old)
     if needed > room:

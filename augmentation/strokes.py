@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trainlib.errors import UserError
+from trainlib.gestures import FRAME_MS
 
 FloatArray = npt.NDArray[np.float64]
 
-FRAME_MS = 2.0  # 500 Hz
 _SLACK = 1e-3  # frames, for the rounding of times
 _ROUNDING = 1e-6  # of a share
-_MOST_FRAMES = 7 * 24 * 3600 * 500  # of a session: a week
+_MOST_HOURS = 7 * 24  # of a session
 _USUAL_PERIOD = 1000 / 60  # ms, of a screen whose samples are too few to tell
 
 # Why a stroke or a window is left out, as summaries and manifests say it.
@@ -217,8 +217,8 @@ def timeline_windows(
             origin = min(float(s.t[0]) for s in held) - rng.uniform(0, length * FRAME_MS)
         pressed = [frames_of(stroke, origin) for stroke in held]
         num_frames = frames.get(session) or -(-max(stop for _, stop in pressed) // length) * length
-        if num_frames > _MOST_FRAMES:
-            hours = num_frames * FRAME_MS / 3_600_000
+        hours = num_frames * FRAME_MS / 3_600_000
+        if hours > _MOST_HOURS:
             raise UserError(f"the session {session} lasts {hours:.0f} hours; check its times")
         inside: Mapping[int, list[Stroke]] = defaultdict(list)
         for stroke, (first, stop) in zip(held, pressed, strict=True):

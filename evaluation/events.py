@@ -13,9 +13,10 @@ import numpy.typing as npt
 from evaluation.estimates import SEED, FloatArray
 from trainlib.contacts import contacts_of, shake
 from trainlib.errors import first_line, say
+from trainlib.gestures import FRAME_MS
 
 PIXELS = 1080  # of either axis
-RATE = 500  # frames per second
+RATE = 1000 / FRAME_MS  # frames per second
 ENDS = 25  # frames: 50 ms
 FOLDS = 5
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from evaluation.criteria import PLAN_LINES, number_of
+from evaluation.criteria import GENERATE_LINES, PLAN_LINES, number_of
 from evaluation.estimates import Estimate
-from trainlib.gestures import PRESSED
+from trainlib.gestures import FRAME_MS, PRESSED
 from trainlib.gestures import TABLE as GESTURE_TABLE
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ PINK, SKY, GREY = "#CC79A7", "#56B4E9", "#767676"
 COLORS = {"grey": GREY, "vermilion": VERMILION, "blue": BLUE, "green": GREEN, "pink": PINK}
 TYPE_COLORS = {row.name: COLORS[row.color] for row in GESTURE_TABLE}
 TYPE_LABELS = {row.name: row.label for row in GESTURE_TABLE}
-FRAME_MS = 2.0  # 500 Hz
 NOISE_LABEL = "noise added to the gesture: std, share of the screen"
 PLAN_GOALS = {metric: [(number_of(line), "plan's line")] for metric, line in PLAN_LINES.items()}
+VALID_GOAL = [(number_of(GENERATE_LINES["valid"]), "goal")]
 SHARE = (0.0, 1.05)  # limits of an axis of shares
 
 # Who answers: the name and the style of its line, in every figure.

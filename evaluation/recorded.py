@@ -16,11 +16,10 @@ from evaluation.criteria import RIVAL_WORDS
 from evaluation.estimates import SEED, Table
 from trainlib.contacts import contacts_of
 from trainlib.errors import UserError, say
-from trainlib.gesture_files import read_gestures, read_manifest
+from trainlib.gesture_files import HELD_OUT, read_gestures, read_manifest
 from trainlib.gestures import PRESSED
 from trainlib.tables import format_number
 
-HELD_OUT = "held_out"  # beside train: windows of the people trained on, kept out of training
 NUM_WINDOWS = 1000  # with a touch, that are judged at most
 Windows = npt.NDArray[np.float32]
 

@@ -33,6 +33,7 @@ from planning.world import WorldModel, energy, hard_world, observe, soft_world
 from train_diffusion_ddim import to_gesture
 from trainlib.errors import UserError
 from trainlib.files import write_json
+from trainlib.gestures import PRESSED
 from trainlib.process import progress
 
 STAGES = ("main", "long", "temperature", "learned", "batched", "courses", "loop")
@@ -212,7 +213,7 @@ def is_valid(actions: Tensor) -> Tensor:
 
 def contacts(actions: Tensor) -> Tensor:
     """Count the contacts of actions (N, L, 3); (N,)."""
-    pressed = torch.nn.functional.pad(actions[..., 2] > 0.5, (1, 0))
+    pressed = torch.nn.functional.pad(actions[..., 2] > PRESSED, (1, 0))
     return (pressed[:, 1:] & ~pressed[:, :-1]).sum(dim=1)
 
 
@@ -221,7 +222,7 @@ def first_button(instances: Instances, actions: Tensor, kept: Mapping[int, Any])
     if instances.task != "decoy":
         return None
     solved = is_solved(instances, hard_world(instances.scenes, actions))
-    start = actions[torch.arange(len(actions)), (actions[..., 2] > 0.5).int().argmax(dim=1), :2]
+    start = actions[torch.arange(len(actions)), (actions[..., 2] > PRESSED).int().argmax(dim=1), :2]
     distance = torch.linalg.vector_norm(start[:, None] - instances.scenes.pos[:, 1:3], dim=-1)
     if not solved.any():
         return None

@@ -26,14 +26,13 @@ from torch import Tensor
 from planning.search import CostFn
 from planning.world import GRID, LONG_PRESS, SLOP
 from train_diffusion_ddim import to_gesture
-from trainlib.gestures import PRESSED, SEQ_LEN
+from trainlib.gestures import FRAME_MS, PRESSED, SEQ_LEN
 
 REACH = 0.05  # of a target: from its centre
 OBSTACLE = 0.12  # its radius
 PICK_UP = 50  # frames of rest that pick a card up
 GLIDE = 0.25  # seconds that a card flies on at its speed at lift-off
 LIFT_OFF = 25  # frames whose mean speed that is
-FRAME_S = 0.002
 FLIGHT = 0.1  # of a thrown card: how far from its goal it may come to rest
 SHORT, PAUSE = 75, 100  # frames: longest tap and pause of a double tap
 DOTS, STEP, DOT = 3, 0.2, 0.07  # of the pattern: per row, apart, radius
@@ -195,7 +194,7 @@ def _flight(c: Contact, actions: Tensor) -> Tensor:
     """Return where a thrown card comes to rest, seen from where it lay, (N, 2)."""
     rows = torch.arange(len(actions))
     before = torch.maximum(c.last - LIFT_OFF, c.first)
-    seconds = (c.last - before).clamp(min=1)[:, None] * FRAME_S
+    seconds = (c.last - before).clamp(min=1)[:, None] * (FRAME_MS / 1000)
     speed = (c.end - actions[rows, before, :2]) / seconds
     return c.end - c.begin + GLIDE * speed
 

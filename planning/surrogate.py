@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from planning.tasks import NUM_WIDGETS, TASKS, draw_gestures, make_instances
 from planning.world import KINDS, LIST, Scenes, State, hard_world
+from trainlib.gestures import PRESSED
 
 TRAINING_SEED = 2000  # of scenes that no benchmark and no tuning sees
 
@@ -48,7 +49,7 @@ def _aim(scenes: Scenes, actions: Tensor, rng: np.random.Generator) -> Tensor:
     widget = torch.from_numpy(rng.integers(0, NUM_WIDGETS, len(actions)))
     inside = torch.from_numpy(rng.uniform(-1, 1, (len(actions), 2))).float()
     target = scenes.pos[rows, widget] + inside * scenes.half[rows, widget]
-    pressed = actions[..., 2:] > 0.5
+    pressed = actions[..., 2:] > PRESSED
     begin = actions[rows, pressed[..., 0].int().argmax(dim=1), :2]
     xy = actions[..., :2] + (target - begin)[:, None]
     stays = ((xy >= 0) & (xy <= 1) | ~pressed).all(dim=2).all(dim=1)[:, None, None]

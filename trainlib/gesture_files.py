@@ -34,6 +34,8 @@ from trainlib.memory import is_out_of_memory, memory_limit
 FORMAT = 1
 MANIFEST_NAME = "dataset.json"
 ACTIONS, CONTEXT = "_actions.npy", "_context.npy"  # ends of the files' names
+HELD_OUT = "held_out"  # folder beside train: windows of the people trained on, kept out of training
+BYTES_PER_FRAME = 12  # three float32
 SLACK = 1e-6  # by which a number may leave its range, for rounding
 
 Manifest = dict[str, Any]
@@ -42,7 +44,6 @@ _BATCH_NAME = re.compile(r"batch_\d{6}_(actions|context)\.npy")
 _TEMPORARY_NAME = re.compile(rf"\.({_BATCH_NAME.pattern}|{re.escape(MANIFEST_NAME)})\.tmp")
 _LOOKS_LIKE_ACTIONS = re.compile(r"actions.*\.npy", re.IGNORECASE)
 _MAX_FILES = 1_000_000  # six digits, so that sorted names keep the order of the gestures
-_BYTES_PER_FRAME = 12  # three float32
 _AGAIN = "make room, then repeat with --overwrite"
 _FRAMES_AT_ONCE = 100_000  # checked or rendered at a time, so that memory stays small
 
@@ -479,7 +480,7 @@ def _check_room(
 ) -> None:
     """Raise if the folder cannot be written, or the new data set would not fit on the disk."""
     make_folder(folder)
-    needed = arguments["num_sequences"] * arguments["sequence_length"] * _BYTES_PER_FRAME
+    needed = arguments["num_sequences"] * arguments["sequence_length"] * BYTES_PER_FRAME
     freed = sum((folder / name).lstat().st_size for name in old)
     if needed > shutil.disk_usage(folder).free + freed:
         with disk_faults_named(folder / names[0], needed, "make room or ask for less"):
@@ -512,7 +513,7 @@ def _write_all(
         first, stop = index * per_file, min((index + 1) * per_file, count)
         rows = (stop - first) * length
         chunks = _npy_chunks(render, first, stop, length)
-        digest = _write_chunks(folder / name, chunks, rows * _BYTES_PER_FRAME)
+        digest = _write_chunks(folder / name, chunks, rows * BYTES_PER_FRAME)
         files.append({"name": name, "rows": rows, "sha256": digest})
     # Synchronising at the end costs a fraction of doing it file by file (the kernel has written
     # most of it by then) and protects as much: until the manifest exists nobody trusts the data.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SEQ_LEN = 250  # frames: 0.5 s at 500 Hz
+FRAME_MS = 2.0  # from a frame to the next
 CHANNELS = ("x", "y", "press")
 ACTION_DIM = len(CHANNELS)
 PRESSED = 0.5  # a frame is pressed above this

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from augmentation.recordings.files import Recording, session_name
-from augmentation.strokes import FRAME_MS, NO_DOWN, NO_LIFT, Stroke
+from augmentation.strokes import NO_DOWN, NO_LIFT, Stroke
 from trainlib.bars import bar
 from trainlib.contacts import contacts_of
 from trainlib.errors import BROKEN, UserError, first_line
+from trainlib.gestures import FRAME_MS
 from trainlib.memory import is_out_of_memory
 
 _FRAMES_AT_ONCE = 1_000_000

@@ -11,7 +11,6 @@ from evaluation.bayes import GesturePrior
 from evaluation.controls import nearest_training_item
 from evaluation.estimates import Estimate, Table, bootstrap, columns_of
 from evaluation.figures import (
-    FRAME_MS,
     METHODS,
     PLAN_GOALS,
     Curve,
@@ -25,7 +24,7 @@ from evaluation.figures import (
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import bayes_mean, frame_mse, noisy, record_steps
 from train_diffusion_ddim import DDIMScheduler, denoise_one_shot, recreate, takes_known_frames
-from trainlib.gestures import PRESSED
+from trainlib.gestures import FRAME_MS, PRESSED
 from trainlib.metrics import has_one_press
 from trainlib.process import progress
 

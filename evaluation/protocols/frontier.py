@@ -4,9 +4,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.criteria import GENERATE_LINES, PLAN_LINES, lines_met, number_of
+from evaluation.criteria import PLAN_LINES, lines_met
 from evaluation.estimates import Estimate, Table, columns_of
-from evaluation.figures import BLUE, PLAN_GOALS, SHARE, Curve, Panel, draw_panel, new_figure
+from evaluation.figures import (
+    BLUE,
+    PLAN_GOALS,
+    SHARE,
+    VALID_GOAL,
+    Curve,
+    Panel,
+    draw_panel,
+    new_figure,
+)
 from evaluation.protocol import Picture, Section, Subject
 from trainlib.errors import UserError, say
 
@@ -66,7 +75,6 @@ def read_frontier(path: Path) -> Table | None:
     return table
 
 
-VALID_GOAL = [(number_of(GENERATE_LINES["valid"]), "goal")]
 FRONTIER_PANELS = {
     "mse": Panel("keyframes: mean squared error", goals=PLAN_GOALS["mse"], log=True),
     "r_0.4": Panel("denoise at 0.4: error / least possible", limits=[(1, "limit")], log=True),

@@ -22,7 +22,6 @@ from evaluation.criteria import COMPLEX_FRAMES, PLAN_LINES, lines_met
 from evaluation.estimates import Estimate, FloatArray, Table, bootstrap, shifted
 from evaluation.figures import (
     BLUE,
-    FRAME_MS,
     TYPE_LABELS,
     VERMILION,
     draw_signal,
@@ -33,7 +32,7 @@ from evaluation.figures import (
 from evaluation.protocol import Picture, Section, Subject
 from evaluation.scores import score_recreations, sequence_mse
 from train_diffusion_ddim import has_press_edge, press_edges, recreate
-from trainlib.gestures import GESTURE_TYPES, PRESSED
+from trainlib.gestures import FRAME_MS, GESTURE_TYPES, PRESSED
 from trainlib.metrics import classify_gestures, compute_temporal_iou
 from trainlib.process import progress
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from evaluation.bayes import GesturePrior
-from evaluation.criteria import GENERATE_LINES, PLAN_LINES, lines_met, number_of
+from evaluation.criteria import PLAN_LINES, lines_met
 from evaluation.estimates import Estimate, Table, shifted
 from evaluation.few_steps import exact_few_steps, read_exact_few_steps, score_durations
 from evaluation.figures import (
-    FRAME_MS,
     METHODS,
     PLAN_GOALS,
     SHARE,
+    VALID_GOAL,
     Curve,
     Panel,
     draw_panel,
@@ -30,6 +30,7 @@ from train_diffusion_ddim import (
     recreate,
     takes_known_frames,
 )
+from trainlib.gestures import FRAME_MS
 from trainlib.process import progress
 
 if TYPE_CHECKING:
@@ -173,7 +174,6 @@ def draw_few_step_bias(sweep: Table, exact: Table, mean_duration: float) -> "Fig
     return figure
 
 
-VALID_GOAL = [(number_of(GENERATE_LINES["valid"]), "goal")]
 SWEEP_PANELS = {
     "mse": Panel("recreated: mean squared error", goals=PLAN_GOALS["mse"], log=True),
     "temporal_iou": Panel(
