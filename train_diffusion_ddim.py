@@ -1397,8 +1397,8 @@ def train_diffusion_model(
     if not (isinstance(config, TrainConfig) and isinstance(scheduler, DDIMScheduler)):
         raise UserError("config must be a TrainConfig, scheduler a DDIMScheduler")
     config, model = replace(config, **given), tensors.to_train(model, device)
-    gestures = all_sequences(train_loader), all_sequences(val_loader)
-    return train_loop(model, scheduler.to(device), *gestures, config)
+    x_train, x_val = all_sequences(train_loader), all_sequences(val_loader)
+    return train_loop(model, scheduler.to(device), x_train, x_val, config)
 
 
 def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Module:
@@ -1406,9 +1406,8 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
     device = process.pick_device(config.device)
     refuse_early(config, resume)  # before any data is read
     process.join_processes(device)
-    folders = config.data_dir, config.val_data_dir
-    sets = (DiffusionActionDataset(folder, config.seq_len).sequences for folder in folders)
-    x_train, x_val = map(torch.from_numpy, sets)
+    x_train = torch.from_numpy(DiffusionActionDataset(config.data_dir, config.seq_len).sequences)
+    x_val = torch.from_numpy(DiffusionActionDataset(config.val_data_dir, config.seq_len).sequences)
     config, why = decided_by_data(config, x_train.numpy())
     torch.manual_seed(config.seed)
     model, scheduler = build_model(config).to(device), build_scheduler(config).to(device)
@@ -1424,7 +1423,8 @@ def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> nn.Modul
         x_train, context = x_train.to(device), None if context is None else context.to(device)
         drawn = draw(x_train, levels.num_timesteps, config.known_share, context)
         x_train, lessons = draw_lessons(teacher, levels, x_train, drawn, config.seed)
-    return train_loop(model, scheduler, x_train.cpu(), x_val, config, resume, context, lessons, why)
+    given: dict[str, Any] = {"resume": resume, "context": context, "lessons": lessons, "why": why}
+    return train_loop(model, scheduler, x_train.cpu(), x_val, config, **given)
 
 
 # ----------------------------------------------------------------------------------------
