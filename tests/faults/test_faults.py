@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.faults import damage, death, surroundings  # noqa: F401  their faults enter the list
 from tests.faults.lab import FAULTS, Lab, Skipped
 
@@ -28,3 +29,10 @@ def test_survived(lab, fault):
     except Skipped as e:
         pytest.skip(str(e))
     assert reasons and not any(reasons), [reason for reason in reasons if reason]
+
+
+def test_the_document_lists_the_faults_of_the_lab():
+    lines = (ROOT / "docs" / "FAULTS.md").read_text("utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("| ")][1:]  # the first names the columns
+    titles = [row.removeprefix("| ").partition(" | ")[0] for row in rows]
+    assert titles == [fault.title for fault in FAULTS], "run make faults"
