@@ -35,6 +35,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, here and in
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of a shell script
 
 L = 20  # frames of a tiny gesture
+LAST = "diffusion_checkpoint_epoch_5.pth"  # of straight_run
 TINY = {
     "seq_len": L,
     "d_model": 16,

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import augmentation
 from augmentation.click_aug import Gestures, draw_gestures, generate_augmented_dataset, render
@@ -43,7 +44,6 @@ from trainlib.gestures import MOVES
 
 stats = pytest.importorskip("scipy.stats")
 
-ROOT = Path(__file__).resolve().parents[1]
 L = 250
 P_MIN = 1e-3  # the seeds are fixed, so a right program passes always
 

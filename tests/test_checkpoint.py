@@ -18,7 +18,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_tree, flipped
+from conftest import LAST, assert_same_tree, flipped
 
 from trainlib.checkpoint import (
     CHECKPOINT_FORMAT,
@@ -29,8 +29,6 @@ from trainlib.checkpoint import (
     save_checkpoint,
 )
 from trainlib.errors import UserError
-
-LAST = "diffusion_checkpoint_epoch_5.pth"
 
 
 @pytest.fixture

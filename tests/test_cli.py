@@ -14,11 +14,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPT, L, make_gestures, python
+from conftest import LAST, ROOT, SCRIPT, L, make_gestures, python
 
 import train_diffusion_ddim as tdd
-
-LAST = "diffusion_checkpoint_epoch_5.pth"
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from augmentation import generate_augmented_dataset
@@ -47,7 +47,6 @@ from trainlib.checkpoint import save_checkpoint
 from trainlib.metrics import classify_gestures, compute_reconstruction_metrics, gesture_metrics
 from trainlib.state import TrainState
 
-ROOT = Path(__file__).parents[1]
 PRIOR = GesturePrior()
 SMALL = {"d_model": 16, "num_layers": 1, "nhead": 2}
 TINY = {  # sizes for what only has to run

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    LAST,
     L,
     as_flags,
     assert_same_tree,
@@ -38,7 +39,6 @@ from trainlib.process import locked_folder
 from trainlib.run import failures_named, free_folder, save_if_due
 from trainlib.run_log import RunLogger
 
-LAST = "diffusion_checkpoint_epoch_5.pth"
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 

@@ -13,16 +13,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPT, TINY, L, make_gestures, read_jsonl, without_clock
+from conftest import LAST, SCRIPT, TINY, L, make_gestures, read_jsonl, without_clock
 from torch.utils.data import DataLoader
 
 import train_diffusion_ddim as tdd
 from train_diffusion_ddim import TrainConfig, load_model, lr_at
 from trainlib.checkpoint import load_checkpoint
 from trainlib.gestures import GESTURE_TYPES
-
-LAST = "diffusion_checkpoint_epoch_5.pth"
-
 
 PLAN_LOGGING_METRICS = [
     # the plan's logging_metrics

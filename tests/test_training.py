@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    LAST,
     ROOT,
     SCRIPT,
     L,
@@ -42,7 +43,6 @@ from trainlib.process import StopSignal
 from trainlib.run_log import NullLogger
 from trainlib.state import WEIGHT_DECAY, ema_decay_at, epoch_order
 
-LAST = "diffusion_checkpoint_epoch_5.pth"
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
