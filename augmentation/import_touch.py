@@ -46,6 +46,7 @@ from trainlib.errors import OneLineParser, UserError, run_program, say
 from trainlib.files import make_folder
 from trainlib.gesture_files import (
     ACTIONS,
+    BATCHES,
     BYTES_PER_FRAME,
     HELD_OUT,
     MANIFEST_NAME,
@@ -175,8 +176,10 @@ def import_touch(
                 notes = {"source": source, **part.notes}
                 return lambda rows: render(part.windows[rows], chosen.sequence_length), notes
 
-            options = {"overwrite": overwrite, "progress": progress}
-            made.append(write_gestures(folder / split, sets[split], draw, **options))
+            dataset = write_gestures(
+                folder / split, sets[split], draw, overwrite=overwrite, progress=progress
+            )
+            made.append(dataset)
     return made
 
 
@@ -361,7 +364,7 @@ def files_of_import(folder: Path) -> list[Path]:
     except UserError:  # damaged
         manifest = None
     if manifest is None:
-        names = [path.name for path in folder.glob("batch_" + 6 * "[0-9]" + ACTIONS)]
+        names = [path.name for path in folder.glob(BATCHES)]
     else:
         arguments = manifest.get("arguments")
         is_ours = isinstance(arguments, dict) and "source_sha256" in arguments

@@ -34,6 +34,7 @@ from trainlib.memory import is_out_of_memory, memory_limit
 FORMAT = 1
 MANIFEST_NAME = "dataset.json"
 ACTIONS, CONTEXT = "_actions.npy", "_context.npy"  # ends of the files' names
+BATCHES = "batch_" + 6 * "[0-9]" + ACTIONS  # what the writer calls its files
 HELD_OUT = "held_out"  # folder beside train: windows of the people trained on, kept out of training
 BYTES_PER_FRAME = 12  # three float32
 SLACK = 1e-6  # by which a number may leave its range, for rounding
