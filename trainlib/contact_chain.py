@@ -92,7 +92,9 @@ def contact_chain(
     first = torch.cat([never, count.flip(1)])[..., None]  # (2B, K + 1, 1)
     cut_off, weights = durations[0], lay_out(durations[1:])
 
-    idle, before, after = first[:, 0].expand_as(enter), [], []
+    idle = first[:, 0].expand_as(enter)
+    before: list[Tensor] = []
+    after: list[Tensor] = []
     for n in range(1, K + 1):
         if n > 1:
             ended = F.pad(torch.logcumsumexp(after[-1], dim=1)[:, :-2], (2, 0), value=NEVER)
