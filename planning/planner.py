@@ -46,6 +46,7 @@ from trainlib.checkpoint import newest_checkpoint
 from trainlib.errors import first_line
 from trainlib.files import sha256_of
 from trainlib.gestures import PRESSED, SEQ_LEN
+from trainlib.memory import is_out_of_memory
 from trainlib.tensors import as_device, as_tensor, describe, device_of, dtype_of
 
 Array = Tensor | np.ndarray  # of any real dtype, strides and device; it is copied
@@ -103,8 +104,13 @@ class _CostError(Exception):
     """The cost function failed."""
 
     def __init__(self, cause: Exception) -> None:
-        super().__init__(f"{type(cause).__name__}: {first_line(cause)}")
+        super().__init__(_named(cause))
         self.cause = cause
+
+
+def _named(error: Exception) -> str:
+    """Return the type and the first line of an error."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class _Search:
@@ -284,7 +290,7 @@ class Planner:
                 except _CostError as e:
                     raise e.cause from None
                 if size <= STARTS:
-                    with suppress(_CostError, RuntimeError):  # plans say so, if there is none
+                    with suppress(Exception):  # plans say so, if there is none
                         objective.gradient(z, ramp)
             self._cost_prices = objective.call_prices
 
@@ -390,6 +396,10 @@ class Planner:
             if not math.isfinite(search.best_cost):
                 raise e.cause from None
             search.reasons.append(f"cost_fn failed in its call {search.calls}: {e}")
+        except Exception as e:
+            if not is_out_of_memory(e) or not math.isfinite(search.best_cost):
+                raise
+            search.reasons.append(f"ended where memory did: {_named(e)}")
         if search.objective.not_finite:
             search.reasons.append(f"{search.objective.not_finite} costs were not finite")
 
@@ -534,8 +544,8 @@ class Planner:
             if way is not None:
                 return
             why = "its gradient is zero"
-        except (_CostError, RuntimeError, MemoryError) as e:
-            why = f"it has no gradient ({first_line(e)})"
+        except Exception as e:  # of any kind: a backward pass may be the user's own
+            why = f"it has no gradient ({e if isinstance(e, _CostError) else _named(e)})"
         search.reasons.append(f"refined by CEM, not by the gradient of the cost: {why}")
         objective.budget = objective.used + EVALUATIONS
         bend = Bend(starts[None, :1], KNOTS, request.free)

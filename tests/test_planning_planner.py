@@ -857,6 +857,58 @@ def test_a_cost_that_fails_leaves_the_best_plan_so_far(planner, monkeypatch, err
     assert name in result.reason and result.evaluations > 300
 
 
+class Unforeseen(torch.autograd.Function):
+    """What it is given; going back it raises `error`."""
+
+    error = Exception()
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise Unforeseen.error
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_backward_pass_that_fails_leaves_cem(planner, monkeypatch, few_steps, error):
+    """Of whatever kind: a backward pass may be the user's own. Warming up says nothing of it."""
+    stub(planner, monkeypatch, make_gestures(8, L))
+    monkeypatch.setattr(planning.planner, "EVALUATIONS", 20)
+    monkeypatch.setattr(Unforeseen, "error", error)
+
+    def cost_fn(actions):
+        return Unforeseen.apply(begin_cost(actions))
+
+    result = planner.plan(cost_fn, num_plans=8, budget_ms=math.inf)
+    assert f"it has no gradient ({type(error).__name__}: " in result.reason
+    assert "\n" not in result.reason and result.evaluations == 9 + 8 + 20
+    assert result.cost <= begin_cost(make_gestures(8, L)).min()
+    planner.warm_up(cost_fn)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_ends_while_drawing_leaves_the_best_plan_so_far(planner, monkeypatch, error):
+    """The denoiser shares it with the world model; its other faults are its own."""
+    gestures = make_gestures(80, L)
+
+    def draw(request, kinds):
+        if len(kinds) > 1:
+            raise error
+        return gestures[: len(kinds)]
+
+    monkeypatch.setattr(planner, "_draw", draw)
+    result = planner.plan(begin_cost, num_plans=70, budget_ms=math.inf)
+    assert result.reason == f"ended where memory did: {type(error).__name__}: " + (
+        str(error) or "MemoryError"
+    )
+    assert result.method == "draw" and torch.equal(result.actions, gestures[0])
+    error = FloatingPointError("diverged")
+    with pytest.raises(FloatingPointError):
+        planner.plan(begin_cost, num_plans=70, budget_ms=math.inf)
+
+
 def test_a_cost_that_fails_under_cem_too(planner, monkeypatch):
     stub(planner, monkeypatch, make_gestures(8, L))
 
