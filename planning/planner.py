@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -281,6 +281,7 @@ class Planner:
         Compiled models and libraries prepare for every size that they meet, for seconds perhaps;
         and the first plan then knows which sizes fit into its time.
         """
+        _require_cost(cost_fn)
         with self._lock, torch.inference_mode(False):
             objective = _Search(cost_fn, self.device, math.inf).objective
             for size in 2 * [2**i for i in range(LARGEST.bit_length())]:
@@ -348,7 +349,8 @@ class Planner:
             FloatingPointError: what the denoiser draws is not finite.
             Exception: whatever cost_fn raises when it is called for the first time.
         """
-        _require_cost(cost_fn)
+        if cost_fn is not None:
+            _require_cost(cost_fn)
         with self._lock, torch.inference_mode(False):  # in which no cost would have a gradient
             began = self.clock()
             noise = (self.seed, self.calls) if seed is None else (integer("seed", seed, 0),)
@@ -557,7 +559,7 @@ class Planner:
 
 
 def _require_cost(cost_fn: Any) -> None:
-    require(cost_fn is None or callable(cost_fn), "cost_fn must be a function", cost_fn)
+    require(callable(cost_fn), "cost_fn must be a function", describe(cost_fn))
 
 
 def _best_starts(actions: Tensor, costs: Tensor, free: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -581,7 +583,8 @@ def token_cost(
 
     It can be differentiated also where the caller is in `torch.inference_mode`. Tokens and actions
     are given to the predictor in its dtype and on its device, which are those of its weights, or
-    if it has none those of `tokens`; tokens are compared in float32.
+    if it has none those of `tokens`; they are dense copies, its own to view and to change in place.
+    Tokens are compared in float32.
 
     Args:
         predictor: `predictor(z (B, T, N, D), actions (B, T, L, 3)) → (B, T, N, D)`, T = 1 here;
@@ -589,12 +592,15 @@ def token_cost(
         tokens: of the screen now, (N, D), such as 16 x 16 V-JEPA 2 tokens, N = 256.
         goal_tokens: of the screen wanted, (N, D).
         batch_size: actions that the predictor is given at a time, at most.
-        channels: of the actions; 2 for a predictor that takes x and y alone, (B, T, L, 2).
+        channels: of the actions, 3 at most; 2 for a predictor that takes x and y alone,
+            (B, T, L, 2).
 
     Raises:
         UserError: the two differ in shape, or (from the cost function) what is predicted does.
     """
+    require(callable(predictor), "predictor must be a function", describe(predictor))
     batch_size, channels = integer("batch_size", batch_size, 1), integer("channels", channels, 1)
+    require(channels <= 3, "channels must be at most 3", channels)
     with torch.inference_mode(False):
         now, goal = as_tensor("tokens", tokens).clone(), as_tensor("goal_tokens", goal_tokens)
         wanted = f"goal_tokens must be like tokens, (N, D) = {list(now.shape)}"
@@ -604,12 +610,11 @@ def token_cost(
         goal = F.layer_norm(goal.to(device, torch.float32), now.shape[-1:])
 
     def energy(actions: Tensor) -> Tensor:
-        num = len(actions)
-        given = actions[:, None, :, :channels].to(device, dtype)
+        wanted = (len(actions), 1, *z.shape)
+        given = actions[:, None, :, :channels].to(device, dtype, copy=True).contiguous()
         with _differentiable(predictor, given):
-            then = predictor(z.expand(num, 1, *z.shape), given)
-        wanted = (num, 1, *z.shape)
-        fits = isinstance(then, Tensor) and then.shape == wanted
+            then = predictor(z.expand(wanted).clone(memory_format=torch.contiguous_format), given)
+        fits = isinstance(then, Tensor) and then.shape == wanted and not then.is_complex()
         require(fits, f"predictor must return {list(wanted)}", describe(then))
         then = F.layer_norm(then[:, 0].float(), z.shape[-1:])
         return (then - goal).abs().mean(dim=(1, 2))
@@ -617,10 +622,32 @@ def token_cost(
     return lambda actions: torch.cat([energy(part) for part in actions.split(batch_size)])
 
 
+class _WithoutCudnn:
+    """Switch cuDNN off, for the process, while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._switched = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._switched.enter_context(torch.backends.cudnn.flags(enabled=False))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._switched.close()
+
+
+_without_cudnn = _WithoutCudnn()
+
+
 def _differentiable(predictor: Any, actions: Tensor) -> Any:
     """Do without cuDNN where it would refuse: recurrent layers in eval mode have no backward."""
     is_module = isinstance(predictor, nn.Module) and not predictor.training
     if actions.requires_grad and is_module:
         if any(isinstance(module, nn.RNNBase) for module in predictor.modules()):
-            return torch.backends.cudnn.flags(enabled=False)
+            return _without_cudnn
     return nullcontext()

@@ -10,6 +10,7 @@ and not grow.
 
 import math
 import os
+import threading
 import time
 
 import pytest
@@ -162,6 +163,57 @@ def test_world_models_that_do_not_fit_are_named():
         token_cost(Predictor(), tokens, goal, batch_size=0)
     with pytest.raises(tdd.UserError, match="goal_tokens must be a dense array"):
         token_cost(Predictor(), tokens, "goal")
+    with pytest.raises(tdd.UserError, match=r"predictor must return .* got torch.complex64"):
+        token_cost(lambda z, a: z + 0j, tokens, goal)(torch.rand(2, L, 3))
+    with pytest.raises(tdd.UserError, match="channels must be at most 3, got 4"):
+        token_cost(Predictor(), tokens, goal, channels=4)
+    with pytest.raises(tdd.UserError, match="predictor must be a function, got str"):
+        token_cost("predictor", tokens, goal)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_what_a_predictor_is_given_is_its_own(planner, few_steps, batch_size, channels):
+    """It may view it in any shape and change it in place: the next call is given the same."""
+    tokens, goal = screens()
+    actions = make_gestures(5, L)
+
+    def predictor(z, actions):
+        rows = z.view(-1, z.shape[-1])
+        rows += actions.view(len(z), -1).mean(1).repeat_interleave(len(rows) // len(z))[:, None]
+        rows[:, 0] *= 2
+        actions.mul_(0)
+        return rows.view(z.shape)
+
+    cost_fn = token_cost(predictor, tokens, goal, batch_size=batch_size, channels=channels)
+    first = cost_fn(actions)
+    assert torch.equal(cost_fn(actions), first) and torch.equal(actions, make_gestures(5, L))
+    planned = planner.plan(cost_fn, num_plans=4, budget_ms=math.inf)
+    assert planned.reason == "" and planned.evaluations > 80, "refined by the gradient"
+
+
+def test_two_threads_switch_cudnn_back(monkeypatch):
+    """The switch is the process's: off while either is inside, afterwards as it was."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    tokens, goal = screens()
+    inside, seen = threading.Barrier(2), []
+
+    class Waiting(Predictor):
+        def forward(self, z, actions):
+            inside.wait(10)  # until the other one is inside, too
+            if actions[0, 0, 0, 0] > 0:  # the second of them leaves later
+                time.sleep(0.1)
+            seen.append(torch.backends.cudnn.enabled)
+            return super().forward(z, actions)
+
+    cost_fn = token_cost(Waiting().eval(), tokens, goal)
+    given = [torch.full((1, L, 3), i).requires_grad_() for i in (0.0, 1.0)]
+    threads = [threading.Thread(target=cost_fn, args=(actions,)) for actions in given]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [False, False] and torch.backends.cudnn.enabled
 
 
 def test_plans_learn_what_a_model_takes_at_once(planner):
@@ -190,6 +242,9 @@ def test_warming_up_meets_every_size_and_gradient(planner):
     planner.warm_up(lambda a: cost_fn(a).detach())
     with pytest.raises(ZeroDivisionError):
         planner.warm_up(lambda a: 1 / 0)
+    for wrong in (None, 3):
+        with pytest.raises(tdd.UserError, match="cost_fn must be a function"):
+            planner.warm_up(wrong)
     assert planner.last is None and planner.calls == 0
 
 
