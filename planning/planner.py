@@ -192,7 +192,7 @@ class _Search:
 
 
 class Planner:
-    """A denoiser as a planner; it remembers its last plan until `reset`.
+    """A denoiser as a planner; it remembers its last plan, unless to do nothing, until `reset`.
 
     Every call draws new noise: calls are as many tries, and planners of one seed that are called
     alike plan alike. One call runs at a time: another thread waits for its turn, from which its
@@ -224,9 +224,11 @@ class Planner:
         self.sampling = {k: v for k, v in sampling.items() if k != "num_inference_steps"}
         self.bank, self.seed, self.calls = bank, integer("seed", seed, 0), 0
         self.last: Tensor | None = None
+        self.resets = 0
         self.clock = time.perf_counter if clock is None else clock
         self._prices, self._lock = Prices(), threading.RLock()
         self._cost_prices: dict[int, Prices] | None = None
+        self._was_only = False  # the first call of the cost, in the last search
 
     @classmethod
     def load(
@@ -283,7 +285,7 @@ class Planner:
         """
         _require_cost(cost_fn)
         with self._lock, torch.inference_mode(False):
-            objective = _Search(cost_fn, self.device, math.inf).objective
+            objective = _Search(cost_fn, self.device, math.inf, clock=self.clock).objective
             for size in 2 * [2**i for i in range(LARGEST.bit_length())]:
                 z = torch.full((1, size, 6), 0.5, dtype=torch.float32)
                 try:
@@ -296,7 +298,11 @@ class Planner:
             self._cost_prices = objective.call_prices
 
     def reset(self) -> None:
-        """Forget the last plan: the goal has changed, or the plan has been carried out."""
+        """Forget the last plan: the goal has changed, or the plan has been carried out.
+
+        A plan that is being made meanwhile will not be remembered.
+        """
+        self.resets += 1
         self.last = None
 
     def plan(
@@ -322,7 +328,9 @@ class Planner:
         there is one, and draws, every fourth a variation of it. The rest refines the best along
         four knots, which move in place and time: by the gradient, or by CEM where the cost has
         none. No call of the cost is begun that should not end in time by what calls have taken.
-        If the cost fails once it has answered, the best plan so far comes back and says why.
+        The first one holds two actions; where only one fits into the budget, it holds as many as
+        fit, and if those are two, call after call, the last plan gives way to a draw. If the cost
+        fails once it has answered, the best plan so far comes back and says why.
 
         Args:
             cost_fn: costs of actions (B, L, 3), data units, float32 → (B,); None = the first
@@ -363,7 +371,7 @@ class Planner:
 
     def _plan(self, cost_fn: PlanCost | None, request: Request, began: float) -> PlanResult:
         """Do what `plan` promises; the call came in at `began`."""
-        self.calls += 1
+        self.calls, resets = self.calls + 1, self.resets
         self._prices = self._prices.carried(1)
         request.take_from(self.bank)
         if request.init is None and self.last is not None and cost_fn is not None:
@@ -377,9 +385,10 @@ class Planner:
             search = _Search(cost_fn, self.device, seconds, self._cost_prices, self.clock)
             self._search(search, request, first, kinds)
             actions, cost, method = search.answer()
-            self._cost_prices = search.objective.call_prices
+            self._cost_prices, self._was_only = search.objective.call_prices, search.calls == 1
             used, reason = search.objective.used, "; ".join(search.reasons)
-        self.last = actions.clone()
+        if resets == self.resets:  # none came from another thread, nor from the cost
+            self.last = None if method == NOTHING else actions.clone()
         milliseconds = 1000 * (self.clock() - began)
         return PlanResult(actions, cost, used, milliseconds, sampler_ms, method, reason)
 
@@ -461,9 +470,9 @@ class Planner:
             self._prices.add(num, self.clock() - began)
         return drawn
 
-    def _prices_of_draws(self, request: Request, most: int) -> np.ndarray:
-        """Return what 1 to `most` draws should take, (most,), seconds."""
-        sizes = np.arange(1, most + 1)
+    def _prices_of_draws(self, request: Request, most: int, drawn: int) -> np.ndarray:
+        """Return what 1 to `most` draws should take, (most,), seconds, `drawn` of them made."""
+        sizes = (np.arange(1, most + 1) - drawn).clip(0)
         if request.bank is not None:
             sizes = -(-sizes // request.varied) if request.varied else 0 * sizes
         return np.concatenate([[0.0], self._prices.upto(most)])[sizes]
@@ -482,26 +491,32 @@ class Planner:
         Returns: the best STARTS that touch a frame that is free, best first, (k, L, 3).
         """
         new, labels = request.paste(torch.zeros_like(first)), [NOTHING]
-        if request.init is not None:
-            new, labels = (
-                torch.cat([new, request.paste(request.init)[None]]),
-                [NOTHING, request.source],
-            )
-        else:
-            new, labels, first, kinds = torch.cat([new, first]), [NOTHING, *kinds], first[:0], []
-        left, reserved, kept = request.num_plans - 1 + len(first), 0.0, first[:0]
+        size, is_only = self._first_size(search, request)
+        gives_way = is_only and size == 2 and request.source == LAST and self._was_only
+        if request.init is not None and not gives_way:
+            new = torch.cat([new, request.paste(request.init)[None]])
+            labels = [NOTHING, request.source]
+        left, reserved, kept = request.num_plans, 0.0, first[:0]
+        num = min(size - len(new), left)
         costs = search.objective.best_cost[:0]
         while True:
+            if num:
+                more = request.next_kinds(num - len(first))
+                new = torch.cat([new, first])
+                if more:
+                    new = torch.cat([new, self._timed_draw(request, more)])
+                labels, first, kinds, left = [*labels, *kinds, *more], first[:0], [], left - num
+            price = search.objective.prices(len(new))[-1]
+            if labels[0] != NOTHING and price > search.objective.seconds_left:
+                return kept  # drawing took longer than it should
             kept, costs = torch.cat([kept, new]), torch.cat([costs, search.evaluate(new, labels)])
             kept, costs = _best_starts(kept, costs, request.free)
             if labels[0] == NOTHING:
                 reserved = self._time_to_refine(search, request)
-            num = self._next_size(search, request, min(left, LARGEST), reserved)
+            num = self._next_size(search, request, min(left, LARGEST), len(first), reserved)
             if num < 1:
                 return kept
-            labels = kinds + request.next_kinds(num - len(first))
-            drawn = self._timed_draw(request, labels[len(first) :])
-            new, first, kinds, left = torch.cat([first, drawn]), first[:0], [], left - num
+            new, labels = first[:0], []
 
     @staticmethod
     def _time_to_refine(search: _Search, request: Request) -> float:
@@ -512,14 +527,31 @@ class Planner:
         price = search.objective.prices(1, FORWARD + BACKWARD)[0]
         return seconds if FEWEST_STEPS * price <= seconds < math.inf else 0.0
 
-    def _next_size(self, search: _Search, request: Request, most: int, reserved: float) -> int:
+    def _first_size(self, search: _Search, request: Request) -> tuple[int, bool]:
+        """Return how many candidates the first call of the cost holds, and if it is the only one.
+
+        Two; but where there is no time for another call, by what calls took before, as many as fit,
+        without variations where there is a bank.
+        """
+        costs, left = search.objective.prices(LARGEST), search.objective.seconds_left
+        if costs[0] + costs[1] <= left:
+            return 2, False
+        if request.bank is not None:
+            request.varied = 0
+        fits = costs + self._prices_of_draws(request, LARGEST, 2) <= left
+        return max(largest_power(fits), 2), True
+
+    def _next_size(
+        self, search: _Search, request: Request, most: int, drawn: int, reserved: float
+    ) -> int:
         """Return how many draws can be made and evaluated in time, `most` at most.
 
-        Where there is a bank, but no time for variations, there will be none.
+        The first `drawn` have been made. Where there is a bank, but no time for variations, there
+        will be none.
         """
         most = min(most, search.objective.room())
         left = search.objective.seconds_left - reserved
-        costs, draws = search.objective.prices(most), self._prices_of_draws(request, most)
+        costs, draws = search.objective.prices(most), self._prices_of_draws(request, most, drawn)
         if most and request.bank is not None and costs[0] <= left < costs[0] + draws[0]:
             request.varied, draws = 0, 0 * draws
         fits = costs + draws <= left

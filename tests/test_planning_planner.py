@@ -996,6 +996,98 @@ def test_a_cost_that_becomes_slow_is_late_by_that_call(planner, monkeypatch):
     assert planner.plan(cost_fn, budget_ms=300).milliseconds < 300 + 400 + 30
 
 
+class Timed:
+    """A cost whose calls take `seconds` each, by the clock that it is; nothing else takes time."""
+
+    def __init__(self, seconds, cost_fn=begin_cost):
+        self.seconds, self.cost_fn, self.now, self.seen, self.begun = seconds, cost_fn, 0.0, [], []
+
+    def clock(self):
+        return self.now
+
+    def __call__(self, actions):
+        self.seen.append(actions.clone())
+        self.begun.append(self.now)
+        self.now += self.seconds
+        return self.cost_fn(actions)
+
+    def planner(self):
+        scheduler = tdd.DDIMScheduler(prediction_type="x0")
+        bank = make_gestures(200, L)
+        return Planner(Faithful(), scheduler, {"eta": 0.0}, bank=bank, clock=self.clock)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.9])
+def test_every_call_is_a_try_however_slow_the_cost(seconds):
+    """Where one call fits, of two actions, the second is a draw, and not the last plan again."""
+    cost = Timed(seconds)
+    planner = cost.planner()
+    methods = [planner.plan(cost, budget_ms=500).method for _ in range(4)]
+    assert methods == ["draw"] * 4 and [len(x) for x in cost.seen] == [2] * 4
+    assert not any(x[0].any() for x in cost.seen), "doing nothing remains a candidate"
+    assert len({x[1].numpy().tobytes() for x in cost.seen}) >= 3, "but for chance"
+    init = make_gestures(1, L)[0]
+    planner.plan(cost, init=init, budget_ms=500)
+    assert torch.equal(cost.seen[-1][1], init), "an init that was asked for does not give way"
+
+
+def test_a_slow_cost_that_is_known_to_take_many_at_once_is_given_many():
+    cost = Timed(0.3)
+    planner = cost.planner()
+    planner.warm_up(cost)
+    cost.seen.clear()
+    for _ in range(3):
+        assert planner.plan(cost, budget_ms=500).milliseconds == pytest.approx(300)
+    assert [len(x) for x in cost.seen] == [32] * 3
+    assert all((x[2:, :, 2] > 0).any(dim=1).all() for x in cost.seen), "all others are draws"
+    assert torch.equal(cost.seen[1][1], cost.seen[0][begin_cost(cost.seen[0]).argmin()])
+
+
+def test_a_plan_to_do_nothing_is_no_start():
+    """With a goal that is reached; the next one is planned for as after a reset."""
+    plans = []
+    for reset in (False, True):
+        cost = Timed(0.01, lambda a: a[..., 2].mean(1))
+        planner = cost.planner()
+        assert planner.plan(cost, budget_ms=500).method == "nothing" and planner.last is None
+        cost.cost_fn = begin_cost
+        if reset:
+            planner.reset()
+        plans.append(planner.plan(cost, budget_ms=500).actions)
+    assert torch.equal(*plans)
+
+
+def test_a_reset_while_planning_is_not_lost(planner, monkeypatch):
+    """From another thread or from the cost: what is being planned is not remembered."""
+    stub(planner, monkeypatch, make_gestures(40, L))
+
+    def cost_fn(actions):
+        planner.reset()
+        return begin_cost(actions)
+
+    assert planner.plan(cost_fn, num_plans=4, refine=False).method == "draw"
+    assert planner.last is None
+    planner.plan(begin_cost, num_plans=4, refine=False)
+    assert planner.last is not None
+
+
+def test_after_a_draw_that_stalls_no_call_is_begun_too_late(monkeypatch):
+    cost = Timed(0.05)
+    planner = cost.planner()
+    draw, began = planner._draw, []
+
+    def stalling(request, kinds):
+        began.append(cost.now)
+        if len(began) == 3:
+            cost.now += 1.0
+        return draw(request, kinds)
+
+    monkeypatch.setattr(planner, "_draw", stalling)
+    result = planner.plan(cost, budget_ms=500, refine=False)
+    assert len(began) == 3 and max(cost.begun) + cost.seconds < 0.5
+    assert result.milliseconds == pytest.approx(1000 * (began[-1] + 1.0))
+
+
 def test_threads_take_turns(planner, monkeypatch):
     """Two threads, one planner: no call of the cost is made while the other plans."""
     stub(planner, monkeypatch, make_gestures(40, L))
