@@ -4,6 +4,7 @@ planner = Planner.load("runs/RUN", bank=8192)
 result = planner.plan(cost_fn, budget_ms=500)    # result.actions: float32 [250, 3]
 """
 
+import hashlib
 import math
 import os
 import threading
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from planning.bank import kept_bank
 from planning.places import CHOICE, draw_places, fitting, moved_to
-from planning.request import DRAW, VARIATION, Request, integer, require
+from planning.request import DRAW, VARIATION, Request, integer, plain_copy, require
 from planning.search import (
     BACKWARD,
     FORWARD,
@@ -37,14 +38,14 @@ from planning.search import (
 from train_diffusion_ddim import (
     DDIMScheduler,
     Model,
+    TrainConfig,
     generate,
     load_model,
+    takes_known_frames,
     to_gesture,
     to_model_units,
 )
-from trainlib.checkpoint import newest_checkpoint
-from trainlib.errors import first_line
-from trainlib.files import sha256_of
+from trainlib.errors import UserError, first_line
 from trainlib.gestures import PRESSED, SEQ_LEN
 from trainlib.memory import is_out_of_memory
 from trainlib.tensors import as_device, as_tensor, describe, device_of, dtype_of
@@ -203,7 +204,7 @@ class Planner:
         scheduler: its scheduler.
         sampling: num_inference_steps, eta and sampler, as of `TrainConfig.sampling`.
         device: where the model lives and where cost functions get their actions.
-        bank: gestures drawn beforehand, (N, L, 3); None = draw while planning.
+        bank: gestures drawn beforehand, (N, L, 3), data units; None = draw while planning.
         seed: of all noise, at least 0.
         clock: seconds, by which budgets are kept; None = wall-clock.
     """
@@ -222,7 +223,10 @@ class Planner:
         self.model, self.scheduler, self.device = model, scheduler, torch.device(device)
         self.num_inference_steps = sampling.get("num_inference_steps", 10)
         self.sampling = {k: v for k, v in sampling.items() if k != "num_inference_steps"}
-        self.bank, self.seed, self.calls = bank, integer("seed", seed, 0), 0
+        self.bank, self.seed, self.calls = None, integer("seed", seed, 0), 0
+        if bank is not None:
+            num = len(bank) if np.ndim(bank) == 3 else -1
+            self.bank = to_gesture(plain_copy("bank", bank, (num, SEQ_LEN, 3)).float())
         self.last: Tensor | None = None
         self.resets = 0
         self.clock = time.perf_counter if clock is None else clock
@@ -268,8 +272,8 @@ class Planner:
         for size in (1, 1, LARGEST):  # the first of all is slow
             planner._timed_draw(request, [DRAW] * size)
         if num:
-            file = newest_checkpoint(checkpoint)
-            path = file.with_name(f"{file.stem}_bank_{num}_{sha256_of(file)[:12]}.npy")
+            place = Path(checkpoint) if os.path.isdir(checkpoint) else Path(checkpoint).parent
+            path = place / f"bank_{num}_{_fingerprint(model, config)}.npy"
 
             def draw(num: int) -> Tensor:
                 return generate(model, scheduler, (num, SEQ_LEN, 3), **config.sampling).cpu()
@@ -367,6 +371,10 @@ class Planner:
                 known, known_mask, init, strength, goal, guidance, num_plans, steps, budget_ms,
                 noise, places, refine,
             )  # fmt: skip
+            most, is_given = self.scheduler.num_timesteps, request.known is not None
+            require(steps <= most, f"num_inference_steps must be in [1, {most}]", steps)
+            if is_given and not takes_known_frames(self.model):
+                raise UserError("this denoiser takes no known frames")
             return self._plan(cost_fn, request, began)
 
     def _plan(self, cost_fn: PlanCost | None, request: Request, began: float) -> PlanResult:
@@ -588,6 +596,14 @@ class Planner:
                 objective, request.streams[3], bend.z[:, 0], decoded(bend), std=STD,
                 population=POPULATION, elites=ELITES,
             )  # fmt: skip
+
+
+def _fingerprint(model: nn.Module, config: TrainConfig) -> str:
+    """Name what was loaded; a run folder may have a newer checkpoint by now."""
+    digest = hashlib.sha256(repr(config).encode())
+    for weight in model.state_dict().values():
+        digest.update(weight.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _require_cost(cost_fn: Any) -> None:

@@ -160,13 +160,14 @@ class Request:
         """Check where gestures may begin and end."""
         if self.places is None:
             return
-        shape = tuple(np.shape(self.places))
+        shape = tuple(getattr(self.places, "shape", ()))
         wanted = "places must be two maps of weights, (2, rows, columns)"
         require(len(shape) == 3 and shape[0] == 2 and 0 not in shape, wanted, describe(self.places))
         self.places = plain_copy("places", self.places, shape).float()
         sums, low = self.places.sum(dim=(1, 2)), self.places.min()
         is_weight = bool(sums.isfinite().all()) and bool((sums > 0).all()) and bool(low >= 0)
-        require(is_weight, "places must be at least 0, not all of a map", f"{low} and sums {sums}")
+        wanted = "places must be finite and at least 0, and no map all zeros"
+        require(is_weight, wanted, f"a least of {low} and sums {sums.tolist()}")
 
     def take_from(self, bank: Tensor | None) -> None:
         """Let draws be gestures of a bank, (N, L, 3), that agree with what is known.

@@ -162,6 +162,7 @@ def test_known_frames_stay_at_places(untrained_run):
 @pytest.mark.parametrize("wrong", [
     torch.ones(4, 8), torch.ones(3, 4, 8), -torch.ones(2, 4, 8), torch.zeros(2, 4, 8),
     torch.stack([torch.ones(4, 8), torch.zeros(4, 8)]), torch.full((2, 4, 8), math.nan),
+    [[1], [1, 2]], [torch.ones(4, 8, requires_grad=True)] * 2,
     torch.full((2, 4, 8), math.inf), "map", torch.ones(2, 0, 8), np.ones((2, 4, 8), complex),
 ])  # fmt: skip
 def test_places_that_are_none(untrained_run, wrong):

@@ -6,6 +6,7 @@ it says, and must come in time.
     python -m pytest tests/test_planning_planner.py
 """
 
+import io
 import itertools
 import math
 import re
@@ -730,14 +731,19 @@ def run_with_bank(untrained_run, tmp_path):
 def test_a_bank_is_drawn_once_per_checkpoint(run_with_bank, capsys, monkeypatch):
     """Kept beside the checkpoint; drawn again for another one, or if the file is damaged."""
     first = Planner.load(run_with_bank, bank=20)
-    (path,) = run_with_bank.glob("*_bank_20_*.npy")
+    (path,) = run_with_bank.glob("bank_20_*.npy")
     assert "drawing 20 gestures, once" in capsys.readouterr().out
     fresh = tdd.generate(first.model, first.scheduler, (20, L, 3), seed=0, **first.sampling)
     assert torch.equal(first.bank, tdd.to_gesture(fresh))
     assert torch.equal(Planner.load(run_with_bank, bank=20).bank, first.bank)
     assert capsys.readouterr().out == "", "kept"
     good = path.read_bytes()
-    for damaged in (good[:-100], b"", b"hello", good[:128] + b"\xff" * (len(good) - 128)):
+    quote, archive, names = good.replace(b"'descr'", b"'descr(", 1), io.BytesIO(), io.BytesIO()
+    np.savez(archive, bank=first.bank.numpy())
+    np.save(names, np.array(["bank"]))
+    kinds = (archive.getvalue(), archive.getvalue()[:100], names.getvalue(), quote)
+    last = good[:128] + b"\xff" * (len(good) - 128)
+    for damaged in (good[:-100], b"", b"hello", last, *kinds):
         path.write_bytes(damaged)
         assert torch.equal(Planner.load(run_with_bank, bank=20).bank, first.bank)
         assert path.read_bytes() == good
@@ -745,10 +751,56 @@ def test_a_bank_is_drawn_once_per_checkpoint(run_with_bank, capsys, monkeypatch)
     content["ema_state_dict"]["output_projection.frames.bias"] += 1
     save_checkpoint(run_with_bank / "diffusion_checkpoint_epoch_0.pth", content)
     assert not torch.equal(Planner.load(run_with_bank, bank=20).bank, first.bank)
-    assert path.read_bytes() == good and len(list(run_with_bank.glob("*_bank_*"))) == 2
+    assert path.read_bytes() == good and len(list(run_with_bank.glob("bank_*"))) == 2
     monkeypatch.setattr(bank, "write_whole", lambda *a: fail_to_write())
     assert len(Planner.load(run_with_bank, bank=10).bank) == 10
     assert capsys.readouterr().err == "warning: these gestures are not kept: no room\n"
+
+
+def test_a_bank_belongs_to_the_weights_that_drew_it(run_with_bank, monkeypatch):
+    """While it is drawn a training may write a newer checkpoint into the folder."""
+    content = torch.load(run_with_bank / "diffusion_checkpoint_epoch_0.pth", weights_only=True)
+    content["ema_state_dict"]["output_projection.frames.bias"] += 1
+    content["epoch"] = 1
+    load_model = planning.planner.load_model
+
+    def load(*given):
+        loaded = load_model(*given)
+        save_checkpoint(run_with_bank / "diffusion_checkpoint_epoch_1.pth", content)
+        return loaded
+
+    monkeypatch.setattr(planning.planner, "load_model", load)
+    first = Planner.load(run_with_bank, bank=20)
+    monkeypatch.setattr(planning.planner, "load_model", load_model)
+    newer = Planner.load(run_with_bank, bank=20)
+    drawn = tdd.generate(newer.model, newer.scheduler, (20, L, 3), seed=0, **newer.sampling)
+    assert torch.equal(newer.bank, tdd.to_gesture(drawn))
+    assert not torch.equal(newer.bank, first.bank)
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.double, torch.Tensor.numpy, lambda x: 0.9 * x])
+def test_a_bank_of_ones_own(kind):
+    """Any real array; it is rounded to the data format."""
+    gestures = make_gestures(5, L)
+    scheduler = tdd.DDIMScheduler(prediction_type="x0")
+    planner = Planner(Faithful(), scheduler, {"eta": 0.0}, bank=kind(gestures))
+    expected = tdd.to_gesture(torch.as_tensor(kind(gestures)).float())
+    assert torch.equal(planner.bank, expected) and planner.plan().actions.shape == (L, 3)
+    for wrong in (gestures[:, :9], gestures[0], "bank", 3):
+        with pytest.raises(tdd.UserError, match="bank must be a real, dense tensor"):
+            Planner(Faithful(), scheduler, {"eta": 0.0}, bank=wrong)
+
+
+def test_what_the_denoiser_cannot_do_is_refused_with_a_bank_too():
+    """And at once: not by the call that has a last plan to vary."""
+    scheduler = tdd.DDIMScheduler(50, prediction_type="x0")
+    bank = make_gestures(5, L)
+    planner = Planner(Faithful(), scheduler, {"eta": 0.0}, bank=bank)
+    with pytest.raises(tdd.UserError, match=r"num_inference_steps must be in .1, 50., got 51"):
+        planner.plan(num_inference_steps=51)
+    planner = Planner(Headed(), scheduler, {"eta": 0.0}, bank=bank)
+    with pytest.raises(tdd.UserError, match="takes no known frames"):
+        planner.plan(known=torch.zeros(L, 3), known_mask=torch.arange(L) < 1)
 
 
 def fail_to_write():
