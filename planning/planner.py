@@ -332,9 +332,7 @@ class Planner:
         there is one, and draws, every fourth a variation of it. The rest refines the best along
         four knots, which move in place and time: by the gradient, or by CEM where the cost has
         none. No call of the cost is begun that should not end in time by what calls have taken.
-        The first one holds two actions; where only one fits into the budget, it holds as many as
-        fit, and if those are two, call after call, the last plan gives way to a draw. If the cost
-        fails once it has answered, the best plan so far comes back and says why.
+        If the cost fails once it has answered, the best plan so far comes back and says why.
 
         Args:
             cost_fn: costs of actions (B, L, 3), data units, float32 → (B,); None = the first
@@ -344,8 +342,7 @@ class Planner:
             known_mask: (L,) bool, together with `known`.
             init: an action (L, 3), data units, to start from instead of the last plan; a candidate.
             strength: in (0, 1], how far the draws leave `init`; 1 = pure noise.
-            goal: where to, (context_dim,), not all zeros, as the denoiser was trained on with
-                `--context_dim`.
+            goal: where to, (context_dim,), not all zeros, as trained with `--context_dim`.
             guidance: weight of the goal in the draws, see `with_goal`; 1 = as trained.
             places: where gestures may begin and end, two maps of weights, (2, rows, columns), as
                 of `changed_places`: draws are moved there. None = they stay.
@@ -361,8 +358,7 @@ class Planner:
             FloatingPointError: what the denoiser draws is not finite.
             Exception: whatever cost_fn raises when it is called for the first time.
         """
-        if cost_fn is not None:
-            _require_cost(cost_fn)
+        _require_cost(cost_fn, or_none=True)
         with self._lock, torch.inference_mode(False):  # in which no cost would have a gradient
             began = self.clock()
             noise = (self.seed, self.calls) if seed is None else (integer("seed", seed, 0),)
@@ -371,11 +367,15 @@ class Planner:
                 known, known_mask, init, strength, goal, guidance, num_plans, steps, budget_ms,
                 noise, places, refine,
             )  # fmt: skip
-            most, is_given = self.scheduler.num_timesteps, request.known is not None
-            require(steps <= most, f"num_inference_steps must be in [1, {most}]", steps)
-            if is_given and not takes_known_frames(self.model):
-                raise UserError("this denoiser takes no known frames")
+            self._require_fits(request)
             return self._plan(cost_fn, request, began)
+
+    def _require_fits(self, request: Request) -> None:
+        """Raise UserError for what this denoiser cannot do, also where a bank would hide it."""
+        most, steps = self.scheduler.num_timesteps, request.num_inference_steps
+        require(steps <= most, f"num_inference_steps must be in [1, {most}]", steps)
+        if request.known is not None and not takes_known_frames(self.model):
+            raise UserError("this denoiser takes no known frames")
 
     def _plan(self, cost_fn: PlanCost | None, request: Request, began: float) -> PlanResult:
         """Do what `plan` promises; the call came in at `began`."""
@@ -606,8 +606,9 @@ def _fingerprint(model: nn.Module, config: TrainConfig) -> str:
     return digest.hexdigest()[:12]
 
 
-def _require_cost(cost_fn: Any) -> None:
-    require(callable(cost_fn), "cost_fn must be a function", describe(cost_fn))
+def _require_cost(cost_fn: Any, *, or_none: bool = False) -> None:
+    fits = callable(cost_fn) or (or_none and cost_fn is None)
+    require(fits, "cost_fn must be a function", describe(cost_fn))
 
 
 def _best_starts(actions: Tensor, costs: Tensor, free: Tensor | None) -> tuple[Tensor, Tensor]:

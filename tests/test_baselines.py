@@ -155,7 +155,7 @@ def test_vae_overfits_eight_gestures_and_says_which(tiny_config):
         lambda s, x_0: rivals.vae_step(s, x_0, 0.01),
         x_train,
         config,
-        800,
+        1200,
         "vae",
     )
     answer, bits = rivals.reconstruct(vae, x_train)
