@@ -13,6 +13,7 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ LOST, NO_POSITION, NO_EVENT, NO_TIME = "events lost", "no position", "not an eve
 
 X, Y, ID, SLOT, SINGLE_X, SINGLE_Y, TOUCH, REPORT, PACKET, DROPPED = range(10)
 _MULTI = {X, Y, ID, SLOT}
+_OF_A_FINGER = {*_MULTI, SINGLE_X, SINGLE_Y}
 _KINDS = {  # as `getevent -l` names an event, and its numbers
     ("EV_ABS", "ABS_MT_POSITION_X"): X,
     ("0003", "0035"): X,
@@ -85,6 +87,7 @@ class _Device:
         self._down: dict[int, _Contact] = {}  # by slot, or by finger in protocol A
         self._place: dict[int, list[float]] = defaultdict(lambda: [math.nan, math.nan])  # x, y
         self._events: list[tuple[int, int]] = []  # since the last packet or report
+        self._touch: int | None = None  # likewise, of BTN_TOUCH
         self._packets: list[int] = []  # fingers that protocol A has sent since the last report
         self._slot = 0
         self._is_multi = self._is_lost = False
@@ -92,23 +95,27 @@ class _Device:
     def feed(self, kind: int, value: int, t: float) -> None:
         """Take an event at the time t, ms."""
         self.last_t = t
-        if kind == REPORT:
+        if kind in _OF_A_FINGER:  # most are
+            self._is_multi = self._is_multi or kind in _MULTI
+            self._events.append((kind, value))
+        elif kind == REPORT:
             if not self._is_lost:
                 self._report(t)
-            self._is_lost = False
+            self._is_lost, self._touch = False, None
             self._events.clear()
             self._packets.clear()
+        elif kind == TOUCH:
+            if value:  # it only comes where no finger is down
+                self.end_all(NO_LIFT)
+            self._touch = value
+            self._events.append((kind, value))
         elif kind == PACKET:
             self._packet(t)
+            self._touch = None
             self._events.clear()
-        elif kind == DROPPED:
+        else:
             self.end_all(LOST)
             self._is_lost = True
-        else:
-            if kind == TOUCH and value:  # it only comes where no finger is down
-                self.end_all(NO_LIFT)
-            self._is_multi |= kind in _MULTI
-            self._events.append((kind, value))
 
     def end_all(self, fault: str) -> None:
         """End all contacts at their last sample, as no whole ones."""
@@ -129,7 +136,7 @@ class _Device:
 
     def _report(self, t: float) -> None:
         """Take the end of a report: all that it says holds from the time t, ms."""
-        touch = dict(self._events).get(TOUCH)
+        touch = self._touch
         if self._packets:
             self._lift([finger for finger in self._down if finger not in self._packets], t)
             for finger in self._packets:
@@ -249,6 +256,7 @@ def read_getevent(path: Path, options: Any, recording: Recording) -> None:
         recording.strokes += (_stroke(c, session_name(path), where) for c in device.ended)
 
 
+@lru_cache(maxsize=1024)
 def _number(value: str) -> int:
     """Return the value of an event: UP, DOWN, or 32 bits with a sign."""
     if value in _STATES:
@@ -257,6 +265,7 @@ def _number(value: str) -> int:
     return number - (1 << 32) if number >> 31 else number
 
 
+@lru_cache(maxsize=64)  # the events of a report have one time
 def _milliseconds(stamp: str) -> float:
     """Return a time in seconds, or of a day, in ms; NaN if it is neither."""
     seconds = number_in(stamp)
