@@ -72,7 +72,8 @@ def distinct_files(paths: Iterable[Path], recording: Recording) -> list[Path]:
         same = found.get(content)
         if same is None:
             found[content] = path
-            recording.sources.append({"name": path.name, "sha256": sha256_of(path)})
+            digest = content if _opener(path) is open else sha256_of(path)
+            recording.sources.append({"name": path.name, "sha256": digest})
         elif same != path and without_compression(same) == without_compression(path):
             recording.notes[f"{path.name} is left out, as {same.name} holds the same"] = None
         else:

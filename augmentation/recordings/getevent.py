@@ -87,7 +87,6 @@ class _Device:
         self._down: dict[int, _Contact] = {}  # by slot, or by finger in protocol A
         self._place: dict[int, list[float]] = defaultdict(lambda: [math.nan, math.nan])  # x, y
         self._events: list[tuple[int, int]] = []  # since the last packet or report
-        self._touch: int | None = None  # likewise, of BTN_TOUCH
         self._packets: list[int] = []  # fingers that protocol A has sent since the last report
         self._slot = 0
         self._is_multi = self._is_lost = False
@@ -101,17 +100,15 @@ class _Device:
         elif kind == REPORT:
             if not self._is_lost:
                 self._report(t)
-            self._is_lost, self._touch = False, None
+            self._is_lost = False
             self._events.clear()
             self._packets.clear()
         elif kind == TOUCH:
             if value:  # it only comes where no finger is down
                 self.end_all(NO_LIFT)
-            self._touch = value
             self._events.append((kind, value))
         elif kind == PACKET:
             self._packet(t)
-            self._touch = None
             self._events.clear()
         else:
             self.end_all(LOST)
@@ -136,7 +133,7 @@ class _Device:
 
     def _report(self, t: float) -> None:
         """Take the end of a report: all that it says holds from the time t, ms."""
-        touch = self._touch
+        touch = dict(self._events).get(TOUCH)
         if self._packets:
             self._lift([finger for finger in self._down if finger not in self._packets], t)
             for finger in self._packets:
