@@ -52,7 +52,7 @@ from trainlib.tensors import as_device, as_tensor, describe, device_of, dtype_of
 
 Array = Tensor | np.ndarray  # of any real dtype, strides and device; it is copied
 PlanCost = Callable[[Tensor], Tensor]  # actions (B, L, 3), data units → (B,), lower is better
-NOTHING, INIT, LAST = "nothing", "init", "last plan"  # what may make a plan, beside DRAW, VARIATION
+NOTHING, LAST = "nothing", "last plan"  # what may make a plan, beside INIT, DRAW, VARIATION
 GRADIENT, CEM = "gradient", "CEM"
 SHARE = 0.5  # of the time, for drawing; the rest refines
 STARTS = 16  # draws that are refined at most

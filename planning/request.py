@@ -14,7 +14,7 @@ from trainlib.errors import UserError
 from trainlib.gestures import PRESSED, SEQ_LEN
 from trainlib.tensors import describe
 
-DRAW, VARIATION = "draw", "variation"
+INIT, DRAW, VARIATION = "init", "draw", "variation"
 
 
 def require(condition: bool, text: str, got: Any) -> None:
@@ -96,7 +96,7 @@ class Request:
     noise: tuple[int, ...]
     places: Any = None
     refine: bool = True
-    source: str = field(default="init", init=False)
+    source: str = field(default=INIT, init=False)
     varied: int = field(default=0, init=False)
     drawn: int = field(default=0, init=False)
     bank: Tensor | None = field(default=None, init=False)
