@@ -46,7 +46,7 @@ from trainlib.augment import augment
 from trainlib.checkpoint import fitting, load_checkpoint, newest_checkpoint
 from trainlib.contact_chain import ContactChain, press_evidence
 from trainlib.contacts import median_shake
-from trainlib.curves import STILL, CurveDenoiser
+from trainlib.curves import CURVES_BELOW, STILL, CurveDenoiser, CurveWalk, draw_walk
 from trainlib.data_gate import check_data
 from trainlib.data_rules import POLYNOMIALS, decided_by_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
@@ -119,7 +119,7 @@ class TrainConfig(Knobs):
     nhead: int = flag(4, "attention heads; must divide d_model", low=1)
     dim_feedforward: int = flag(0, "hidden width of the MLPs; 0 = 4 * d_model", low=0)
     dropout: float = flag(0.0, "dropout; synthetic gestures do not need it", low=0, high=0.99)
-    patch_size: int = flag(5, "frames per token; must divide seq_len; 1 = the plan's", low=1)
+    patch_size: int = flag(10, "frames per token; must divide seq_len; 1 = the plan's", low=1)
     adaln: bool = flag(True, "condition on t by adaLN-zero; off = the plan's added embedding")
     rotary: bool = flag(True, "positions by rotary attention; off = the plan's sinusoids")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
@@ -139,8 +139,8 @@ class TrainConfig(Knobs):
     num_inference_steps: int = flag(10, "denoising steps, 10-50 for the planner", low=1)
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
     sigma_max: float = flag(12.0, "noise where up to ten steps of log_sigma begin", low=0.1)
-    sigma_min: float | None = flag(None, "noise where log_sigma ends", low=1e-5, high=1)
-    curve_steps: int | None = flag(None, "of the last step, for curves alone", low=0, high=100)
+    sigma_min: float | None = flag(None, "noise where the steps end", low=1e-5, high=1)
+    curve_steps: int = flag(12, "of the last step, for curves alone", low=0, high=100)
     lower_order_below: float = flag(0.1, "noise where dpmpp's second order ends", low=0)
     sampler: str = flag("dpmpp", "DDIM, or of second order: DPM-Solver++(2M)", choices=SAMPLERS)
     eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
@@ -171,8 +171,6 @@ class TrainConfig(Knobs):
         if self.augment and (self.context_dim or self.distill):
             owned = "--context_dim" if self.context_dim else "--distill"
             raise UserError(f"{owned} needs --no-augment: it belongs to a gesture as it is")
-        if self.curve_steps and not self.contacts:
-            raise UserError(f"--curve_steps {self.curve_steps} needs --contacts")
         if self.contacts and self.prediction_type != "x0":
             predicted = f"--prediction_type x0, got {self.prediction_type}"
             raise UserError(f"--contacts needs {predicted}; add --no-contacts")
@@ -248,8 +246,8 @@ class DDIMScheduler(nn.Module):
         sigma_min: where it ends; what moves less is not told from rest.
         lower_order_below: noise where steps of second order end, data units: what is decided
             there, extrapolated, would be decided too soon.
-        curve_steps: if not 0, the last step is at ten times sigma_min, and the curves of contacts
-            go on from there in so many steps without the rest of the model; see ContactHead.
+        curve_steps: if not 0, the last step is at CURVES_BELOW, and from there curves of contacts
+            go on to sigma_min in so many steps without the rest of the model; see ContactHead.
         clip_sample: clip each x_0_pred to [-1, 1]; eps is always derived from x_0_pred.
     """
 
@@ -343,7 +341,7 @@ class DDIMScheduler(nn.Module):
             ts = [round((T - 1) * (1 - i / max(N - 1, 1))) for i in range(N)]
         else:
             high = min(self.sigma_max * max(N, 10) / 10, self.sigma(T - 1))
-            low = min(self.sigma_min * (10 if self.curve_steps else 1), 0.1 * high)
+            low = min(CURVES_BELOW if self.curve_steps else self.sigma_min, 0.1 * high)
             sigmas = [high * (low / high) ** (i / max(N - 1, 1)) for i in range(N)]
             ts = [self.timestep_at(sigma) for sigma in sigmas]
         if start_t is not None:
@@ -483,7 +481,9 @@ class DDIMScheduler(nn.Module):
                 given[0] = to_model_units(given[0])
             ts = torch.tensor(pairs).to(device, non_blocking=True)[:, :1].expand(-1, len(x_t))
             for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
-                last = {"curve_steps": self.curve_steps} if t_prev < 0 < self.curve_steps else {}
+                last: dict[str, Any] = {}
+                if t_prev < 0 < self.curve_steps:
+                    last = {"walk": draw_walk(self.curve_steps, eta, x_t, generator)}
                 x_0_pred = self.predict_x_0(model(x_t, t_batch, *given, **last), x_t, t)
                 if cost_fn is not None:
                     x_0_pred = self.apply_guidance(x_0_pred, cost_fn, guidance_scale)
@@ -690,9 +690,9 @@ class ContactHead(nn.Module):
     made of `shapes` that the training set has in common. In x_t their coefficients are those of x_0
     in noise of variance (1 - ᾱ_t)/n, n frames; a CurveDenoiser says what they are in x_0. So errors
     shrink with the noise, and none makes a curve shake. At the last step the likelier answers are
-    taken for true: an average of two gestures is none. With `curve_steps` the presses are decided
-    there, and curves go on to sigma_min by themselves: what rests is settled little by little. What
-    samples in one step must be `decisive`: outside of training all is decided, at any noise.
+    taken for true: an average of two gestures is none. With a `walk` the presses are decided there,
+    and curves go on to sigma_min by themselves: what is fine or rests is settled little by little.
+    What samples in one step must be `decisive`: outside of training all is decided, at any noise.
     """
 
     SURE = 30.0  # log odds of a frame that is known; sums of more are rounded too far
@@ -723,7 +723,7 @@ class ContactHead(nn.Module):
         known: Tensor | None,
         known_mask: Tensor | None,
         made_of: tuple[Any, ...] | None = None,
-        curve_steps: int = 0,
+        walk: CurveWalk | None = None,
     ) -> tuple[Tensor, Decisions]:
         """Return x_0, (B, L, C), model units, and the decisions that it rests on.
 
@@ -736,7 +736,7 @@ class ContactHead(nn.Module):
         own = own + press_evidence(x_t, place, alpha_bar_t).clamp(-self.SURE, self.SURE)
         if known is not None and known_mask is not None:
             own = torch.where(known_mask, self.SURE * known[..., -1], own)
-        is_sure = curve_steps > 0 or (self.decisive and not self.training)
+        is_sure = walk is not None or (self.decisive and not self.training)
         log_odds = self.chain(own, down, up, self.window(tokens.mean(dim=1)), is_sure)
         split = split_contacts(log_odds > 0, self.shapes, self.max_contacts)
         member, basis = (x.to(x_t.dtype) for x in split)
@@ -745,9 +745,9 @@ class ContactHead(nn.Module):
         c_t = coefficients(mean, basis, x_t[..., :-1])
         of_contact = mean.unflatten(2, (-1, self.patch_size)).sum(dim=3) @ tokens
         n = member.sum(dim=1)[..., None]
-        decided_below = 2.0 if is_sure and not curve_steps else self.certain
+        decided_below = 2.0 if is_sure and not walk else self.certain
         asked = c_t, of_contact, log_snr, n, decided_below, known_mask
-        c, gates, returns = self.curves.walk(*asked, steps=max(curve_steps, 1))
+        c, gates, returns = self.curves.walk(*asked, by=walk)
 
         xy = curves_at(c, member, basis) + place * (1 - member.sum(dim=2, keepdim=True))
         if known is not None and known_mask is not None:
@@ -856,7 +856,7 @@ class MinimalDiffusionTransformer(nn.Module):
         context: Tensor | None = None,
         *,
         made_of: tuple[Any, ...] | None = None,
-        curve_steps: int = 0,
+        walk: CurveWalk | None = None,
     ) -> Any:
         """Predict eps, v or x_0 (the scheduler's prediction_type) at (x_t, t): (B, L, C).
 
@@ -868,7 +868,7 @@ class MinimalDiffusionTransformer(nn.Module):
             context: (B, context_dim); None, or a row of zeros, = no goal.
             made_of: x_0, model units, and eps of x_t, perhaps CurveLessons: also return the
                 Decisions, to be trained; with `contacts`.
-            curve_steps: of the last step of a sample, see ContactHead.
+            walk: of curves, in the last step of a sample, see ContactHead.
         """
         tensors.check_inputs(self, x_t, known, context)
         B, L, C = x_t.shape
@@ -897,9 +897,8 @@ class MinimalDiffusionTransformer(nn.Module):
             return self.output_projection(x).reshape(B, L, C)
         wide = torch.promote_types(x_t.dtype, torch.float32)  # contacts need it
         with tensors.full_precision(x_t):
-            x, wide_x_t = x.to(wide), x_t.to(wide)
-            more = known, known_mask, made_of, curve_steps
-            output, decisions = self.output_projection(x, wide_x_t, t, *more)
+            more = known, known_mask, made_of, walk
+            output, decisions = self.output_projection(x.to(wide), x_t.to(wide), t, *more)
         output = output.to(x_t.dtype)
         return output if made_of is None else (output, decisions)
 
@@ -914,6 +913,7 @@ def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
 
 def build_scheduler(config: TrainConfig) -> DDIMScheduler:
     """Build the scheduler that `config` describes."""
+    config = config if config.contacts else replace(config, curve_steps=0)
     return DDIMScheduler(**knobs_of(DDIMScheduler, config))
 
 
@@ -1201,8 +1201,7 @@ def balanced_weight(task_loss: Tensor, loss: Tensor, task: Tensor) -> Tensor:
     vanishes; unweighted, the noise of the largest drowns the rest. Tasks of equal size are EDM2's
     uncertainty weighting (arXiv:2312.02696) with a table in place of its network.
     """
-    ones = torch.ones_like(loss)
-    count = torch.zeros_like(task_loss).index_add_(0, task, ones)
+    count = torch.zeros_like(task_loss).index_add_(0, task, torch.ones_like(loss))
     mean = torch.zeros_like(task_loss).index_add_(0, task, loss) / count.clamp(min=1)
     task_loss.lerp_(mean, 0.02 * (count > 0).float())
     return 1 / (task_loss[task] + 1e-6)
@@ -1439,7 +1438,8 @@ PRESETS: dict[str, dict[str, Any]] = {  # flags that are given win over them
     },
     "cpu": {},  # the defaults
     "gpu": {  # the best recipe
-        **{"d_model": 96, "num_layers": 4, "num_epochs": 70, "lr": 2e-3, "known_share": 0.1}
+        **{"d_model": 96, "num_layers": 4, "patch_size": 5},
+        **{"num_epochs": 70, "lr": 2e-3, "known_share": 0.1},
     },
 }
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import train_diffusion_ddim as tdd
 from export import runtime
+from trainlib.curves import CurveWalk
 from trainlib.errors import OneLineParser, UserError, check_choice, first_line, run_program, say
 from trainlib.files import make_folder, write_json, write_whole
 from trainlib.gestures import ACTION_DIM, SEQ_LEN
@@ -49,7 +50,7 @@ class WholeSampler(nn.Module):
     def __init__(self, model: nn.Module, scheduler: tdd.DDIMScheduler, **sampling: Any) -> None:
         super().__init__()
         self.model, self.scheduler = model, scheduler
-        self.steps = describe_steps(scheduler, **sampling)
+        self.steps, self.eta = describe_steps(scheduler, **sampling), sampling["eta"]
 
     def forward(self, noise: Tensor, *given: Tensor) -> Tensor:
         """Map noise (B, K, L, C) to x_0 (B, L, C), data units.
@@ -57,9 +58,10 @@ class WholeSampler(nn.Module):
         Given are, if the denoiser takes them, known frames in model units and their mask.
         """
 
-        def predict(x_t: Tensor, step: dict[str, Any]) -> Tensor:
+        def predict(x_t: Tensor, step: dict[str, Any], z: Tensor | None) -> Tensor:
             t = torch.full((x_t.shape[0],), step["t"], device=x_t.device)
-            last = {"curve_steps": step["curve_steps"]} if step["curve_steps"] else {}
+            walk = CurveWalk(step["curve_steps"], self.eta, z)
+            last = {"walk": walk} if step["curve_steps"] else {}
             output = self.model(x_t, t, *given, **last)
             x_0_pred = self.scheduler.predict_x_0(output, x_t, step["t"])
             return torch.where(given[1][..., None], given[0], x_0_pred) if given else x_0_pred
@@ -85,14 +87,15 @@ def describe_steps(
         step = {"t": t, "alpha_bar_t": now, "extrapolate": extrapolate, "of_aim": then**0.5}
         step |= {"of_eps": abs(1 - then - variance) ** 0.5, "of_noise": variance**0.5}
         step["curve_steps"] = scheduler.curve_steps if t_prev < 0 else 0
+        step["takes_z"] = eta > 0 and (t_prev >= 0 or step["curve_steps"] > 0)
         steps.append(step)
         t_last = t
     return steps
 
 
 def num_noises(steps: list[dict[str, Any]]) -> int:
-    """Return K, the arrays of noise that a gesture takes: x_T and one for each step that adds z."""
-    return 1 + sum(step["of_noise"] != 0 for step in steps)
+    """Return K, the arrays of noise that a gesture takes: x_T and the z of steps that take one."""
+    return 1 + sum(step["takes_z"] for step in steps)
 
 
 def describe_schedule(
@@ -201,28 +204,30 @@ def optional(file: str, cure: str) -> Iterator[None]:
 class LastStep(nn.Module):
     """A denoiser as the last step of a sample asks it, where its curves take steps alone."""
 
-    def __init__(self, model: nn.Module, curve_steps: int) -> None:
+    def __init__(self, model: nn.Module, curve_steps: int, eta: float) -> None:
         super().__init__()
-        self.model, self.curve_steps = model, curve_steps
+        self.model, self.curve_steps, self.eta = model, curve_steps, eta
 
     def forward(self, *arguments: Tensor) -> Tensor:
-        """Map the denoiser's arguments to its output."""
-        return self.model(*arguments, curve_steps=self.curve_steps)
+        """Map z, N(0, 1), if eta is not 0, and the denoiser's arguments to its output."""
+        z, rest = (arguments[0], arguments[1:]) if self.eta else (None, arguments)
+        return self.model(*rest, walk=CurveWalk(self.curve_steps, self.eta, z))
 
 
 def write_denoiser(model: nn.Module, folder: Path, prefix: str = "") -> None:
     """Write denoiser.pt2 and, where it can be, denoiser.onnx; names begin with the prefix."""
     noise, *given = example_inputs(getattr(model, "model", model), 2)
-    inputs = (noise[:, 0], torch.tensor([1, 0]), *given)
+    takes_z = isinstance(model, LastStep) and model.eta > 0
+    inputs = (*[noise[:, 0].clone()] * takes_z, noise[:, 0], torch.tensor([1, 0]), *given)
     batch = torch.export.Dim("batch", min=1, max=4096)
     sizes: Any = ({0: batch},) * len(inputs)
-    is_last = isinstance(model, LastStep)
-    program = torch.export.export(model, inputs, dynamic_shapes=(sizes,) if is_last else sizes)
+    sizes = (sizes,) if isinstance(model, LastStep) else sizes
+    program = torch.export.export(model, inputs, dynamic_shapes=sizes)
     write(partial(torch.export.save, program), folder / (prefix + runtime.FILES["torch"]))
     onnx_file = prefix + runtime.FILES["onnx"]
     with optional(onnx_file, "it needs onnx and onnxscript"):
         plain = program.run_decompositions(plain_operators())
-        names = ("x_t", "t", "known", "known_mask")[: len(inputs)]
+        names = (*["z"] * takes_z, "x_t", "t", "known", "known_mask")[: len(inputs)]
         onnx: Any = torch.onnx.export(
             plain, input_names=names, output_names=["output"], dynamo=True, verbose=False
         )
@@ -298,7 +303,7 @@ def export(
             write_whole(made / "runtime.py", Path(runtime.__file__).read_bytes())
             write_denoiser(model, made)
             if last := schedule["steps"][-1]["curve_steps"]:
-                write_denoiser(LastStep(model, last), made, runtime.LAST)
+                write_denoiser(LastStep(model, last, sampling["eta"]), made, runtime.LAST)
             if compiled:
                 write_sampler(WholeSampler(model, scheduler, **sampling).eval(), made, batch_size)
         except OSError as e:

@@ -83,7 +83,7 @@ def predict_x_0(schedule: dict[str, Any], output: Any, x_t: Any, alpha_bar_t: fl
 
 
 def walk(
-    predict: Callable[[Any, dict[str, Any]], Any], steps: list[dict[str, Any]], noise: Any
+    predict: Callable[[Any, dict[str, Any], Any], Any], steps: list[dict[str, Any]], noise: Any
 ) -> Any:
     """Go the steps of a schedule from noise to x_0, (B, L, C), model units.
 
@@ -94,21 +94,22 @@ def walk(
     export/__main__.py has where they come from. Arrays are of numpy or of torch.
 
     Args:
-        predict: maps x_t and a step to x_0_pred.
-        steps: of schedule.json; a z is taken where of_noise is not 0.
+        predict: maps x_t, a step and its z, or None, to x_0_pred.
+        steps: of schedule.json; those that take a z add it or, with curve_steps, use it inside.
         noise: x_T and every z, (B, K, L, C), N(0, 1).
     """
     x_t, taken, x_0_last = noise[:, 0], 1, None
     for step in steps:
-        x_0_pred = aim = predict(x_t, step)
+        z = noise[:, taken] if step["takes_z"] else None
+        taken += step["takes_z"]
+        x_0_pred = aim = predict(x_t, step, z)
         if step["extrapolate"]:
             aim = x_0_pred + step["extrapolate"] * (x_0_pred - x_0_last)
         alpha_bar_t = step["alpha_bar_t"]
         eps = (x_t - alpha_bar_t**0.5 * aim) / (1 - alpha_bar_t) ** 0.5
         x_t = step["of_aim"] * aim + step["of_eps"] * eps
         if step["of_noise"]:
-            x_t = x_t + step["of_noise"] * noise[:, taken]
-            taken += 1
+            x_t = x_t + step["of_noise"] * z
         x_0_last = x_0_pred
     return x_t
 
@@ -125,15 +126,18 @@ def sample_by(
     Args:
         denoise: maps x_t (B, L, C) float32, t (B,) int64 and, if the schedule says so, known
             frames in [-1, 1] and their mask to the network's output (B, L, C).
-        denoise_last: likewise, in a step with curve_steps.
+        denoise_last: likewise, in a step with curve_steps; before x_t comes its z, if it takes one.
         schedule: the content of schedule.json.
         noise: as of `plain_arrays`.
         *given: likewise, known frames and their mask.
     """
 
-    def predict(x_t: np.ndarray, step: dict[str, Any]) -> np.ndarray:
-        network = denoise_last if step["curve_steps"] else denoise
-        output = network(x_t, np.full(len(x_t), step["t"], np.int64), *given)
+    def predict(x_t: np.ndarray, step: dict[str, Any], z: np.ndarray | None) -> np.ndarray:
+        arguments = x_t, np.full(len(x_t), step["t"], np.int64), *given
+        if step["curve_steps"]:
+            output = denoise_last(*([] if z is None else [z]), *arguments)
+        else:
+            output = denoise(*arguments)
         x_0_pred = predict_x_0(schedule, output, x_t, step["alpha_bar_t"])
         return np.where(given[1][..., None], given[0], x_0_pred) if given else x_0_pred
 

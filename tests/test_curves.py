@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from train_diffusion_ddim import DDIMScheduler
-from trainlib.curves import CurveDenoiser
+from trainlib import tensors
+from trainlib.curves import CurveDenoiser, CurveWalk
 from trainlib.lessons import CurveLessons
 from trainlib.muon import make_optimizers
 
@@ -39,13 +40,14 @@ def test_waves_are_means_over_the_noise():
                 torch.testing.assert_close(seen, expected, atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("contacts", [1, 2])
-def test_a_walk_is_what_the_scheduler_does_with_curves(contacts):
-    """DDIM, eta 0, at its noise levels; of two contacts, too, which see each other."""
+def test_a_walk_is_what_the_scheduler_does_with_curves(contacts, eta, monkeypatch):
+    """DDIM at its noise levels; of two contacts, too, which see each other."""
     torch.manual_seed(2)
     curves = CurveDenoiser(4, AXES, DEGREES)
     torch.nn.init.normal_(curves.out.weight, std=0.1)
-    scheduler = DDIMScheduler(1000, beta_schedule="wide_cosine", prediction_type="x0")
+    scheduler = DDIMScheduler(20_000, beta_schedule="wide_cosine", prediction_type="x0")
     scheduler.clip_sample = False
     c_T, tokens = torch.randn(3, contacts, NUMBERS) / 20, torch.randn(3, contacts, 4)
     n = torch.tensor([40.0, 7.0])[:contacts].expand(3, -1)[..., None]
@@ -54,14 +56,31 @@ def test_a_walk_is_what_the_scheduler_does_with_curves(contacts):
     level = torch.full((3, 1, 1), -2 * math.log(2 * scheduler.sigma(first)))
     given = tokens, level, n, (4 * end) ** 2
     torch.testing.assert_close(curves.walk(c_T, *given), curves(c_T, *given))
+    z = torch.randn(3, 3, contacts, NUMBERS)
+    steps_z = iter(z.unbind(dim=1))
+    monkeypatch.setattr(tensors, "draw_eps", lambda *_: next(steps_z) / n.sqrt())
     sigmas = torch.logspace(math.log10(scheduler.sigma(first)), math.log10(end), 4)
     levels, c_t = [scheduler.timestep_at(float(sigma)) for sigma in sigmas], c_T
     for t, t_prev in zip(levels, [*levels[1:], -1], strict=True):
         level = torch.full((3, 1, 1), -2 * math.log(2 * scheduler.sigma(t)))
         c_0 = curves(c_t, tokens, level, n, (4 * end) ** 2)[0]
-        c_t = scheduler.step(c_0, c_t, t, t_prev)
-    torch.testing.assert_close(curves.walk(c_T, *given, steps=4)[0], c_t, atol=1e-4, rtol=0)
+        c_t = scheduler.step(c_0, c_t, t, t_prev, eta=eta if t_prev >= 0 else 0)
+    by = CurveWalk(4, eta, z if eta else None)
+    walked = curves.walk(c_T, *given, by=by)[0]
+    torch.testing.assert_close(walked, c_t, atol=1e-4, rtol=0)
     assert (c_t - curves(c_T, *given)[0]).abs().max() > 1e-3  # they matter
+
+
+def test_a_walk_takes_as_many_steps_as_it_has_noise_for():
+    """Of gestures of few frames; what noise is left over is not read."""
+    curves, c_T = CurveDenoiser(4, AXES, DEGREES), torch.randn(3, 1, NUMBERS)
+    torch.nn.init.normal_(curves.out.weight, std=0.1)
+    given = None, torch.full((3, 1, 1), 3.0), torch.full((3, 1, 1), 9.0), 1e-4
+    z = torch.randn(3, 2 * NUMBERS + 1)
+    short = curves.walk(c_T, *given, by=CurveWalk(9, 1.0, z))
+    torch.testing.assert_close(short, curves.walk(c_T, *given, by=CurveWalk(3, 1.0, z)))
+    z[:, -1] = torch.nan
+    torch.testing.assert_close(short, curves.walk(c_T, *given, by=CurveWalk(9, 1.0, z)))
 
 
 def practise(curves, c_0, n, eps, t):

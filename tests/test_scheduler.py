@@ -29,6 +29,8 @@ from train_diffusion_ddim import (
     to_data_units,
     to_model_units,
 )
+from trainlib import tensors
+from trainlib.curves import CURVES_BELOW
 from trainlib.errors import UserError
 
 T = 50
@@ -195,23 +197,29 @@ def test_spacings_by_definition():
     np.testing.assert_allclose(sigmas, np.geomspace(2 * high, low, 20), rtol=0.15)
 
 
-@pytest.mark.parametrize("num", [1, 2, 10])
-def test_the_last_step_alone_asks_for_steps_of_curves(num):
-    """At ten times sigma_min; what the model is asked for, and where."""
+@pytest.mark.parametrize(("num", "eta"), [(1, 0.0), (2, 1.0), (10, 0.5)])
+def test_the_last_step_alone_asks_for_a_walk_of_curves(num, eta):
+    """What the model is asked for, and where; its noise is as fresh as that of the steps."""
     scheduler = DDIMScheduler(
         beta_schedule="wide_cosine", spacing="log_sigma", sigma_min=0.005, curve_steps=8
     )
     asked = []
 
     def model(x_t, t, **more):
-        asked.append((int(t[0]), more))
+        asked.append((int(t[0]), x_t, more))
         return torch.zeros_like(x_t)
 
-    scheduler.sample(model, SHAPE, "cpu", num)
-    assert [t for t, _ in asked] == [t for t, _ in scheduler.timestep_pairs(num)]
-    assert [more for _, more in asked] == [{}] * (num - 1) + [{"curve_steps": 8}]
+    generator = torch.Generator().manual_seed(5)
+    scheduler.sample(model, SHAPE, "cpu", num, eta, generator=generator)
+    assert [t for t, *_ in asked] == [t for t, _ in scheduler.timestep_pairs(num)]
+    assert [more for *_, more in asked[:-1]] == [{}] * (num - 1)
+    steps, its_eta, z = asked[-1][2]["walk"]
+    assert (steps, its_eta, z is None) == (8, eta, eta == 0)
+    generator = generator.manual_seed(5)
+    drawn = [tensors.draw_eps(SHAPE, "cpu", generator) for _ in range(num + 1)]
+    assert eta == 0 or torch.equal(z, drawn[num])
     end = scheduler.sigma(asked[-1][0])
-    assert end == pytest.approx(12 if num == 1 else 0.05, rel=0.03)
+    assert end == pytest.approx(12 if num == 1 else CURVES_BELOW, rel=0.03)
 
 
 @pytest.mark.parametrize("sigma_min", [3e-4, 0.002, 0.05])

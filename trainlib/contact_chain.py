@@ -120,7 +120,7 @@ class Lags(NamedTuple):
     """Weights of lags, laid out for `log_convolution` of sequences of L in blocks of BLOCK."""
 
     inside: Tensor  # logarithms, from frame to frame of a block, (BLOCK, BLOCK)
-    across: Tensor  # over the largest, from all frames to each block's, (blocks, L, BLOCK)
+    across: Tensor  # over the largest, from earlier blocks to each one's, (blocks, L, BLOCK)
     largest: Tensor  # its logarithm
 
 
@@ -135,6 +135,8 @@ def lay_out(weights: Tensor) -> Lags:
     missing, largest = -len(weights) % BLOCK, weights.detach().amax(dim=0)
     inside = toeplitz(F.pad(weights, (0, missing))[:BLOCK], NEVER)
     across = toeplitz(F.pad((weights - largest).exp(), (0, missing)), 0)
+    frame = torch.arange(len(across), device=weights.device)
+    across = across * (frame[:, None] < frame - frame % BLOCK)
     return Lags(inside, across.unflatten(1, (-1, BLOCK)).transpose(0, 1), largest)
 
 
@@ -159,9 +161,7 @@ def log_convolution(x: Tensor, weights: Lags) -> Tensor:
     near = log_sum_exp(blocks[..., None] + weights.inside, dim=2)
     peak = blocks.detach().amax(dim=2).cummax(dim=1).values
     peak = F.pad(peak[:, :-1], (1, 0), value=NEVER)[..., None]  # of all earlier blocks
-    frame = torch.arange(size, device=x.device)
-    earlier = (frame < frame[::BLOCK, None]).to(x.dtype)  # (blocks, L)
-    scaled = exp((blocks.flatten(1)[:, None] - peak).clamp(max=0)) * earlier
+    scaled = exp(blocks.flatten(1)[:, None] - peak)  # of later blocks at most 1, and not heard
     far = (scaled.transpose(0, 1) @ weights.across).transpose(0, 1)  # (N, blocks, BLOCK)
     far = far.clamp(min=torch.finfo(far.dtype).tiny).log() + (peak + weights.largest)
     return torch.logaddexp(near, far).flatten(1)[:, :length]

@@ -1,6 +1,7 @@
 """What the curve of a contact was before it was noised: a small network for a few numbers."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +10,26 @@ from torch import Tensor, nn
 from trainlib.contact_chain import NEVER
 from trainlib.lessons import CurveLessons
 from trainlib.returns import by_neighbours
-from trainlib.tensors import WideLinear, exp, zero_init
+from trainlib.tensors import WideLinear, draw_eps, zero_init
 
+NOTHING = -40.0  # log of what is left of a wave; denormal numbers take a CPU forty times as long
+CURVES_BELOW = 0.05  # noise where a walk begins, data units
 STILL = 5e-5  # of the screen, a twentieth of a pixel; less is no motion
+
+
+class CurveWalk(NamedTuple):
+    """How curves go on by themselves in the last step of a sample."""
+
+    steps: int
+    eta: float = 0.0  # 0 = deterministic, 1 = the variance of the DDPM posterior
+    z: Tensor | None = None  # N(0, 1), (B, ...), of which as many steps as it has numbers for
+
+
+def draw_walk(steps: int, eta: float, x_t: Tensor, generator: torch.Generator | None) -> CurveWalk:
+    """Return a walk for x_t, (B, L, C), with the noise that its eta asks for."""
+    return CurveWalk(
+        steps, eta, draw_eps(x_t.shape, x_t.device, generator, x_t.dtype) if eta else None
+    )
 
 
 class CurveDenoiser(nn.Module):
@@ -105,20 +123,29 @@ class CurveDenoiser(nn.Module):
         decided_below: float,
         known_mask: Tensor | None = None,
         *,
-        steps: int = 1,
+        by: CurveWalk | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Denoise in steps of DDIM, eta 0, from the noise given to half of that which decides.
+        """Denoise in steps of DDIM (eq. 12 and 16) to half of the noise that decides.
 
-        Arguments and result are those of `forward`, which is the same in one step. Steps are even
+        Arguments and result are those of `forward`, which is the same without `by`. Steps are even
         in log SNR.
         """
+        steps, eta, z = by or CurveWalk(1)
+        numbers = c_t[0].numel()
+        if z is not None:
+            steps = min(steps, 1 + z[0].numel() // numbers)
+            z = z.flatten(1)[:, : (steps - 1) * numbers].unflatten(1, (steps - 1, *c_t.shape[1:]))
         end = log_snr.clamp(min=math.log(4 / decided_below))
         result = self(c_t, tokens, log_snr, n, decided_below, known_mask)
         for i in range(1, steps):
-            now, log_snr = log_snr, torch.lerp(log_snr, end, 1 / (steps - i))
-            c_0 = result[0]
-            eps = (c_t - torch.sigmoid(now).sqrt() * c_0) / torch.sigmoid(-now).sqrt()
-            c_t = torch.sigmoid(log_snr).sqrt() * c_0 + torch.sigmoid(-log_snr).sqrt() * eps
+            noise_t, now = torch.sigmoid(-log_snr), log_snr
+            log_snr = torch.lerp(now, end, 1 / (steps - i))
+            alpha_bar_prev, noise_prev = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)
+            variance = eta**2 * noise_prev / noise_t * (noise_t - noise_prev) / alpha_bar_prev
+            eps = (c_t - torch.sigmoid(now).sqrt() * result[0]) / noise_t.sqrt()
+            c_t = alpha_bar_prev.sqrt() * result[0] + (noise_prev - variance).sqrt() * eps
+            if z is not None:
+                c_t = c_t + (variance / n.clamp(min=1)).sqrt() * z[:, i - 1]
             result = self(c_t, tokens, log_snr, n, decided_below, known_mask)
         return result
 
@@ -126,7 +153,7 @@ class CurveDenoiser(nn.Module):
         """Return E[sin ωy], E[cos ωy] of places y = c_t/√ᾱ in their noise, (B, S, axes*2*WAVES)."""
         omega = math.pi * 2.0 ** torch.arange(self.WAVES, device=c_t.device, dtype=c_t.dtype)
         places = c_t.unflatten(2, (self.axes, -1))[..., :1] / alpha_bar_t.sqrt()[..., None]
-        left = exp(-(omega**2) * (own / alpha_bar_t)[..., None] / 2)
+        left = (-(omega**2) * (own / alpha_bar_t)[..., None] / 2).clamp(min=NOTHING).exp()
         turned = places * omega
         return torch.cat([turned.sin() * left, turned.cos() * left], dim=-1).flatten(2)
 

@@ -14,7 +14,6 @@ SAME = 1e-6  # less than this is rounding
 FINEST, COARSEST = 1e-3, 5e-3  # sigma_min, data units
 MOST_CONTACTS, RARE = 3, 1e-3  # in a window; a share of windows that does not count
 POLYNOMIALS, SHAPES = 8, 6  # that curves are made of, whichever they are
-CURVE_STEPS = 8  # of curves alone
 
 
 def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
@@ -27,14 +26,12 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
                       how far a contact reaches along an axis that it does not rest on
         shapes        SHAPES, those that the contacts have in common, if polynomials miss a tenth of
                       these by more than MISSED; else 0, and curves are polynomials
-        curve_steps   CURVE_STEPS for polynomials: where a contact rests their coefficients are 0,
-                      which is settled little by little; else 0, other curves lose by them
 
     Args:
         config: with these options, contacts and context_dim.
         x_train: (N, L, 3), data units.
     """
-    rules = ("augment", "max_contacts", "sigma_min", "shapes", "curve_steps")
+    rules = ("augment", "max_contacts", "sigma_min", "shapes")
     if None not in [getattr(config, name) for name in rules]:
         return config, []
     seen = x_train[:: max(1, len(x_train) // SEEN)]
@@ -63,25 +60,14 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         config = replace(config, sigma_min=sigma_min)
         cause = f"a tenth of the motions are below {smallest:.2g} of the screen"
         why.append(f"the steps end at sigma {sigma_min:g}: {cause}")
-    config, more = _decide_curves(config, contacts, x_train.shape[1])
-    return config, why + more
-
-
-def _decide_curves(config: Any, contacts: list, seq_len: int) -> tuple[Any, list[str]]:
-    """Decide shapes and curve_steps, as `decided_by_data`."""
-    why = []
     if config.shapes is None and not config.contacts:
         config = replace(config, shapes=0)
     elif config.shapes is None:
-        polynomials = legendre_table(seq_len, POLYNOMIALS)
+        polynomials = legendre_table(x_train.shape[1], POLYNOMIALS)
         missed = missed_by(polynomials, [contact.xy for contact in contacts])
         most_missed = float(np.quantile(missed.max(axis=1), 0.9)) if len(missed) else 0.0
         config = replace(config, shapes=SHAPES if most_missed > MISSED else 0)
         made = f"of {SHAPES} shapes of their own" if config.shapes else "polynomials"
         cause = f"polynomials miss a tenth of the contacts by {most_missed:.2g} of the screen"
         why.append(f"contacts are {made}: {cause} or more")
-    if config.curve_steps is None:
-        alone = config.contacts and config.shapes == 0
-        config = replace(config, curve_steps=CURVE_STEPS if alone else 0)
-        why += [f"curves end in {CURVE_STEPS} steps of their own: polynomials may rest"] * alone
     return config, why
