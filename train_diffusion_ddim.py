@@ -640,7 +640,7 @@ class PlanBlock(nn.Module):
         self.norm_2 = nn.LayerNorm(d_model, elementwise_affine=self.has_affine_norms)
         self.up = nn.Linear(d_model, dim_feedforward)
         self.down = nn.Linear(dim_feedforward, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()  # whose call is cheaper
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""

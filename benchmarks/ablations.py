@@ -33,7 +33,7 @@ VARIANTS = {
     "no rotary attention": "--no-rotary",
     "no adaLN-zero": "--no-adaln",
     "neither of the two": "--no-rotary --no-adaln",
-    "patches of 10 frames": "--patch_size 10",
+    "patches of 5 frames": "--patch_size 5",
     "predicts v": "--prediction_type v --no-contacts",
     "linear schedule": "--beta_schedule linear",
     "unweighted loss": "--no-balance_loss",

@@ -27,9 +27,8 @@ class CurveWalk(NamedTuple):
 
 def draw_walk(steps: int, eta: float, x_t: Tensor, generator: torch.Generator | None) -> CurveWalk:
     """Return a walk for x_t, (B, L, C), with the noise that its eta asks for."""
-    return CurveWalk(
-        steps, eta, draw_eps(x_t.shape, x_t.device, generator, x_t.dtype) if eta else None
-    )
+    z = draw_eps(x_t.shape, x_t.device, generator, x_t.dtype) if eta else None
+    return CurveWalk(steps, eta, z)
 
 
 class CurveDenoiser(nn.Module):
@@ -127,14 +126,14 @@ class CurveDenoiser(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Denoise in steps of DDIM (eq. 12 and 16) to half of the noise that decides.
 
-        Arguments and result are those of `forward`, which is the same without `by`. Steps are even
-        in log SNR.
+        Steps are even in log SNR. Arguments and result are those of `forward`, and `by`, what steps
+        are to be taken; None = one, as `forward`.
         """
         steps, eta, z = by or CurveWalk(1)
-        numbers = c_t[0].numel()
         if z is not None:
-            steps = min(steps, 1 + z[0].numel() // numbers)
-            z = z.flatten(1)[:, : (steps - 1) * numbers].unflatten(1, (steps - 1, *c_t.shape[1:]))
+            z, numbers = z.flatten(1), c_t.shape[1:].numel()
+            steps = min(steps, 1 + z.shape[1] // numbers)
+            z = z[:, : (steps - 1) * numbers].unflatten(1, (steps - 1, *c_t.shape[1:]))
         end = log_snr.clamp(min=math.log(4 / decided_below))
         result = self(c_t, tokens, log_snr, n, decided_below, known_mask)
         for i in range(1, steps):

@@ -199,6 +199,8 @@ class WideLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
