@@ -140,7 +140,7 @@ class TrainConfig(Knobs):
     spacing: str = flag("log_sigma", "where the steps lie on the t axis", choices=SPACINGS)
     sigma_max: float = flag(12.0, "noise where up to ten steps of log_sigma begin", low=0.1)
     sigma_min: float | None = flag(None, "noise where the steps end", low=1e-5, high=1)
-    curve_steps: int = flag(12, "of the last step, for curves alone", low=0, high=100)
+    curve_steps: int | None = flag(None, "of the last step, for curves alone", low=0, high=100)
     lower_order_below: float = flag(0.1, "noise where dpmpp's second order ends", low=0)
     sampler: str = flag("dpmpp", "DDIM, or of second order: DPM-Solver++(2M)", choices=SAMPLERS)
     eta: float = flag(1.0, "fresh noise: 0 = none, 1 = DDPM variance", low=0, high=1)
@@ -171,6 +171,8 @@ class TrainConfig(Knobs):
         if self.augment and (self.context_dim or self.distill):
             owned = "--context_dim" if self.context_dim else "--distill"
             raise UserError(f"{owned} needs --no-augment: it belongs to a gesture as it is")
+        if self.curve_steps and not self.contacts:
+            raise UserError(f"--curve_steps {self.curve_steps} needs --contacts")
         if self.contacts and self.prediction_type != "x0":
             predicted = f"--prediction_type x0, got {self.prediction_type}"
             raise UserError(f"--contacts needs {predicted}; add --no-contacts")
@@ -481,10 +483,8 @@ class DDIMScheduler(nn.Module):
                 given[0] = to_model_units(given[0])
             ts = torch.tensor(pairs).to(device, non_blocking=True)[:, :1].expand(-1, len(x_t))
             for (t, t_prev), t_batch in zip(pairs, ts, strict=True):
-                last: dict[str, Any] = {}
-                if t_prev < 0 < self.curve_steps:
-                    last = {"walk": draw_walk(self.curve_steps, eta, x_t, generator)}
-                x_0_pred = self.predict_x_0(model(x_t, t_batch, *given, **last), x_t, t)
+                walk = draw_walk(self.curve_steps if t_prev < 0 else 0, eta, x_t, generator)
+                x_0_pred = self.predict_x_0(model(x_t, t_batch, *given, **walk), x_t, t)
                 if cost_fn is not None:
                     x_0_pred = self.apply_guidance(x_0_pred, cost_fn, guidance_scale)
                 if given:
@@ -913,7 +913,6 @@ def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
 
 def build_scheduler(config: TrainConfig) -> DDIMScheduler:
     """Build the scheduler that `config` describes."""
-    config = config if config.contacts else replace(config, curve_steps=0)
     return DDIMScheduler(**knobs_of(DDIMScheduler, config))
 
 

@@ -75,7 +75,7 @@ def test_baselines_have_the_checkpoints_shapes_and_optimizer(tiny_config, name):
     """Shapes that its contacts have in common, and Muon for the same matrices of the denoiser."""
     x_train = make_gestures(20, seed=3)
     x_train[..., :2] = x_train[..., :2] ** 3
-    given = {"contacts": True, "shapes": 4, "optimizer": "muon"}
+    given = {"contacts": True, "shapes": 4, "optimizer": "muon", "curve_steps": 0}
     config = tiny_config(**EXACT | given)
     model, _ = regression(config, x_train, 1, name)
     network = model.decoder if "vae" in name else model.network

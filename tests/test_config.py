@@ -62,7 +62,7 @@ def test_flags_are_the_fields(capsys):
 
 def test_every_field_has_help_and_survives_the_command_line():
     config = TrainConfig(
-        augment=True, sigma_min=0.01, max_contacts=2, shapes=4
+        augment=True, sigma_min=0.01, max_contacts=2, shapes=4, curve_steps=3
     )  # by default these are None, by the data
     given = vars(parse_args(as_flags(**asdict(config))))
     assert TrainConfig(**given) == config
@@ -127,6 +127,7 @@ def test_bad_values_are_one_line_before_any_data_is_read(refused, tmp_path, opti
     [
         (["--num_inference_steps", "11", "--num_timesteps", "10"], ["11", "10"]),
         (["--context_dim", "2", "--augment"], ["--no-augment"]),
+        (["--curve_steps", "8", "--no-contacts"], ["--curve_steps 8", "--contacts"]),
         (["--contacts", "--prediction_type", "v"], ["--contacts", "got v", "--no-contacts"]),
         (["--d_model", "32", "--nhead", "5"], ["--nhead", "32", "5"]),
         (["--unknown", "1"], ["--unknown"]),

@@ -8,7 +8,7 @@ import pytest
 from conftest import L, make_gestures
 
 from train_diffusion_ddim import TrainConfig
-from trainlib.data_rules import COARSEST, FINEST, SHAPES, decided_by_data
+from trainlib.data_rules import COARSEST, CURVE_STEPS, FINEST, SHAPES, decided_by_data
 
 
 def swipes(angle, length=0.3, count=8):
@@ -31,7 +31,7 @@ def test_half_of_the_swipes_along_an_axis_turn_augmentation_on(axis_swipes, augm
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_was_asked_for_is_kept(asked):
-    config = TrainConfig(augment=asked, sigma_min=0.002, max_contacts=2, shapes=4)
+    config = TrainConfig(augment=asked, sigma_min=0.002, max_contacts=2, shapes=4, curve_steps=3)
     assert decided_by_data(config, swipes(0.0)) == (config, [])
 
 
@@ -61,7 +61,7 @@ def test_contacts_that_polynomials_miss_have_shapes_of_their_own(bent):
     config, why = decided_by_data(TrainConfig(), x)
     assert config.shapes == (SHAPES if bent else 0)
     plain, _ = decided_by_data(TrainConfig(contacts=False), x)
-    assert plain.shapes == 0
+    assert (config.curve_steps, plain.shapes, plain.curve_steps) == (CURVE_STEPS, 0, 0)
     said = f"contacts are {'of 6 shapes of their own' if bent else 'polynomials'}: polynomials miss"
     assert why[3].startswith(said)
 

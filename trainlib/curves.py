@@ -25,10 +25,14 @@ class CurveWalk(NamedTuple):
     z: Tensor | None = None  # N(0, 1), (B, ...), of which as many steps as it has numbers for
 
 
-def draw_walk(steps: int, eta: float, x_t: Tensor, generator: torch.Generator | None) -> CurveWalk:
-    """Return a walk for x_t, (B, L, C), with the noise that its eta asks for."""
+def draw_walk(
+    steps: int, eta: float, x_t: Tensor, generator: torch.Generator | None
+) -> dict[str, CurveWalk]:
+    """Return how a denoiser is asked for a walk at x_t, (B, L, C): `walk=`, or {} for no steps."""
+    if not steps:
+        return {}
     z = draw_eps(x_t.shape, x_t.device, generator, x_t.dtype) if eta else None
-    return CurveWalk(steps, eta, z)
+    return {"walk": CurveWalk(steps, eta, z)}
 
 
 class CurveDenoiser(nn.Module):

@@ -14,6 +14,7 @@ SAME = 1e-6  # less than this is rounding
 FINEST, COARSEST = 1e-3, 5e-3  # sigma_min, data units
 MOST_CONTACTS, RARE = 3, 1e-3  # in a window; a share of windows that does not count
 POLYNOMIALS, SHAPES = 8, 6  # that curves are made of, whichever they are
+CURVE_STEPS = 12  # of curves alone
 
 
 def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
@@ -26,12 +27,13 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
                       how far a contact reaches along an axis that it does not rest on
         shapes        SHAPES, those that the contacts have in common, if polynomials miss a tenth of
                       these by more than MISSED; else 0, and curves are polynomials
+        curve_steps   CURVE_STEPS with contacts, whatever the data; else 0
 
     Args:
         config: with these options, contacts and context_dim.
         x_train: (N, L, 3), data units.
     """
-    rules = ("augment", "max_contacts", "sigma_min", "shapes")
+    rules = ("augment", "max_contacts", "sigma_min", "shapes", "curve_steps")
     if None not in [getattr(config, name) for name in rules]:
         return config, []
     seen = x_train[:: max(1, len(x_train) // SEEN)]
@@ -70,4 +72,6 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         made = f"of {SHAPES} shapes of their own" if config.shapes else "polynomials"
         cause = f"polynomials miss a tenth of the contacts by {most_missed:.2g} of the screen"
         why.append(f"contacts are {made}: {cause} or more")
+    if config.curve_steps is None:
+        config = replace(config, curve_steps=CURVE_STEPS * config.contacts)
     return config, why
