@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainlib.tensors import exp
+from trainlib.tensors import exp_below_0
 
 NEVER = -1e6  # log weight of what cannot be
 CERTAIN = 1e-6  # probabilities nearer to 0 or 1 are rounding
@@ -20,7 +20,7 @@ def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     nearly everywhere, and which evaluates it once more for the gradient.
     """
     peak = x.detach().amax(dim=dim, keepdim=True)
-    return exp(x - peak).sum(dim=dim).log() + peak.squeeze(dim)
+    return exp_below_0(x - peak).sum(dim=dim).log() + peak.squeeze(dim)
 
 
 def press_evidence(x_t: Tensor, place: Tensor, alpha_bar_t: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def log_convolution(x: Tensor, weights: Lags) -> Tensor:
     near = log_sum_exp(blocks[..., None] + weights.inside, dim=2)
     peak = blocks.detach().amax(dim=2).cummax(dim=1).values
     peak = F.pad(peak[:, :-1], (1, 0), value=NEVER)[..., None]  # of all earlier blocks
-    scaled = exp(blocks.flatten(1)[:, None] - peak)  # of later blocks at most 1, and not heard
+    scaled = exp_below_0(blocks.flatten(1)[:, None] - peak)  # of later blocks at most 1, and not heard
     far = (scaled.transpose(0, 1) @ weights.across).transpose(0, 1)  # (N, blocks, BLOCK)
     far = far.clamp(min=torch.finfo(far.dtype).tiny).log() + (peak + weights.largest)
     return torch.logaddexp(near, far).flatten(1)[:, :length]

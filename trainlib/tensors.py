@@ -274,8 +274,8 @@ def model_diagnostics(model: nn.Module, x: Tensor) -> dict[str, float]:
     return {"model/weight_norm": norm.item(), "model/activation_stats": rms[0].item()}
 
 
-def exp(x: Tensor) -> Tensor:
-    """Return exp(x), at most 1, and a normal float: below, a CPU takes fifty times as long."""
+def exp_below_0(x: Tensor) -> Tensor:
+    """Return exp(min(x, 0)), a normal float: for smaller ones a CPU takes fifty times as long."""
     return x.clamp(min=math.log(torch.finfo(x.dtype).tiny) + 1, max=0).exp()
 
 
