@@ -161,7 +161,7 @@ def log_convolution(x: Tensor, weights: Lags) -> Tensor:
     near = log_sum_exp(blocks[..., None] + weights.inside, dim=2)
     peak = blocks.detach().amax(dim=2).cummax(dim=1).values
     peak = F.pad(peak[:, :-1], (1, 0), value=NEVER)[..., None]  # of all earlier blocks
-    scaled = exp_below_0(blocks.flatten(1)[:, None] - peak)  # of later blocks at most 1, and not heard
+    scaled = exp_below_0(blocks.flatten(1)[:, None] - peak)  # later blocks are not heard
     far = (scaled.transpose(0, 1) @ weights.across).transpose(0, 1)  # (N, blocks, BLOCK)
     far = far.clamp(min=torch.finfo(far.dtype).tiny).log() + (peak + weights.largest)
     return torch.logaddexp(near, far).flatten(1)[:, :length]
