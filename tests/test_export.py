@@ -276,7 +276,7 @@ def test_what_is_not_known_is_not_read(sampler):
     assert np.array_equal(sampler(noise, strange, mask), sampler(noise, known, mask))
 
 
-K = SAMPLING["num_inference_steps"]  # x_T and a z for each step but the last
+K = SAMPLING["num_inference_steps"] + 1  # x_T and a z for each step, of curves in the last
 X, KNOWN, MASK = np.zeros((1, K, L, 3)), np.zeros((1, L, 3)), np.ones((1, L), bool)
 
 
@@ -285,7 +285,7 @@ X, KNOWN, MASK = np.zeros((1, K, L, 3)), np.zeros((1, L, 3)), np.ones((1, L), bo
     [
         ({"noise": np.zeros((1, K, L + 1, 3))}, "noise must be"),
         ({"noise": np.zeros((1, K + 1, L, 3))}, "noise must be"),
-        ({"noise": np.zeros((1, L, 3))}, r"noise must be \(1, 3, 20, 3\), got \(1, 20, 3\)"),
+        ({"noise": np.zeros((1, L, 3))}, r"noise must be \(1, 4, 20, 3\), got \(1, 20, 3\)"),
         ({"noise": np.zeros((0, K, L, 3))}, "noise must be"),
         ({"noise": np.zeros((L, 3))}, "noise must be"),
         ({"noise": np.zeros(())}, "noise must be"),
