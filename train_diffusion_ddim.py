@@ -48,7 +48,7 @@ from trainlib.contact_chain import ContactChain, press_evidence
 from trainlib.contacts import median_shake
 from trainlib.curves import CURVES_BELOW, STILL, CurveDenoiser, CurveWalk, draw_walk
 from trainlib.data_gate import check_data
-from trainlib.data_rules import POLYNOMIALS, decided_by_data
+from trainlib.data_rules import PATCH_SIZES, POLYNOMIALS, decided_by_data
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
 from trainlib.figures import log_figures
 from trainlib.figures import visualize_action_sequences as visualize_action_sequences
@@ -119,7 +119,7 @@ class TrainConfig(Knobs):
     nhead: int = flag(4, "attention heads; must divide d_model", low=1)
     dim_feedforward: int = flag(0, "hidden width of the MLPs; 0 = 4 * d_model", low=0)
     dropout: float = flag(0.0, "dropout; synthetic gestures do not need it", low=0, high=0.99)
-    patch_size: int = flag(10, "frames per token; must divide seq_len; 1 = the plan's", low=1)
+    patch_size: int | None = flag(None, "frames per token; divides seq_len; 1 = the plan's", low=1)
     adaln: bool = flag(True, "condition on t by adaLN-zero; off = the plan's added embedding")
     rotary: bool = flag(True, "positions by rotary attention; off = the plan's sinusoids")
     known_frames: bool = flag(True, "take known frames; without them only noise is removed")
@@ -164,7 +164,7 @@ class TrainConfig(Knobs):
         """Refuse what cannot work, before any data is read."""
         super().__post_init__()
         check_divides("--nhead", self.nhead, "--d_model", self.d_model)
-        check_divides("--patch_size", self.patch_size, "--seq_len", self.seq_len)
+        check_divides("--patch_size", self.patch_size or 1, "--seq_len", self.seq_len)
         N, T = self.num_inference_steps, self.num_timesteps
         if N > T:
             raise UserError(f"--num_inference_steps must be at most --num_timesteps {T}, got {N}")
@@ -906,6 +906,7 @@ class MinimalDiffusionTransformer(nn.Module):
 def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
     """Build the denoiser that `config` describes, float32."""
     options = knobs_of(MinimalDiffusionTransformer, config)
+    options.setdefault("patch_size", math.gcd(PATCH_SIZES[0], config.seq_len))
     options["dim_feedforward"] = config.dim_feedforward or 4 * config.d_model
     with memory_named("the model", "--d_model, --num_layers or --dim_feedforward"):
         return MinimalDiffusionTransformer(max_timesteps=config.num_timesteps, **options).float()
@@ -1450,7 +1451,7 @@ STUDENT: dict[str, Any] = {  # of --distill, where its teacher's are not its own
 }
 
 FIXED = {  # what a checkpoint fixes: the network, what that predicts, and how far a step goes
-    *("max_contacts", "shapes"),  # by the data
+    *("max_contacts", "shapes", "patch_size"),  # by the data
     *(knobs_of(MinimalDiffusionTransformer, TrainConfig()).keys() - {"dropout"}),
     *("num_timesteps", "prediction_type", "optimizer", "batch_size"),
 }

@@ -37,7 +37,7 @@ BAD_VALUES = [
     *(("nhead", value) for value in ("0", "5", "-2")),
     *(("num_layers", value) for value in ("0", "-1")),
     *(("patch_size", value) for value in ("0", "3", "251")),
-    *(("seq_len", value) for value in ("0", "1", "249")),
+    *(("seq_len", value) for value in ("0", "1")),
     *(("dropout", value) for value in ("-0.1", "1", "nan")),
     *(("num_timesteps", value) for value in ("0", "1", "-5", "9")),
     *(("num_inference_steps", value) for value in ("0", "-1", "1001")),
@@ -62,7 +62,7 @@ def test_flags_are_the_fields(capsys):
 
 def test_every_field_has_help_and_survives_the_command_line():
     config = TrainConfig(
-        augment=True, sigma_min=0.01, max_contacts=2, shapes=4, curve_steps=3
+        augment=True, sigma_min=0.01, max_contacts=2, shapes=4, curve_steps=3, patch_size=5
     )  # by default these are None, by the data
     given = vars(parse_args(as_flags(**asdict(config))))
     assert TrainConfig(**given) == config

@@ -31,7 +31,8 @@ def test_half_of_the_swipes_along_an_axis_turn_augmentation_on(axis_swipes, augm
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_was_asked_for_is_kept(asked):
-    config = TrainConfig(augment=asked, sigma_min=0.002, max_contacts=2, shapes=4, curve_steps=3)
+    given = {"sigma_min": 0.002, "max_contacts": 2, "shapes": 4, "curve_steps": 3, "patch_size": 5}
+    config = TrainConfig(augment=asked, **given)
     assert decided_by_data(config, swipes(0.0)) == (config, [])
 
 
@@ -83,6 +84,19 @@ def test_windows_hold_as_many_contacts_as_all_but_rare_ones(windows, most):
     assert config.max_contacts == most
     share = sum(num <= most for num in windows) / len(windows)
     assert why[1].startswith(f"{most} contact") and f"{share:.1%} of the windows" in why[1]
+
+
+@pytest.mark.parametrize(
+    ("most", "length", "patch_size"),
+    [(1, 250, 10), (2, 250, 5), (3, 250, 5), (1, 125, 5), (1, 24, 2), (2, 24, 1)],
+)
+def test_tokens_are_short_where_windows_hold_several_contacts(most, length, patch_size):
+    """And always divide the window."""
+    asked = TrainConfig(max_contacts=most, seq_len=length)
+    config, why = decided_by_data(asked, np.zeros((1, length, 3), np.float32))
+    assert config.patch_size == patch_size
+    held = "several contacts" if most > 1 else "one contact"
+    assert why[-1] == f"{patch_size} frames a token: windows hold {held}"
 
 
 @pytest.mark.parametrize("x", [np.zeros((3, L, 3), np.float32), make_gestures(1).numpy()[:0]])

@@ -1,11 +1,12 @@
 """Options that the training set decides, each by a rule that is printed."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from trainlib.contacts import contacts_of
+from trainlib.contacts import Contact, contacts_of
 from trainlib.legendre import legendre_table
 from trainlib.shapes import MISSED, missed_by
 
@@ -15,6 +16,7 @@ FINEST, COARSEST = 1e-3, 5e-3  # sigma_min, data units
 MOST_CONTACTS, RARE = 3, 1e-3  # in a window; a share of windows that does not count
 POLYNOMIALS, SHAPES = 8, 6  # that curves are made of, whichever they are
 CURVE_STEPS = 12  # of curves alone
+PATCH_SIZES = 10, 5  # frames a token: where windows hold one contact at most, and where several
 
 
 def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
@@ -28,12 +30,13 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         shapes        SHAPES, those that the contacts have in common, if polynomials miss a tenth of
                       these by more than MISSED; else 0, and curves are polynomials
         curve_steps   CURVE_STEPS with contacts, whatever the data; else 0
+        patch_size    PATCH_SIZES by max_contacts, or what of that divides the frames
 
     Args:
         config: with these options, contacts and context_dim.
         x_train: (N, L, 3), data units.
     """
-    rules = ("augment", "max_contacts", "sigma_min", "shapes", "curve_steps")
+    rules = ("augment", "max_contacts", "sigma_min", "shapes", "curve_steps", "patch_size")
     if None not in [getattr(config, name) for name in rules]:
         return config, []
     seen = x_train[:: max(1, len(x_train) // SEEN)]
@@ -62,10 +65,17 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         config = replace(config, sigma_min=sigma_min)
         cause = f"a tenth of the motions are below {smallest:.2g} of the screen"
         why.append(f"the steps end at sigma {sigma_min:g}: {cause}")
+    config, more = _decide_denoiser(config, contacts, x_train.shape[1])
+    return config, why + more
+
+
+def _decide_denoiser(config: Any, contacts: list[Contact], frames: int) -> tuple[Any, list[str]]:
+    """Decide shapes, curve_steps and patch_size, as `decided_by_data`."""
+    why = []
     if config.shapes is None and not config.contacts:
         config = replace(config, shapes=0)
     elif config.shapes is None:
-        polynomials = legendre_table(x_train.shape[1], POLYNOMIALS)
+        polynomials = legendre_table(frames, POLYNOMIALS)
         missed = missed_by(polynomials, [contact.xy for contact in contacts])
         most_missed = float(np.quantile(missed.max(axis=1), 0.9)) if len(missed) else 0.0
         config = replace(config, shapes=SHAPES if most_missed > MISSED else 0)
@@ -74,4 +84,9 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
         why.append(f"contacts are {made}: {cause} or more")
     if config.curve_steps is None:
         config = replace(config, curve_steps=CURVE_STEPS * config.contacts)
+    if config.patch_size is None:
+        patch_size = math.gcd(PATCH_SIZES[config.max_contacts > 1], frames)
+        config = replace(config, patch_size=patch_size)
+        several = "several contacts" if config.max_contacts > 1 else "one contact"
+        why.append(f"{patch_size} frames a token: windows hold {several}")
     return config, why
