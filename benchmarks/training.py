@@ -139,7 +139,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
         epoch["times faster"] = epochs[0]["epoch s"] / epoch["epoch s"]
     title = f"One step: d_model {args.d_model}, {args.num_layers} layers, 250 frames"
     note = (
-        "The default recipe reads five frames per token, and takes the smaller steps of batch "
+        "The default recipe reads ten frames per token, and takes the smaller steps of batch "
         "32: both columns are given. It also augments, and draws masks of known frames, and "
         "its Muon orthogonalises matrices, which the plan's step does not."
     )
