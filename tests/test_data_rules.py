@@ -86,17 +86,17 @@ def test_windows_hold_as_many_contacts_as_all_but_rare_ones(windows, most):
     assert why[1].startswith(f"{most} contact") and f"{share:.1%} of the windows" in why[1]
 
 
-@pytest.mark.parametrize(
-    ("most", "length", "patch_size"),
-    [(1, 250, 10), (2, 250, 5), (3, 250, 5), (1, 125, 5), (1, 24, 2), (2, 24, 1)],
-)
-def test_tokens_are_short_where_windows_hold_several_contacts(most, length, patch_size):
-    """And always divide the window."""
-    asked = TrainConfig(max_contacts=most, seq_len=length)
-    config, why = decided_by_data(asked, np.zeros((1, length, 3), np.float32))
-    assert config.patch_size == patch_size
-    held = "several contacts" if most > 1 else "one contact"
-    assert why[-1] == f"{patch_size} frames a token: windows hold {held}"
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_curves_go_on_alone_where_windows_hold_one_contact(most):
+    config, why = decided_by_data(TrainConfig(max_contacts=most), swipes(0.0))
+    assert config.curve_steps == (CURVE_STEPS if most == 1 else 0)
+    assert any("curves end in 12 steps of their own" in line for line in why) is (most == 1)
+
+
+@pytest.mark.parametrize(("length", "patch_size"), [(250, 10), (125, 5), (24, 2), (249, 1)])
+def test_tokens_divide_the_window(length, patch_size):
+    x = np.zeros((1, length, 3), np.float32)
+    assert decided_by_data(TrainConfig(seq_len=length), x)[0].patch_size == patch_size
 
 
 @pytest.mark.parametrize("x", [np.zeros((3, L, 3), np.float32), make_gestures(1).numpy()[:0]])

@@ -16,7 +16,7 @@ FINEST, COARSEST = 1e-3, 5e-3  # sigma_min, data units
 MOST_CONTACTS, RARE = 3, 1e-3  # in a window; a share of windows that does not count
 POLYNOMIALS, SHAPES = 8, 6  # that curves are made of, whichever they are
 CURVE_STEPS = 12  # of curves alone
-PATCH_SIZES = 10, 5  # frames a token: where windows hold one contact at most, and where several
+PATCH_SIZE = 10  # frames a token
 
 
 def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
@@ -29,8 +29,9 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
                       how far a contact reaches along an axis that it does not rest on
         shapes        SHAPES, those that the contacts have in common, if polynomials miss a tenth of
                       these by more than MISSED; else 0, and curves are polynomials
-        curve_steps   CURVE_STEPS with contacts, whatever the data; else 0
-        patch_size    PATCH_SIZES by max_contacts, or what of that divides the frames
+        curve_steps   CURVE_STEPS where windows hold one contact at most; else 0: which of several
+                      there are is decided too soon
+        patch_size    PATCH_SIZE, or what that has in common with the number of frames
 
     Args:
         config: with these options, contacts and context_dim.
@@ -83,10 +84,9 @@ def _decide_denoiser(config: Any, contacts: list[Contact], frames: int) -> tuple
         cause = f"polynomials miss a tenth of the contacts by {most_missed:.2g} of the screen"
         why.append(f"contacts are {made}: {cause} or more")
     if config.curve_steps is None:
-        config = replace(config, curve_steps=CURVE_STEPS * config.contacts)
+        alone = config.contacts and config.max_contacts == 1
+        config = replace(config, curve_steps=CURVE_STEPS if alone else 0)
+        why += [f"curves end in {CURVE_STEPS} steps of their own: windows hold one contact"] * alone
     if config.patch_size is None:
-        patch_size = math.gcd(PATCH_SIZES[config.max_contacts > 1], frames)
-        config = replace(config, patch_size=patch_size)
-        several = "several contacts" if config.max_contacts > 1 else "one contact"
-        why.append(f"{patch_size} frames a token: windows hold {several}")
+        config = replace(config, patch_size=math.gcd(PATCH_SIZE, frames))
     return config, why
