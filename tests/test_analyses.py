@@ -49,7 +49,7 @@ from trainlib.errors import UserError
 L = 40
 PRIOR = GesturePrior(L, 3, 12)
 SAMPLING = {"num_inference_steps": 4, "eta": 0.0, "sampler": "ddim"}
-SMALL = {"d_model": 16, "num_layers": 1, "nhead": 2}
+SMALL = {"d_model": 16, "num_layers": 1, "nhead": 2, "patch_size": 5}
 
 
 def draw(n, seed=0):
