@@ -48,7 +48,7 @@ from trainlib.contact_chain import ContactChain, press_evidence
 from trainlib.contacts import median_shake
 from trainlib.curves import CURVES_BELOW, STILL, CurveDenoiser, CurveWalk, draw_walk
 from trainlib.data_gate import check_data
-from trainlib.data_rules import PATCH_SIZE, POLYNOMIALS, decided_by_data
+from trainlib.data_rules import POLYNOMIALS, decided_by_data, patch_size_for
 from trainlib.errors import OneLineParser, UserError, check_choice, check_divides, run_program, say
 from trainlib.figures import log_figures
 from trainlib.figures import visualize_action_sequences as visualize_action_sequences
@@ -906,7 +906,7 @@ class MinimalDiffusionTransformer(nn.Module):
 def build_model(config: TrainConfig) -> MinimalDiffusionTransformer:
     """Build the denoiser that `config` describes, float32."""
     options = knobs_of(MinimalDiffusionTransformer, config)
-    options.setdefault("patch_size", math.gcd(PATCH_SIZE, config.seq_len))
+    options.setdefault("patch_size", patch_size_for(config.seq_len))
     options["dim_feedforward"] = config.dim_feedforward or 4 * config.d_model
     with memory_named("the model", "--d_model, --num_layers or --dim_feedforward"):
         return MinimalDiffusionTransformer(max_timesteps=config.num_timesteps, **options).float()

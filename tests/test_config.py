@@ -127,6 +127,7 @@ def test_bad_values_are_one_line_before_any_data_is_read(refused, tmp_path, opti
     [
         (["--num_inference_steps", "11", "--num_timesteps", "10"], ["11", "10"]),
         (["--context_dim", "2", "--augment"], ["--no-augment"]),
+        (["--seq_len", "249", "--patch_size", "5"], ["--patch_size", "5", "249"]),
         (["--curve_steps", "8", "--no-contacts"], ["--curve_steps 8", "--contacts"]),
         (["--contacts", "--prediction_type", "v"], ["--contacts", "got v", "--no-contacts"]),
         (["--d_model", "32", "--nhead", "5"], ["--nhead", "32", "5"]),

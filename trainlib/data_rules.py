@@ -19,6 +19,11 @@ CURVE_STEPS = 12  # of curves alone
 PATCH_SIZE = 10  # frames a token
 
 
+def patch_size_for(frames: int) -> int:
+    """Return how many frames a token has: PATCH_SIZE, or what divides both that and a window."""
+    return math.gcd(PATCH_SIZE, frames)
+
+
 def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
     """Decide what is None in a config; return it, and why, in lines.
 
@@ -31,7 +36,7 @@ def decided_by_data(config: Any, x_train: np.ndarray) -> tuple[Any, list[str]]:
                       these by more than MISSED; else 0, and curves are polynomials
         curve_steps   CURVE_STEPS where windows hold one contact at most; else 0: which of several
                       there are is decided too soon
-        patch_size    PATCH_SIZE, or what that has in common with the number of frames
+        patch_size    by `patch_size_for`
 
     Args:
         config: with these options, contacts and context_dim.
@@ -88,5 +93,5 @@ def _decide_denoiser(config: Any, contacts: list[Contact], frames: int) -> tuple
         config = replace(config, curve_steps=CURVE_STEPS if alone else 0)
         why += [f"curves end in {CURVE_STEPS} steps of their own: windows hold one contact"] * alone
     if config.patch_size is None:
-        config = replace(config, patch_size=math.gcd(PATCH_SIZE, frames))
+        config = replace(config, patch_size=patch_size_for(frames))
     return config, why
